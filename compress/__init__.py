@@ -1,0 +1,28 @@
+"""Model compression for PyTorch: prune, quantize, and measure the file that ships."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name → the module that defines it. Imported on first use, so that `import compress` stays light.
+_HOMES = {
+    "Change": "compress.steps",
+    "CompressError": "compress.errors",
+    "Measurement": "compress.steps",
+    "Step": "compress.steps",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'compress' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

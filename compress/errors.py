@@ -1,0 +1,82 @@
+"""The errors that a user can cause, each with the exit code that the command returns for it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CompressError(Exception):
+    """Base of every error that `compress` raises on purpose.
+
+    The message is one line: what is wrong, with which value, and what to do about it.
+    The command line prints it without a traceback and exits with `exit_code`.
+    """
+
+    exit_code = 2
+
+
+class InputError(CompressError):
+    """A value given by the user that cannot be used: an option, a name, a shape, a path."""
+
+
+class ModelError(InputError):
+    """A model that cannot be found, built, loaded or executed."""
+
+
+class WeightsError(ModelError):
+    """A checkpoint that cannot be read, or that does not belong to the architecture."""
+
+
+class DataError(InputError):
+    """Data that is missing, empty, malformed, out of range or not finite."""
+
+
+class OutputError(InputError):
+    """A place that cannot be written: it exists already, or is not writable."""
+
+
+class ExportError(ModelError):
+    """A module that `torch.export` or the ONNX exporter cannot take, with their reason."""
+
+
+class UnsupportedOperatorError(ModelError):
+    """An ONNX operator, or an opset, that a stage cannot handle; names the node."""
+
+
+class ParityError(CompressError):
+    """Two forms of one model that should agree and do not; names the worst output."""
+
+
+class QuantizationError(InputError):
+    """A quantization request that cannot be carried out."""
+
+
+class PruningError(InputError):
+    """A pruning request that cannot be carried out."""
+
+
+class TrainingError(InputError):
+    """A training run that cannot start, or had to stop (a loss that is not finite)."""
+
+
+class GateError(CompressError):
+    """A budget or gate given by the user was not met; whatever was made has been saved."""
+
+    exit_code = 3
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a name that is not among `known`: the nearest one, else the list.
+
+    >>> nearest("renset18", ["resnet18", "vgg11"])
+    "did you mean 'resnet18'?"
+    >>> nearest("zebra", ["l1", "l2"])
+    'known: l1, l2'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    shown = ", ".join(names[:12]) + (f", … ({len(names)} in all)" if len(names) > 12 else "")
+    return f"known: {shown}"

@@ -1,0 +1,1 @@
+"""Batch-norm folded into the layer before it, on modules."""

@@ -1,0 +1,1 @@
+"""The ONNX side of the border: exporting, executing, training a graph."""

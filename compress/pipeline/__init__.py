@@ -1,0 +1,1 @@
+"""The jobs behind the commands: the only place that knows the order of the stages."""

@@ -1,0 +1,1 @@
+"""Masks and real channel removal."""

@@ -1,0 +1,1 @@
+"""Float graphs to int8 graphs."""

@@ -1,0 +1,1 @@
+"""One set of measurements, as a table, Markdown, JSON and HTML."""

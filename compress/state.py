@@ -1,0 +1,53 @@
+"""Global state borrowed and given back, also when an exception passes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """Run a block with `module` in eval mode and without gradients; restore each submodule's own flag."""
+    flags = {name: part.training for name, part in module.named_modules()}
+    # Set the attribute itself: modules from `torch.export` refuse .eval().
+    for part in module.modules():
+        part.training = False
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        for name, part in module.named_modules():
+            part.training = flags.get(name, part.training)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with Python, NumPy and torch (CPU) seeded; restore their states afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.random.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Run a block with `count` intra-op torch threads (None: as they are); restore the count."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,81 @@
+"""Frozen values handed between stages: what was done to a model, and what was measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that a stage did to one layer, or declined to do.
+
+    `action` is a short verb phrase ("fused into conv1", "quantized", "64 → 32 channels");
+    `skipped` says that it was *not* done, and `reason` then says why.
+    """
+
+    layer: str
+    action: str
+    reason: str = ""
+    skipped: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)  # plain JSON values only
+
+    def as_dict(self) -> dict[str, Any]:
+        row: dict[str, Any] = {"layer": self.layer, "action": self.action, "skipped": self.skipped}
+        if self.reason:
+            row["reason"] = self.reason
+        if self.values:
+            row["values"] = dict(self.values)
+        return row
+
+
+@dataclass(frozen=True)
+class Step:
+    """The result of a verb: a new model, and the list of what was done, refusals included.
+
+    `model` is a `torch.nn.Module` before the border and an `onnx_ir.Model` after it. The
+    model that was handed in is never touched. `notes` are sentences for the user.
+    """
+
+    name: str
+    model: Any
+    changes: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> tuple[Change, ...]:
+        return tuple(change for change in self.changes if not change.skipped)
+
+    @property
+    def skipped(self) -> tuple[Change, ...]:
+        return tuple(change for change in self.changes if change.skipped)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of one deliverable, each taken from the very file (or module) it names.
+
+    Latencies are milliseconds per run of one batch; accuracies are fractions in [0, 1];
+    `None` means "not measured", never zero.
+    """
+
+    name: str
+    path: str | None = None
+    size_bytes: int | None = None  # on disk, external data included
+    parameters: int | None = None
+    macs: int | None = None  # multiply-accumulates for one sample
+    sparsity: float | None = None  # fraction of weight elements that are zero
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    speedup: float | None = None  # ratio of medians: baseline p50 / this p50, interleaved
+    throughput: float | None = None  # samples per second
+    peak_memory_bytes: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    loss: float | None = None
+    metric: float | None = None  # the user's own metric
+    agreement: float | None = None  # fraction of samples with the baseline's top-1 class
+    samples: int | None = None  # how many samples the accuracies were measured on
+    extra: Mapping[str, Any] = field(default_factory=dict)

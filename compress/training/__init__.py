@@ -1,0 +1,1 @@
+"""The companion: base training, fine-tuning and distillation."""
