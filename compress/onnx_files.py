@@ -1,0 +1,121 @@
+"""ONNX files: one reader with clear errors, one writer without half-written files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from compress.errors import ModelError, UnsupportedOperatorError
+from compress.files import written_beside
+
+EXTERNAL_ABOVE_BYTES = 2_000_000_000  # protobuf refuses messages of 2 GiB; the margin is for the graph itself
+OLDEST_OPSET = 7  # what ONNX Runtime still runs
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+
+
+def read_onnx(path: str | Path) -> ir.Model:
+    """Read an ONNX file; tensors kept beside it as external data are mapped, not copied.
+
+    Raises:
+        ModelError: there is no such file, it is truncated or is not ONNX, or its external data is missing.
+        UnsupportedOperatorError: its opset is older or newer than what the installed onnx knows.
+    """
+    path = Path(path)
+    graph = _parse(path)
+    _check_opset(path, graph)
+    _check_external_data(path, graph)
+    return graph
+
+
+def save_onnx(graph: ir.Model, path: str | Path, *, external_above_bytes: int = EXTERNAL_ABOVE_BYTES) -> Path:
+    """Write `graph` to `path` and return the path; on failure `path` is as it was.
+
+    Above `external_above_bytes` of initializers they go to `path` + ".data" beside the file, because one protobuf
+    message cannot hold them. `graph` is not changed.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    path = Path(path)
+    large = sum(tensor.nbytes for _, tensor in _initializers(graph)) > external_above_bytes
+    with written_beside(path) as beside, _tensors_restored(graph):
+        if large:
+            ir.save(graph, beside, format="protobuf", external_data=f"{path.name}.data")
+        else:
+            # Tensors that were mapped from another file would otherwise still point there.
+            for value, tensor in _initializers(graph):
+                if isinstance(tensor, ir.ExternalTensor):
+                    value.const_value = _in_memory(tensor)
+            ir.save(graph, beside, format="protobuf")
+    return path
+
+
+def _parse(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise ModelError(f"ONNX file {str(path)!r} does not exist; check the path")
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise ModelError(f"{str(path)!r} is truncated or is not an ONNX file; fetch or export it again") from error
+    except OSError as error:
+        raise ModelError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    if not proto.graph.output or not proto.opset_import:
+        raise ModelError(f"{str(path)!r} is truncated or is not an ONNX file; fetch or export it again")
+    try:
+        graph = ir.from_proto(proto)
+    except Exception as error:  # a file that parses and still makes no graph: whatever it lacks, the file is the cause
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{str(path)!r} does not hold a valid ONNX graph: {reason}") from error
+    ir.external_data.set_base_dir(graph.graph, str(path.parent))
+    return graph
+
+
+def _check_opset(path: Path, graph: ir.Model) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for domain, version in graph.opset_imports.items():
+        if domain in _DEFAULT_DOMAINS and not OLDEST_OPSET <= version <= newest:
+            raise UnsupportedOperatorError(
+                f"{str(path)!r} uses ONNX opset {version}; opsets {OLDEST_OPSET} to {newest} can be taken: "
+                + ("upgrade onnx, or export again with a lower opset" if version > newest else "export it again")
+            )
+
+
+def _check_external_data(path: Path, graph: ir.Model) -> None:
+    for _, tensor in _initializers(graph):
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        data = Path(tensor.path)
+        if not data.is_file():
+            raise ModelError(
+                f"{str(path)!r} keeps its weights in {data.name!r}, which is not beside it; copy both files"
+            )
+        end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+        if data.stat().st_size < end:
+            raise ModelError(f"{str(data)!r}, the weights of {path.name!r}, is truncated; fetch or export it again")
+
+
+def _initializers(graph: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    for part in graph.graphs():
+        for value in part.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
+    return ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+
+
+@contextlib.contextmanager
+def _tensors_restored(graph: ir.Model) -> Iterator[None]:
+    """Writing moves tensors about; the caller's graph gets its own back."""
+    before = list(_initializers(graph))
+    try:
+        yield
+    finally:
+        for value, tensor in before:
+            value.const_value = tensor
