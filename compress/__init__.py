@@ -11,6 +11,7 @@ _HOMES = {
     "CompressError": "compress.errors",
     "Measurement": "compress.steps",
     "Step": "compress.steps",
+    "export": "compress.graph.exporting",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -1,0 +1,352 @@
+"""From a PyTorch module to an ONNX graph in memory, checked against PyTorch in ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from compress.errors import CompressError, ExportError, InputError
+from compress.files import check_writable
+from compress.graph.folding import fold_constants
+from compress.graph.parity import Parity, check_parity
+from compress.graph.runtime import Session
+from compress.onnx_files import read_onnx, save_onnx
+from compress.state import evaluating
+from compress.steps import Change, Step
+
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
+
+
+def export(
+    model: nn.Module | torch.export.ExportedProgram,
+    example_inputs: Sequence[Tensor] | Tensor,
+    *,
+    path: str | Path | None = None,
+    dynamic_batch: bool = True,
+    check: bool = True,
+    parity_inputs: Sequence[Tensor] | Tensor | None = None,
+    overwrite: bool = False,
+) -> Step:
+    """Turn a module, as it behaves in eval mode, into an ONNX graph.
+
+    Dimension 0 of every input becomes dynamic where the model allows it; where it does not, the graph takes exactly
+    the example's batch, and the step's notes say why. With `check`, ONNX Runtime and PyTorch must agree on
+    `parity_inputs` (default: the example) and, for a dynamic batch, on one of another size. The module is not touched
+    and shares no memory with the graph. `path` also writes the file.
+
+    Raises:
+        InputError: the model rejects the example's shape.
+        ExportError: `torch.export` or the ONNX exporter cannot take the model, with their own reason.
+        ParityError: the graph computes something else, naming the worst output.
+        OutputError: `path` exists and `overwrite` is False, or cannot be written.
+    """
+    if path is not None:
+        check_writable(path, overwrite=overwrite)
+    module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    inputs = _tuple(example_inputs)
+    outputs = run_example(module, inputs)
+    checks = _tuple(parity_inputs) if parity_inputs is not None else inputs
+    with evaluating(module), _quietly():
+        graph, parity, notes = _export_best(module, inputs, outputs, checks, dynamic_batch=dynamic_batch, check=check)
+    if path is not None:
+        save_onnx(graph, path)
+    values = {"max_difference": parity.difference, "worst_output": parity.output} if parity else {}
+    batch = "dynamic" if _is_dynamic(graph) else "static"
+    return Step("export", graph, (Change(_name(module), f"exported, {batch} batch", values=values),), notes)
+
+
+def to_graph(
+    model: nn.Module | ir.Model | str | Path, example_inputs: Sequence[Tensor] | Tensor | None = None
+) -> ir.Model:
+    """Return `model` as a graph of the caller's own: a module is exported, a graph cloned, a file read.
+
+    Raises:
+        InputError: a module without example inputs, or something that is no model.
+        ExportError, ParityError, ModelError: as `export` and `read_onnx`.
+    """
+    if isinstance(model, ir.Model):
+        return model.clone()
+    if isinstance(model, (str, Path)):
+        return read_onnx(model)
+    if not isinstance(model, (nn.Module, torch.export.ExportedProgram)):
+        raise InputError(f"a model is a torch module, an ONNX graph or a path to one, got {type(model).__name__}")
+    if example_inputs is None:
+        raise InputError("a torch module needs example_inputs (one batch of 2) to become an ONNX graph")
+    return export(model, example_inputs).model
+
+
+def run_example(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """Run `module` once in eval mode, without gradients; a model that rejects the inputs says so in one line.
+
+    Raises:
+        InputError: the model raised, with its reason and the shapes given.
+    """
+    try:
+        with evaluating(module):
+            return module(*inputs)
+    except CompressError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
+        raise InputError(
+            f"{_name(module)} rejects inputs of shape {shapes}: {reason_of(error)}; give --input-shape as the model takes it"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The one line of an exception, or of the cause beneath it, that says what went wrong."""
+    while error.__cause__ is not None and not _is_torch_export(error):
+        error = error.__cause__
+    text = str(error)
+    fixed = re.search(r"your code specialized it to be a constant \((\d+)\)", text)
+    if fixed:
+        return f"its code fixes the batch to {fixed[1]}"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("File ")]
+    # Torch pads its reasons with advertisement for its own logs.
+    useful = [line for line in lines if not re.match(r"(For more|The following call|To debug|Set TORCH|\^)", line)]
+    text = next(iter(useful), type(error).__name__)
+    if text.endswith(":") and len(useful) > 1:
+        text = f"{text} {useful[1]}"
+    return text[:300].rstrip(". ")
+
+
+def _export_best(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    outputs: Any,
+    checks: tuple[Tensor, ...],
+    *,
+    dynamic_batch: bool,
+    check: bool,
+) -> tuple[ir.Model, Parity | None, tuple[str, ...]]:
+    """A graph with dynamic batch where that works and agrees, else a static one with the reason in the notes."""
+    names = _input_names(module, len(inputs)), _output_names(outputs)
+    reason = ""
+    if dynamic_batch:
+        sample = _batch_of_two(module, inputs)
+        try:
+            graph = _to_onnx(module, sample, names, dynamic=True)
+            # The reference is the caller's own batch, then another size: a baked-in size shows only there.
+            batches = [checks, *_other_batch(module, checks)] if check else []
+            return graph, _worst([_agree(module, graph, batch, names[1]) for batch in batches]), ()
+        except CompressError as error:
+            reason = reason_of(error.__cause__ or error)
+    graph = _to_onnx(module, inputs, names, dynamic=False)
+    parity = _agree(module, graph, _static_checks(inputs, checks), names[1]) if check else None
+    size = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
+    note = f"the graph takes batches of exactly {size}, because with a dynamic batch {reason}"
+    return graph, parity, (note,) if dynamic_batch else ()
+
+
+def _to_onnx(
+    module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[list[str], list[str]], *, dynamic: bool
+) -> ir.Model:
+    inputs = tuple(
+        x.detach().clone() for x in inputs
+    )  # torch.export leaves marks on them, which a second try would see
+    try:
+        program = torch.export.export(module, inputs, dynamic_shapes=_dynamic_shapes(inputs, dynamic), strict=False)
+    except Exception as error:
+        raise ExportError(
+            f"torch.export cannot take {_name(module)}: {reason_of(error)}; rewrite that line of its forward, "
+            "or give a model without data-dependent control flow"
+        ) from error
+    try:
+        exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
+    except Exception as error:
+        raise ExportError(
+            f"the ONNX exporter cannot take {_name(module)}: {_converter_reason(error)}; "
+            "replace that operation in the model"
+        ) from error
+    assert exported is not None
+    graph = exported.model
+    _own_tensors(graph)
+    _rename(graph, *names)
+    _name_batch(graph)
+    fold_constants(graph)
+    return graph
+
+
+def _dynamic_shapes(inputs: tuple[Tensor, ...], dynamic: bool) -> Any:
+    if not dynamic:
+        return None
+    batch = inputs[0].shape[0]
+    return tuple({0: torch.export.Dim.DYNAMIC} if x.ndim and x.shape[0] == batch else {} for x in inputs)
+
+
+def _batch_of_two(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A batch of one would be taken for a constant; repeat it where the model takes two."""
+    if not inputs or inputs[0].ndim == 0 or inputs[0].shape[0] != 1:
+        return inputs
+    doubled = tuple(torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x for x in inputs)
+    try:
+        module(*doubled)
+    except Exception:  # the model's own refusal of two samples: the export will say why
+        return inputs
+    return doubled
+
+
+def _other_batch(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    """The same inputs with one sample more, where the model itself takes them."""
+    if not inputs or inputs[0].ndim == 0:
+        return []
+    batch = inputs[0].shape[0]
+    larger = tuple(torch.cat([x, x[:1]]) if x.ndim and x.shape[0] == batch else x for x in inputs)
+    try:
+        module(*larger)
+    except Exception:  # no other batch to check: PyTorch itself rejects it
+        return []
+    return [larger]
+
+
+def _static_checks(inputs: tuple[Tensor, ...], checks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    same = len(inputs) == len(checks) and all(a.shape == b.shape for a, b in zip(inputs, checks))
+    return checks if same else inputs
+
+
+def _agree(module: nn.Module, graph: ir.Model, inputs: tuple[Tensor, ...], names: Sequence[str]) -> Parity:
+    kept = {value.name for value in graph.graph.inputs}
+    session = Session(graph)
+    feeds = [x for name, x in zip(_input_names(module, len(inputs)), inputs) if name in kept]
+    if len(feeds) == len(inputs):
+        return check_parity(module, session, inputs, output_names=session.output_names)
+    reference = module(*inputs)
+    return check_parity(lambda *_: reference, lambda *_: session.run(*feeds), inputs, output_names=names)
+
+
+def _worst(parities: Sequence[Parity]) -> Parity | None:
+    return max(parities, key=lambda parity: parity.difference / parity.tolerance, default=None)
+
+
+def _own_tensors(graph: ir.Model) -> None:
+    """Copy every weight: the exporter's share memory with the module, which may train on."""
+    for part in graph.graphs():
+        for value in part.initializers.values():
+            tensor = value.const_value
+            if tensor is not None:
+                value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
+
+
+def _rename(graph: ir.Model, input_names: list[str], output_names: list[str]) -> None:
+    taken: dict[str | None, ir.Value] = {value.name: value for node in graph.graph for value in node.outputs}
+    taken.update(graph.graph.initializers)
+    for values, names in ((graph.graph.inputs, input_names), (graph.graph.outputs, output_names)):
+        if len(values) != len(names) or len(set(map(id, values))) != len(values):
+            continue  # an output that is another one too keeps the exporter's name
+        for value, name in zip(values, names):
+            other = taken.get(name)
+            if other is not None and other is not value:
+                other.name = f"{name}_inner"
+            if value not in graph.graph.inputs or values is graph.graph.inputs:
+                value.name = name
+
+
+def _name_batch(graph: ir.Model) -> None:
+    """Call the dynamic dimension "batch" everywhere, where the exporter calls it s77 or the like."""
+    symbols = [
+        str(value.shape[0].value)
+        for value in graph.graph.inputs
+        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], ir.SymbolicDim)
+    ]
+    for symbol in dict.fromkeys(symbols):
+        if symbol in ("None", "batch"):
+            continue
+        pattern = re.compile(rf"\b{re.escape(symbol)}\b")
+        for value in _values(graph):
+            if value.shape is not None and not value.shape.frozen:
+                for axis, dim in enumerate(value.shape):
+                    if isinstance(dim, ir.SymbolicDim) and dim.value is not None and pattern.search(str(dim.value)):
+                        value.shape[axis] = pattern.sub("batch", str(dim.value))
+
+
+def _values(graph: ir.Model) -> Iterator[ir.Value]:
+    for part in graph.graphs():
+        yield from part.inputs
+        for node in part:
+            yield from node.outputs
+
+
+def _is_dynamic(graph: ir.Model) -> bool:
+    shapes = [value.shape for value in graph.graph.inputs if value.shape is not None]
+    return any(len(shape) and not isinstance(shape[0], int) for shape in shapes)
+
+
+def _input_names(module: nn.Module, count: int) -> list[str]:
+    """The parameter names of `forward`; `input`, `input_1` … where it only says *args."""
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in parameters if p.kind in positional][:count]
+    if len(names) == count:
+        return names
+    return ["input" if count == 1 else f"input_{index}" for index in range(count)]
+
+
+def _output_names(outputs: Any) -> list[str]:
+    """`output`; keys of a dictionary; else `output_0`, `output_1` … over all tensors, nested ones included."""
+    if isinstance(outputs, Mapping) and all(isinstance(value, Tensor) for value in outputs.values()):
+        return [str(key) for key in outputs]
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    if len(leaves) == 1:
+        return ["output"]
+    return [f"output_{index}" for index in range(len(leaves))]
+
+
+def _converter_reason(error: BaseException) -> str:
+    """The exporter's own words: which operator it has no translation for, else its first line."""
+    text = str(error)
+    chain: BaseException | None = error
+    while chain is not None:
+        found = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>", str(chain))
+        if found:
+            return f"it has no ONNX form of the operator {found[1]} ({found[2]})"
+        text, chain = str(chain) or text, chain.__cause__
+    return reason_of(error)
+
+
+def _is_torch_export(error: BaseException) -> bool:
+    return type(error).__module__.startswith(
+        ("torch._export", "torch.export", "torch._dynamo", "torch.fx.experimental")
+    )
+
+
+def _tuple(inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+@contextlib.contextmanager
+def _discarded_output() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Swallow what the exporter prints, warns and logs; what matters arrives as an exception."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), _discarded_output():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,242 @@
+"""ONNX Runtime, the one door to it: load a graph, run it, look inside it, time its nodes."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from torch import Tensor
+
+from compress.errors import InputError, ModelError, UnsupportedOperatorError, nearest
+
+VERSION: str = ort.__version__
+# Protobuf refuses messages of 2 GiB; past this the weights go to a file of their own.
+IN_MEMORY_LIMIT_BYTES = 1_900_000_000
+
+_DTYPES: dict[str, np.dtype] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(string)": np.dtype(np.object_),
+}
+
+
+class Session:
+    """One model loaded by ONNX Runtime on the CPU, called with positional inputs.
+
+    Args:
+        model: an `.onnx` file or a graph; a graph is neither kept nor changed.
+        threads: threads inside one operator (None: as many as ONNX Runtime likes).
+        outputs: names of tensors to return instead of the model's outputs; any tensor of the
+            main graph, so that calibration can look inside. They are never optimized away.
+        optimize: let ONNX Runtime fuse and reorder; False runs the graph node by node as written.
+        profile: record the time of every node; read it with `.profile()`.
+        arena: keep freed memory for the next run; False gives it back, for runs whose sizes vary.
+
+    Raises:
+        ModelError: ONNX Runtime cannot read the model, with its reason.
+        UnsupportedOperatorError: an operator or opset that this ONNX Runtime lacks, named.
+    """
+
+    def __init__(
+        self,
+        model: Path | str | ir.Model,
+        *,
+        threads: int | None = None,
+        outputs: Sequence[str] | None = None,
+        optimize: bool = True,
+        profile: bool = False,
+        arena: bool = True,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="compress-")  # large weights, profiles
+        self._label = repr(str(model)) if isinstance(model, (str, Path)) else f"graph {model.graph.name!r}"
+        options = _session_options(threads, optimize=optimize, arena=arena)
+        if profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._folder.name) / "profile")
+        self._profiling = profile
+        if outputs is not None:
+            model = with_outputs(_as_graph(model), outputs)
+        source = self._source(model)
+        try:
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's classes share no base but Exception
+            raise _load_error(self._label, error) from error
+        inputs, results = self._session.get_inputs(), self._session.get_outputs()
+        self.input_names: tuple[str, ...] = tuple(value.name for value in inputs)
+        self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(value.shape) for value in inputs)
+        self.input_dtypes: tuple[np.dtype, ...] = tuple(_dtype(value) for value in inputs)
+        self.output_names: tuple[str, ...] = (
+            tuple(value.name for value in results) if outputs is None else tuple(outputs)
+        )
+
+    def run(self, *inputs: np.ndarray | Tensor) -> tuple[np.ndarray, ...]:
+        """Run on inputs in the order of `input_names`; integers and floats are cast to the graph's width.
+
+        Raises:
+            InputError: wrong number, kind or shape of inputs.
+            ModelError: the model failed while running, with the node that did.
+        """
+        if len(inputs) != len(self.input_names):
+            expected = ", ".join(self.input_names)
+            raise InputError(f"{self._label} takes {len(self.input_names)} inputs ({expected}), got {len(inputs)}")
+        feeds = {
+            name: _as_array(name, value, dtype)
+            for name, value, dtype in zip(self.input_names, inputs, self.input_dtypes)
+        }
+        try:
+            return tuple(self._session.run(list(self.output_names), feeds))
+        except Exception as error:
+            raise _run_error(self._label, error, feeds) from error
+
+    def profile(self) -> list[dict[str, Any]]:
+        """Stop recording; return per node its name, operator and median microseconds per run, in running order."""
+        if not self._profiling:
+            raise InputError("this session does not record times; open it with profile=True")
+        self._profiling = False
+        events = json.loads(Path(self._session.end_profiling()).read_text())
+        return _node_times(events)
+
+    def _source(self, model: Path | str | ir.Model) -> str | bytes:
+        if not isinstance(model, ir.Model):
+            if not Path(model).is_file():
+                raise ModelError(f"ONNX file {str(model)!r} does not exist")
+            return str(model)
+        if weight_bytes(model) > IN_MEMORY_LIMIT_BYTES or _has_external(model):
+            path = Path(self._folder.name) / "model.onnx"
+            ir.save(model.clone(), path, external_data="model.onnx.data")
+            return str(path)
+        return ir.to_proto(model).SerializeToString()
+
+
+def with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:
+    """Return a clone of `graph` whose outputs are the tensors `names` (of the main graph).
+
+    Raises:
+        InputError: a name that is no tensor of the graph; the nearest one is suggested.
+    """
+    clone = graph.clone()
+    values = {value.name: value for value in (*clone.graph.inputs, *clone.graph.initializers.values())}
+    values |= {value.name: value for node in clone.graph for value in node.outputs if value.name}
+    for name in names:
+        if name not in values:
+            raise InputError(f"the graph has no tensor {name!r}; {nearest(name, [key for key in values if key])}")
+    del clone.graph.outputs[:]
+    clone.graph.outputs.extend(values[name] for name in dict.fromkeys(names))
+    ir.passes.common.RemoveUnusedNodesPass()(clone)
+    return clone
+
+
+def weight_bytes(graph: ir.Model) -> int:
+    """Bytes of all initializers, those of subgraphs included."""
+    return sum(
+        value.const_value.nbytes
+        for part in graph.graphs()
+        for value in part.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def _as_graph(model: Path | str | ir.Model) -> ir.Model:
+    if isinstance(model, ir.Model):
+        return model
+    from compress.onnx_files import read_onnx
+
+    return read_onnx(Path(model))
+
+
+def _has_external(graph: ir.Model) -> bool:
+    return any(
+        isinstance(value.const_value, ir.ExternalTensor)
+        for part in graph.graphs()
+        for value in part.initializers.values()
+    )
+
+
+def _session_options(threads: int | None, *, optimize: bool, arena: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors arrive as exceptions; ONNX Runtime would print them as well
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = arena
+    options.enable_mem_pattern = arena
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    return options
+
+
+def _dtype(value: Any) -> np.dtype:
+    if value.type not in _DTYPES:
+        raise UnsupportedOperatorError(f"input {value.name!r} has type {value.type}; only tensors can be fed")
+    return _DTYPES[value.type]
+
+
+def _as_array(name: str, value: np.ndarray | Tensor, dtype: np.dtype) -> np.ndarray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype == dtype:
+        return array
+    same_kind = array.dtype.kind == dtype.kind or {array.dtype.kind, dtype.kind} <= {"i", "u"}
+    if not same_kind:
+        raise InputError(f"input {name!r} must be {dtype}, got {array.dtype}; convert the data first")
+    return array.astype(dtype)
+
+
+def _node_times(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        name = event["name"].removesuffix("_kernel_time")
+        row = found.setdefault(name, {"node": name, "op_type": event["args"].get("op_name", ""), "times": []})
+        row["times"].append(event["dur"])
+    return [
+        {"node": row["node"], "op_type": row["op_type"], "microseconds": float(statistics.median(row["times"]))}
+        for row in found.values()
+    ]
+
+
+def _one_line(error: Exception) -> str:
+    """ONNX Runtime's own words without its prefix, source paths and line breaks."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"/\S+\.(cc|h):\d+ \S*( \[with [^\]]*\])?( ?\([^)]*\))?", "", text)
+    return re.sub(r"\s+", " ", text).strip(" :")
+
+
+def _load_error(label: str, error: Exception) -> ModelError:
+    text = str(error)
+    reason = _one_line(error)
+    if "NOT_IMPLEMENTED" in text or "not a registered function/op" in text or "No Op registered for" in text:
+        return UnsupportedOperatorError(f"ONNX Runtime {VERSION} cannot run {label}: {reason}")
+    if "opset" in text.lower() or "Unsupported model IR version" in text:
+        return UnsupportedOperatorError(
+            f"ONNX Runtime {VERSION} cannot run {label}: {reason}; convert the file to an older opset"
+        )
+    if "INVALID_PROTOBUF" in text:
+        return ModelError(f"{label} is not a whole ONNX file (truncated, or another format); export it again")
+    return ModelError(f"ONNX Runtime {VERSION} refuses {label}: {reason}")
+
+
+def _run_error(label: str, error: Exception, feeds: dict[str, np.ndarray]) -> ModelError | InputError:
+    reason = _one_line(error)
+    shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feeds.items())
+    if "INVALID_ARGUMENT" in str(error):
+        return InputError(f"{label} rejects its inputs ({shapes}): {reason}")
+    return ModelError(f"ONNX Runtime failed on {label} with inputs {shapes}: {reason}")
