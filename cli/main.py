@@ -1,0 +1,115 @@
+"""The command group: finds a verb's file on first use, turns errors into one line on stderr."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from compress.errors import CompressError, GateError, nearest
+
+# Verb → the file that defines it. Imported on first use, so that `compress --help` stays quick.
+COMMANDS = {
+    "benchmark": "cli.benchmark",
+    "compare": "cli.compare",
+    "doctor": "cli.doctor",
+    "evaluate": "cli.evaluate",
+    "export": "cli.export",
+    "quantize": "cli.quantize",
+    "quickstart": "cli.quickstart",
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+INTERNAL_ERROR = 1
+
+
+class Verbs(click.Group):
+    """A click group whose commands live in one file each and whose errors are one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            ctx.fail(f"no command {name!r}; {nearest(name, COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(args, *rest, standalone_mode=False, **extra)
+        arguments = list(sys.argv[1:] if args is None else args)
+        sys.exit(_guarded(lambda: super(Verbs, self).main(arguments, *rest, standalone_mode=False, **extra), arguments))
+
+
+def _guarded(run: Any, arguments: list[str]) -> int:
+    """Run a command; return the exit code, with at most one line on stderr for a failure."""
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _say("stopped", INTERRUPTED)
+    except click.UsageError as error:
+        hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
+        return _say(error.format_message() + hint, error.exit_code)
+    except click.ClickException as error:
+        return _say(error.format_message(), 2)
+    except GateError as error:
+        return _say(str(error), error.exit_code, label="not met")
+    except CompressError as error:
+        if _wants_traceback(arguments):
+            traceback.print_exc()
+        return _say(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # `compress … | head`: the reader has left, which is no error of ours
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return _unexpected(error, arguments)
+    except Exception as error:
+        return _unexpected(error, arguments)
+
+
+def _unexpected(error: BaseException, arguments: list[str]) -> int:
+    if _wants_traceback(arguments):
+        traceback.print_exc()
+        return INTERNAL_ERROR
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:297] + "..."
+    return _say(f"{type(error).__name__}: {text}; this is a bug in compress: add --verbose for the traceback", INTERNAL_ERROR)
+
+
+def _wants_traceback(arguments: list[str]) -> bool:
+    return "--verbose" in arguments or bool(os.environ.get("COMPRESS_TRACEBACK"))
+
+
+def _say(message: str, code: int, *, label: str = "error") -> int:
+    click.echo(f"compress: {label}: {' '.join(message.split())}", err=True)
+    return code
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="`compress VERB --help` ends with examples. Exit codes: 0 done, 2 bad input, 3 a budget was not met, 130 Ctrl-C.",
+)
+@click.version_option(package_name="torch-compress", prog_name="compress")
+def main() -> None:
+    """Make a trained PyTorch model small and fast, and measure the file that ships.
+
+    MODEL is a torchvision name, timm:NAME, package.module:factory, file.py:factory, a .pt2 or an .onnx file.
+    """

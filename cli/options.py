@@ -1,0 +1,217 @@
+"""Options that several commands share, gathered into the pipeline's small values."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.pipeline.inputs import DataSource, ModelSource, Settings
+from compress.pipeline.outputs import Output
+
+Function = Callable[..., Any]
+
+
+class Shape(click.ParamType):
+    """Comma-separated dimensions, batch first: 2,3,224,224."""
+
+    name = "N,C,H,W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            shape = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a shape; write whole numbers such as 2,3,224,224", param, ctx)
+        if min(shape) < 1:
+            self.fail(f"{value!r} has a dimension below 1", param, ctx)
+        return shape
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers, one for each channel: 0.485,0.456,0.406."""
+
+    name = "X[,X…]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers; write them as 0.485,0.456,0.406", param, ctx)
+
+
+class Size(click.ParamType):
+    """A file size: 5MB, 300kB, 1.5MiB or plain bytes."""
+
+    name = "SIZE"
+    units = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(value))
+        if not match or match[2].lower() not in self.units:
+            self.fail(f"{value!r} is not a size; write it as 5MB, 300kB or 1.5MiB", param, ctx)
+        return int(float(match[1]) * self.units[match[2].lower()])
+
+
+def key_values(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Turn repeated `key=value` into a dict; values are numbers, true/false/none, or text."""
+    found: dict[str, Any] = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{text!r} is not key=value", param=param)
+        found[key.strip()] = plain_value(value.strip())
+    return found
+
+
+def plain_value(text: str) -> Any:
+    """Read a number, true, false or none; anything else is text."""
+    if text.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+MODEL = [
+    click.option("--weights", metavar="FILE", help="State dict or checkpoint; DEFAULT downloads torchvision's own."),
+    click.option("--model-arg", metavar="K=V", multiple=True, callback=key_values, help="Argument of the factory."),
+    click.option("--input-shape", type=Shape(), help="Batch first; default: the data's, else the weights'."),
+    click.option("--trust-pickle", is_flag=True, help="Load a whole pickled module (it may run any code)."),
+]
+DATA = [
+    click.option("--data", metavar="SPEC", help="mnist5k, digits, imagefolder:DIR, torchvision:NAME, FILE.npz, module:factory."),
+    click.option("--classes", type=click.Path(path_type=Path), metavar="FILE", help="Class order, one name a line."),
+    click.option("--resize", type=click.IntRange(1), metavar="N", help="Short side of images."),
+    click.option("--crop", type=click.IntRange(1), metavar="N", help="Centre crop."),
+    click.option("--mean", type=Numbers(), help="Mean for each channel, of values in [0, 1]."),
+    click.option("--std", type=Numbers(), help="Standard deviation for each channel."),
+    click.option("--calibration-samples", type=click.IntRange(1), default=512, show_default=True),
+    click.option("--test-samples", type=click.IntRange(1), help="Measure accuracy on the first N only."),
+    click.option("--batch-size", type=click.IntRange(1), help="Samples in a batch."),
+]
+RUN = [
+    click.option("--threads", type=click.IntRange(1), help="Threads of the runtime; default: all cores."),
+    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+    click.option("--verbose", is_flag=True, help="Everything done and refused; tracebacks."),
+]
+REPORT = [
+    click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as .md, .json or .html."),
+]
+
+
+def _with(options: list[Function], wrapper: Function) -> Function:
+    for option in reversed(options):
+        wrapper = option(wrapper)
+    return wrapper
+
+
+def model_options(command: Function) -> Function:
+    """Add MODEL and its options; the command receives `source: ModelSource`."""
+
+    @functools.wraps(command)
+    def wrapper(*, model: str, **rest: Any) -> Any:
+        return command(source=_model_source(model, rest), **rest)
+
+    return _with([click.argument("model", metavar="MODEL"), *MODEL], wrapper)
+
+
+def models_options(command: Function) -> Function:
+    """Add MODEL… (several) and the same options; the command receives `sources: list[ModelSource]`."""
+
+    @functools.wraps(command)
+    def wrapper(*, models: tuple[str, ...], **rest: Any) -> Any:
+        source = _model_source(models[0], rest)
+        return command(sources=[ModelSource(**{**vars(source), "spec": spec}) for spec in models], **rest)
+
+    return _with([click.argument("models", metavar="MODEL...", nargs=-1, required=True), *MODEL], wrapper)
+
+
+def _model_source(spec: str, rest: dict[str, Any]) -> ModelSource:
+    return ModelSource(
+        spec=spec,
+        weights=rest.pop("weights"),
+        model_args=rest.pop("model_arg"),
+        input_shape=rest.pop("input_shape"),
+        trust_pickle=rest.pop("trust_pickle"),
+    )
+
+
+def data_options(command: Function) -> Function:
+    """Add --data and the options that shape it; the command receives `data: DataSource`."""
+
+    @functools.wraps(command)
+    def wrapper(*, data: str | None, **rest: Any) -> Any:
+        names = ("classes", "resize", "crop", "mean", "std", "calibration_samples", "test_samples", "batch_size")
+        return command(data=DataSource(spec=data, **{name: rest.pop(name) for name in names}), **rest)
+
+    return _with(DATA, wrapper)
+
+
+def run_options(command: Function) -> Function:
+    """Add --threads --seed --json --quiet --verbose; the command receives `settings: Settings`."""
+
+    @functools.wraps(command)
+    def wrapper(*, threads: int | None, seed: int, as_json: bool, quiet: bool, verbose: bool, **rest: Any) -> Any:
+        from compress.progress import set_quiet
+
+        set_quiet(quiet)
+        configure_logging(quiet=quiet, verbose=verbose)
+        settings = Settings(threads=threads, seed=seed, json=as_json, quiet=quiet, verbose=verbose)
+        return command(settings=settings, **rest)
+
+    return _with(RUN, wrapper)
+
+
+def output_options(what: str = "folder", *, required: bool = True) -> Function:
+    """Add -o and --overwrite; the command receives `output: Output` (None where not given)."""
+
+    def decorate(command: Function) -> Function:
+        @functools.wraps(command)
+        def wrapper(*, out: Path | None, overwrite: bool, **rest: Any) -> Any:
+            return command(output=Output(out, overwrite=overwrite) if out else None, **rest)
+
+        options = [
+            click.option(
+                "-o", "--out", type=click.Path(path_type=Path), required=required, metavar="OUT", help=f"The {what} to write."
+            ),
+            click.option("--overwrite", is_flag=True, help="Replace what OUT holds."),
+        ]
+        return _with(options, wrapper)
+
+    return decorate
+
+
+def report_option(command: Function) -> Function:
+    """Add --report FILE; the command receives `report: Path | None`."""
+    return _with(REPORT, command)
+
+
+def configure_logging(*, quiet: bool, verbose: bool) -> None:
+    """Silence the libraries below, so that stdout stays ours and stderr stays readable."""
+    import logging
+    import warnings
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s")
+    if not verbose:
+        warnings.filterwarnings("ignore")
+
+
+def examples(*lines: str) -> str:
+    """Format an epilog of example commands, printed as they stand."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

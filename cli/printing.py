@@ -1,0 +1,27 @@
+"""How a command ends: the table or one JSON document on stdout, then the gates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from compress.errors import GateError
+
+if TYPE_CHECKING:
+    from compress.pipeline.inputs import Settings
+    from compress.reporting.report import Report
+
+
+def show(report: Report, settings: Settings, path: Path | None = None) -> None:
+    """Print `report` (and write it to `path`); raise GateError where a gate given by the user failed."""
+    if path is not None:
+        report.write(path)
+    if settings.json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        click.echo(report.text(verbose=settings.verbose))
+    if report.failed:
+        raise GateError("; ".join(gate.sentence for gate in report.failed))

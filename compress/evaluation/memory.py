@@ -1,0 +1,51 @@
+"""Peak memory of a model file, measured in a process that does nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.evaluation.runners import Target
+
+# What the child runs: libraries and inputs first, then the model; the peak above that point is the model's.
+CHILD = """
+import json, sys
+import torch
+from compress.evaluation.runners import open_runner
+path, inputs, threads = json.loads(sys.argv[1])
+inputs = torch.load(inputs, weights_only=True)
+def status(key):  # not ru_maxrss: that one survives exec, so it would be the parent's
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+before = status("VmRSS:")
+runner = open_runner(path, threads=threads)
+for _ in range(3):
+    runner(*inputs)
+print(max(0, status("VmHWM:") - before))
+"""
+
+
+def peak_memory_bytes(target: Target, inputs: tuple[Tensor, ...], threads: int | None = None) -> int | None:
+    """Return the peak resident memory that loading a file and running it adds; None where it cannot be known.
+
+    Only files are measured (a module in hand shares its process with everything else), and only on Linux.
+    """
+    if not isinstance(target, (str, Path)) or not sys.platform.startswith("linux"):
+        return None
+    with tempfile.TemporaryDirectory(prefix="compress-") as folder:
+        saved = str(Path(folder) / "inputs.pt")
+        torch.save([value.detach().cpu().contiguous() for value in inputs], saved)
+        # The child must find the same `compress` as this process does, whatever the current folder is.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+        arguments = json.dumps([str(Path(target).absolute()), saved, threads])
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, arguments], capture_output=True, text=True, env=environment, check=False
+        )
+    lines = done.stdout.split()
+    return int(lines[-1]) if done.returncode == 0 and lines else None

@@ -1,0 +1,179 @@
+"""One way to run anything that can be measured: a module, a .pt2, an .onnx file, a graph."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from compress import state
+from compress.errors import CompressError, InputError, ModelError
+from compress.graph.runtime import Session
+
+Target = nn.Module | ir.Model | Path | str
+
+
+class Runner(Protocol):
+    """A model ready to run: called with input tensors, it returns its outputs as tensors, flat."""
+
+    path: Path | None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]: ...
+
+    def prepare(self, *inputs: Tensor) -> Callable[[], Any]:
+        """Return a call without arguments that runs the model once on `inputs`, conversions done: what is timed."""
+        ...
+
+
+class GraphRunner:
+    """An ONNX file or graph in ONNX Runtime. A fixed batch is fed in slices, the last one padded and cut."""
+
+    def __init__(self, model: Path | str | ir.Model, *, threads: int | None = None) -> None:
+        self.path = None if isinstance(model, ir.Model) else Path(model)
+        self.session = Session(model, threads=threads)
+        first = self.session.input_shapes[0] if self.session.input_shapes else ()
+        self.fixed_batch = first[0] if first and isinstance(first[0], int) else None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        samples = len(inputs[0]) if inputs and inputs[0].dim() else 0
+        if self.fixed_batch is None or samples == self.fixed_batch or not samples:
+            return self._run(inputs)
+        return in_slices(self._run, inputs, self.fixed_batch)
+
+    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(np.asarray(value)) for value in self.session.run(*inputs))
+
+    def prepare(self, *inputs: Tensor) -> Callable[[], Any]:
+        if self.fixed_batch is not None:
+            inputs = tuple(resized(value, self.fixed_batch) for value in inputs)
+        arrays = [np.ascontiguousarray(value.detach().cpu().numpy()) for value in inputs]
+        return lambda: self.session.run(*arrays)
+
+
+class ModuleRunner:
+    """A module in eval mode without gradients; its own flags and torch's threads are given back after each call."""
+
+    def __init__(self, module: nn.Module, *, threads: int | None = None, path: Path | None = None) -> None:
+        self.path = path
+        self.module = module
+        self.threads = threads
+        self.fixed_batch = exported_batch(module)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        with self._borrowed():
+            if self.fixed_batch is None or len(inputs[0]) == self.fixed_batch:
+                return self._run(inputs)
+            return in_slices(self._run, inputs, self.fixed_batch)
+
+    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        try:
+            return flat_outputs(self.module(*inputs))
+        except CompressError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{type(self.module).__name__} rejects inputs of shape {shapes}: {reason}") from error
+
+    def prepare(self, *inputs: Tensor) -> Callable[[], Any]:
+        if self.fixed_batch is not None:
+            inputs = tuple(resized(value, self.fixed_batch) for value in inputs)
+
+        def run() -> Any:
+            return self.module(*inputs)
+
+        return run
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[None]:
+        with state.threads(self.threads), state.evaluating(self.module):
+            yield
+
+    borrowed = _borrowed
+
+
+def open_runner(target: Target, *, threads: int | None = None) -> GraphRunner | ModuleRunner:
+    """Open anything that can be measured: a module, an `onnx_ir.Model`, or the path of a .onnx or .pt2 file.
+
+    Raises:
+        InputError: the target is none of these.
+        ModelError: the file cannot be read.
+    """
+    if isinstance(target, nn.Module):
+        return ModuleRunner(target, threads=threads)
+    if isinstance(target, ir.Model):
+        return GraphRunner(target, threads=threads)
+    if isinstance(target, (str, Path)):
+        path = Path(target)
+        if path.suffix == ".onnx":
+            return GraphRunner(path, threads=threads)
+        if path.suffix == ".pt2":
+            from compress.loading.models import open_model
+
+            return ModuleRunner(open_model(str(path)).model, threads=threads, path=path)
+        raise InputError(f"{str(path)!r} cannot be run as it stands; give a .onnx or .pt2 file, or a module")
+    raise InputError(f"a {type(target).__name__} cannot be run; give a module, an onnx_ir.Model, or a .onnx or .pt2 file")
+
+
+def flat_outputs(outputs: Any) -> tuple[Tensor, ...]:
+    """Flatten what a model returns (a tensor, tuples, lists, dicts, data classes) to its tensors, in order.
+
+    Raises:
+        ModelError: there is no tensor in it.
+    """
+    found: list[Tensor] = []
+    _collect(outputs, found)
+    if not found:
+        raise ModelError(f"the model returned no tensor but {type(outputs).__name__}")
+    return tuple(found)
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _collect(item, found)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _collect(item, found)
+
+
+def resized(value: Tensor, batch: int) -> Tensor:
+    """Repeat or cut `value` along the batch to exactly `batch` samples."""
+    if value.dim() == 0 or len(value) == batch:
+        return value
+    repeats = -(-batch // len(value))
+    return value.repeat(repeats, *([1] * (value.dim() - 1)))[:batch].contiguous()
+
+
+def in_slices(
+    run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], inputs: Sequence[Tensor], batch: int
+) -> tuple[Tensor, ...]:
+    """Run a model that takes exactly `batch` samples on any number: slice, pad the last slice, cut its outputs."""
+    total = len(inputs[0])
+    pieces: list[tuple[Tensor, ...]] = []
+    for start in range(0, total, batch):
+        part = [value[start : start + batch] for value in inputs]
+        real = len(part[0])
+        outputs = run([resized(value, batch) for value in part])
+        pieces.append(tuple(value[:real] if value.dim() else value for value in outputs))
+    return tuple(torch.cat(values) if values[0].dim() else values[0] for values in zip(*pieces))
+
+
+def exported_batch(module: nn.Module) -> int | None:
+    """Return the batch that an exported program insists on, None where it is free (or the module is no program)."""
+    graph = getattr(module, "graph", None)
+    if graph is None or not isinstance(module, torch.fx.GraphModule):
+        return None
+    for node in graph.nodes:
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor) and node.meta["val"].dim():
+            size = node.meta["val"].shape[0]
+            return size if isinstance(size, int) else None
+    return None

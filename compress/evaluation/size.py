@@ -1,0 +1,240 @@
+"""Bytes on disk, parameters, multiply-accumulates, zeros, counted alike for modules and graphs.
+
+Counting rules. Parameters: elements of a module's parameters; of a graph, elements of the constant tensors that its
+operators compute with (weights in any width, biases, normalization), not shapes, axes, scales or zero points.
+Multiply-accumulates (MACs): convolutions, matrix products and recurrent layers; a bias, an activation or a
+normalization counts nothing. For one sample. Sparsity: zeros among the elements of weights, that is of parameters with
+two or more dimensions; a quantized weight is zero where it equals its zero point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from compress.errors import ModelError
+from compress.evaluation.runners import Target, resized
+from compress.graph.runtime import Session
+from compress.onnx_files import read_onnx
+from compress.state import evaluating
+
+# Operator → positions of the inputs that only describe numbers: scales and zero points.
+DESCRIBING = {
+    "QuantizeLinear": {1, 2},
+    "DequantizeLinear": {1, 2},
+    "QLinearConv": {1, 2, 4, 5, 6, 7},
+    "QLinearMatMul": {1, 2, 4, 5, 6, 7},
+    "QGemm": {1, 2, 4, 5, 7, 8},
+    "ConvInteger": {2, 3},
+    "MatMulInteger": {2, 3},
+    "MatMulIntegerToFloat": {2, 3, 4, 5},
+    "DynamicQuantizeMatMul": {2, 3},
+    "DynamicQuantizeLSTM": {8, 9, 10, 11},
+}
+ZERO_POINT_OF = {  # operator → (position of a weight, position of its zero point)
+    "DequantizeLinear": (0, 2),
+    "QLinearConv": (3, 5),
+    "QLinearMatMul": (3, 5),
+    "QGemm": (3, 5),
+    "ConvInteger": (1, 3),
+    "MatMulInteger": (1, 3),
+    "MatMulIntegerToFloat": (1, 5),
+    "DynamicQuantizeMatMul": (1, 3),
+}
+# Operators whose work is counted → position of the weight (or of the second operand).
+CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1, "FusedConv": 1}
+PRODUCTS = {
+    **{"MatMul": 1, "Gemm": 1, "MatMulInteger": 1, "DynamicQuantizeMatMul": 1, "MatMulIntegerToFloat": 1},
+    **{"QLinearMatMul": 3, "QGemm": 3, "FusedMatMul": 1, "FusedGemm": 1},
+}
+RECURRENT = {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"}
+
+
+def size_bytes(path: str | Path) -> int:
+    """Return the bytes on disk of a model file, with the files that hold its external data.
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{str(path)!r} is not a file; nothing to weigh")
+    total = path.stat().st_size
+    if path.suffix != ".onnx":
+        return total
+    tensors = (value.const_value for value in _constants(read_onnx(path)))
+    beside = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return total + sum(other.stat().st_size for other in beside)
+
+
+def count_parameters(target: Target) -> int:
+    """Count parameters by the rule at the top of this file."""
+    if isinstance(target, nn.Module):
+        return sum(parameter.numel() for parameter in target.parameters())
+    opened = _open(target)
+    if isinstance(opened, nn.Module):
+        return count_parameters(opened)
+    return sum(_elements(value) for value in _weights(opened))
+
+
+def sparsity(target: Target) -> float:
+    """Return the fraction of weight elements that are zero, by the rule at the top of this file."""
+    if isinstance(target, nn.Module):
+        weights = [parameter for parameter in target.parameters() if parameter.dim() >= 2]
+        zeros = sum(int((weight == 0).sum()) for weight in weights)
+        return zeros / max(1, sum(weight.numel() for weight in weights))
+    opened = _open(target)
+    if isinstance(opened, nn.Module):
+        return sparsity(opened)
+    zeros = total = 0
+    for value in _weights(opened):
+        array = _array(value)
+        if array is not None and array.ndim >= 2:
+            zeros += int((array == _zero_of(value, array)).sum())
+            total += array.size
+    return zeros / max(1, total)
+
+
+def count_macs(target: Target, inputs: tuple[Tensor, ...]) -> int:
+    """Count multiply-accumulates for one sample, by the rule at the top of this file."""
+    opened = target if isinstance(target, nn.Module) else _open(target)
+    if isinstance(opened, nn.Module):
+        return _module_macs(opened, inputs)
+    return _graph_macs(opened, inputs)
+
+
+def _open(target: Target) -> ir.Model | nn.Module:
+    if isinstance(target, (ir.Model, nn.Module)):
+        return target
+    if Path(target).suffix == ".onnx":
+        return read_onnx(Path(target))
+    from compress.loading.models import open_model
+
+    return open_model(str(target)).model
+
+
+def _module_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Without oneDNN, so that recurrent layers decompose into matrix products that the counter sees.
+    with evaluating(module), torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return round(counter.get_total_flops() / 2 / len(inputs[0]))
+
+
+def _constants(graph: ir.Model) -> Iterator[ir.Value]:
+    for part in graph.graphs():
+        yield from part.initializers.values()
+
+
+def _weights(graph: ir.Model) -> Iterator[ir.Value]:
+    """Constants that operators compute with; each once, however often it is used."""
+    constants = {id(value): value for value in _constants(graph)}
+    for part in graph.graphs():
+        for node in part:
+            if node.op_type == "Constant":
+                constants |= {id(node.outputs[0]): node.outputs[0]}
+    for value in constants.values():
+        uses = list(value.uses())
+        describes = uses and all(use.idx in DESCRIBING.get(use.node.op_type, ()) for use in uses)
+        if not describes and _dtype(value) not in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING, None):
+            yield value
+
+
+def _dtype(value: ir.Value) -> ir.DataType | None:
+    tensor = _tensor(value)
+    return None if tensor is None else tensor.dtype
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    if value.const_value is not None:
+        return value.const_value
+    node = value.producer()
+    if node is not None and node.op_type == "Constant" and "value" in node.attributes:
+        return node.attributes["value"].as_tensor()
+    return None
+
+
+def _elements(value: ir.Value) -> int:
+    tensor = _tensor(value)
+    return 0 if tensor is None else int(np.prod([int(size) for size in tensor.shape], dtype=np.int64))
+
+
+def _array(value: ir.Value) -> np.ndarray | None:
+    tensor = _tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def _zero_of(weight: ir.Value, array: np.ndarray) -> np.ndarray | int:
+    """The stored number that means 0.0; per channel it has the weight's rank."""
+    for use in weight.uses():
+        position, zero_at = ZERO_POINT_OF.get(use.node.op_type, (None, None))
+        if position != use.idx or zero_at is None or len(use.node.inputs) <= zero_at:
+            continue
+        given = use.node.inputs[zero_at]
+        zero = None if given is None else _array(given)
+        if zero is None or zero.size == 1:
+            return 0 if zero is None else int(zero.reshape(-1)[0])
+        axis = use.node.attributes.get_int("axis", 1) if use.node.op_type == "DequantizeLinear" else 0
+        if zero.ndim == 1 and array.shape[axis] == zero.size:
+            shape = [1] * array.ndim
+            shape[axis] = zero.size
+            return zero.reshape(shape)
+        return 0
+    return 0
+
+
+def _graph_macs(graph: ir.Model, inputs: tuple[Tensor, ...]) -> int:
+    """Shapes come from one run of the graph, because inference stops at the runtime's own operators."""
+    counted = [node for node in graph.graph if node.op_type in {*CONVOLUTIONS, *PRODUCTS, *RECURRENT}]
+    if not counted:
+        return 0
+    shapes = _shapes(graph, counted, inputs)
+    batch = len(inputs[0])
+    fixed = graph.graph.inputs[0].shape[0] if graph.graph.inputs and graph.graph.inputs[0].shape else None
+    return sum(_node_macs(node, shapes) for node in counted) // (fixed if isinstance(fixed, int) else batch)
+
+
+def _node_macs(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> int:
+    def shape(value: ir.Value | None) -> tuple[int, ...]:
+        return shapes[value.name or ""] if value is not None else ()
+
+    def elements(value: ir.Value | None) -> int:
+        return int(np.prod(shape(value), dtype=np.int64))
+
+    if node.op_type in CONVOLUTIONS:
+        weight = node.inputs[CONVOLUTIONS[node.op_type]]
+        # Each output (for a transposed convolution, each input) element meets weight.numel / weight.shape[0] weights.
+        meets = elements(node.inputs[0]) if node.op_type == "ConvTranspose" else elements(node.outputs[0])
+        return meets * (elements(weight) // shape(weight)[0])
+    if node.op_type in PRODUCTS:
+        first, output = shape(node.inputs[0]), elements(node.outputs[0])
+        transposed = node.op_type in ("Gemm", "QGemm", "FusedGemm") and node.attributes.get_int("transA", 0)
+        return output * (first[0] if transposed else first[-1])
+    steps, samples = shape(node.inputs[0])[:2]  # recurrent layers: (sequence, batch, features) whatever the layout
+    return steps * samples * (elements(node.inputs[1]) + elements(node.inputs[2]))
+
+
+def _shapes(graph: ir.Model, nodes: list[ir.Node], inputs: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+    wanted = {}
+    for node in nodes:
+        positions = [0, 1, 2] if node.op_type in RECURRENT else [0, {**CONVOLUTIONS, **PRODUCTS}[node.op_type]]
+        values = [node.inputs[i] for i in positions]
+        values += [] if node.op_type in RECURRENT else [node.outputs[0]]
+        wanted |= {value.name or "": value for value in values if value is not None}
+    found: dict[str, tuple[int, ...]] = {}
+    for name, value in wanted.items():
+        if (tensor := _tensor(value)) is not None:
+            found[name] = tuple(int(size) for size in tensor.shape)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        session = Session(graph, outputs=missing, optimize=False)
+        fixed = session.input_shapes[0][0] if session.input_shapes and session.input_shapes[0] else None
+        fed = [resized(value, fixed) for value in inputs] if isinstance(fixed, int) else list(inputs)
+        found |= {name: tuple(array.shape) for name, array in zip(missing, session.run(*fed))}
+    return found

@@ -1,0 +1,168 @@
+"""The closing report: every deliverable measured on the file that ships, beside its baseline."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compress.evaluation.accuracy import evaluate_all
+from compress.evaluation.latency import benchmark
+from compress.evaluation.runners import Target
+from compress.evaluation.size import count_macs, count_parameters, size_bytes, sparsity
+from compress.pipeline.inputs import Opened, Settings
+from compress.reporting.environment import describe
+from compress.reporting.report import Gate, Report
+from compress.steps import Measurement, Step
+
+CLOSING_SECONDS = 20.0  # what timing may cost at the end of a command
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits that the user sets; every row but the baseline is held to them. None: no limit."""
+
+    max_drop: float | None = None  # percentage points of top-1 (of the metric's own unit, where one is given)
+    require_speedup: float | None = None
+    max_size: int | None = None  # bytes
+
+    def check(self, rows: Sequence[Measurement], base: Measurement) -> tuple[Gate, ...]:
+        """Hold each row to each limit; a figure that was not measured fails."""
+        return tuple(gate for row in rows if row.name != base.name for gate in self._of(row, base))
+
+    def _of(self, row: Measurement, base: Measurement) -> Iterable[Gate]:
+        if self.max_drop is not None:
+            drop, unit = _drop(row, base)
+            # A tolerance below any real difference: 0.5 points must pass a limit of 0.5 whatever binary says.
+            yield Gate("max-drop", row.name, drop, self.max_drop, unit, drop is not None and drop <= self.max_drop + 1e-9)
+        if self.require_speedup is not None:
+            fast = row.speedup is not None and row.speedup >= self.require_speedup
+            yield Gate("require-speedup", row.name, row.speedup, self.require_speedup, "×", fast)
+        if self.max_size is not None:
+            small = row.size_bytes is not None and row.size_bytes <= self.max_size
+            yield Gate("max-size", row.name, row.size_bytes, self.max_size, " bytes", small)
+
+
+def _drop(row: Measurement, base: Measurement) -> tuple[float | None, str]:
+    if row.top1 is not None and base.top1 is not None:
+        return 100 * (base.top1 - row.top1), " points"
+    if row.metric is not None and base.metric is not None:
+        return base.metric - row.metric, ""
+    return None, " points"
+
+
+def measure(
+    targets: Mapping[str, Target],
+    *,
+    inputs: tuple[Tensor, ...],
+    test: Iterable[Any] | None = None,
+    baseline: str | None = None,
+    metric: Any = None,
+    threads: int | None = None,
+    rounds: int = 50,
+    latency: bool = True,
+    memory: bool = False,
+    max_seconds: float | None = CLOSING_SECONDS,
+    batch: int = 1,
+) -> tuple[Measurement, ...]:
+    """Measure everything: size, parameters, MACs, sparsity, latency (of `batch` samples), accuracy where there is data."""
+    baseline = baseline or next(iter(targets))
+    rows = {name: _weigh(name, target, inputs) for name, target in targets.items()}
+    if latency:
+        from compress.evaluation.runners import resized
+
+        one = tuple(resized(value, batch) for value in inputs)
+        timed = benchmark(
+            targets, one, baseline=baseline, rounds=rounds, threads=threads, max_seconds=max_seconds, memory=memory
+        )
+        rows = {name: merged(row, timed[name]) for name, row in rows.items()}
+    if test is not None:
+        scored = evaluate_all(targets, test, baseline=baseline, metric=metric, threads=threads)
+        rows = {name: merged(row, scored[name]) for name, row in rows.items()}
+    return tuple(rows.values())
+
+
+def merged(first: Measurement, second: Measurement) -> Measurement:
+    """Join two partial measurements of one model; what `second` measured wins."""
+    found = {name: value for name, value in vars(second).items() if value is not None and name not in ("name", "extra")}
+    return replace(first, **found, extra={**first.extra, **second.extra})
+
+
+def _weigh(name: str, target: Target, inputs: tuple[Tensor, ...]) -> Measurement:
+    is_file = isinstance(target, (str, Path))
+    macs = None
+    with contextlib.suppress(Exception):  # a model that cannot be counted can still be shipped
+        macs = count_macs(target, inputs)
+    return Measurement(
+        name=name,
+        path=str(target) if is_file else None,
+        size_bytes=size_bytes(target) if isinstance(target, (str, Path)) else None,
+        parameters=count_parameters(target),
+        macs=macs,
+        sparsity=sparsity(target),
+    )
+
+
+def closing_report(
+    targets: Mapping[str, Target],
+    opened: Opened,
+    settings: Settings,
+    *,
+    title: str,
+    steps: Sequence[Step] = (),
+    notes: Sequence[str] = (),
+    gates: Gates | None = None,
+    baseline: str | None = None,
+    metric: Any = None,
+    files: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Report:
+    """Measure `targets` (first: the baseline) on the opened data and inputs, and report.
+
+    Where a deliverable is slower than the baseline, or worse than chance would explain, a note says so.
+    """
+    rows = measure(
+        targets,
+        inputs=opened.inputs,
+        test=opened.test,
+        baseline=baseline,
+        metric=metric,
+        threads=settings.threads,
+        **options,
+    )
+    base = next((row for row in rows if row.name == baseline), rows[0])
+    said = [note for step in steps for note in step.notes]
+    return Report(
+        rows=rows,
+        steps=tuple(steps),
+        notes=tuple(dict.fromkeys([*notes, *said, *plain_words(rows, base)])),
+        title=title,
+        baseline=base.name,
+        gates=(gates or Gates()).check(rows, base),
+        files=files or {},
+        environment=describe(threads=settings.threads, seed=settings.seed),
+    )
+
+
+def plain_words(rows: Sequence[Measurement], base: Measurement) -> list[str]:
+    """Say what the user must not overlook: slower than the baseline here, or less accurate beyond chance."""
+    words = []
+    for row in rows:
+        if row.name == base.name:
+            continue
+        if row.speedup is not None and row.speedup < 1:
+            words.append(
+                f"{row.name} is slower than {base.name} on this machine: {row.p50_ms:.3g} ms against {base.p50_ms:.3g} ms "
+                f"({row.speedup:.2f}×)"
+            )
+        low, high = row.extra.get("change_interval", (0.0, 0.0))
+        if high < 0 and row.top1 is not None and base.top1 is not None:
+            words.append(
+                f"{row.name} loses {100 * (base.top1 - row.top1):.2f} points of top-1, more than chance explains "
+                f"(95 %: {-100 * high:.2f} to {-100 * low:.2f})"
+            )
+    return words

@@ -1,0 +1,179 @@
+"""What a job starts from: the model, the data, the settings, as the user named them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+    from compress.loading.data import Data
+    from compress.loading.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model as the user names it: a specification (see `compress.load`), or a module or graph in hand."""
+
+    spec: Any
+    weights: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    input_shape: tuple[int, ...] | None = None  # with the batch
+    trust_pickle: bool = False
+
+    @classmethod
+    def of(cls, value: Any) -> ModelSource:
+        return value if isinstance(value, ModelSource) else cls(value)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Data as the user names it (see `compress.open_data`), or a `Data` in hand; `spec=None` is no data."""
+
+    spec: Any = None
+    classes: Path | None = None
+    resize: int | None = None
+    crop: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    calibration_samples: int = 512
+    test_samples: int | None = None
+    batch_size: int | None = None
+
+    @classmethod
+    def of(cls, value: Any) -> DataSource:
+        return value if isinstance(value, DataSource) else cls(value)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a job runs, whatever it does."""
+
+    threads: int | None = None
+    seed: int = 0
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Everything a job needs, loaded: the model, the data (None where not given), example inputs (batch of 2)."""
+
+    loaded: LoadedModel
+    data: Data | None
+    inputs: tuple[Tensor, ...]
+    batch_size: int = 64
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.loaded.name
+
+    @property
+    def model(self) -> Any:
+        return self.loaded.model
+
+    def loader(self, part: str, **options: Any) -> DataLoader:
+        """Return the loader of one part of the data; say what is missing where there is none.
+
+        Raises:
+            InputError: no data was given, or it has no such part.
+        """
+        data = self.data
+        if data is None:
+            raise InputError(f"this needs data for its {part} part; give it with --data (try --data mnist5k)")
+        if getattr(data, part) is None:
+            raise InputError(f"data {data.name!r} has no {part} part; name data that has one with --data")
+        return data.loader(part, **{"batch_size": self.batch_size, "seed": self.seed, **options})
+
+    @property
+    def test(self) -> DataLoader | None:
+        """The test loader, or None where there is nothing to measure accuracy on."""
+        return None if self.data is None or self.data.test is None else self.loader("test")
+
+    def calibration(self, settings: Settings | None = None) -> DataLoader:
+        """Real samples to set ranges with: the calibration part, else the training part."""
+        part = "train" if self.data is not None and self.data.calibration is None else "calibration"
+        return self.loader(part)
+
+
+def open_inputs(source: ModelSource | Any, data: DataSource | Any = None, settings: Settings | None = None) -> Opened:
+    """Load the model and the data that a job works on; check that the model takes the inputs.
+
+    Raises:
+        CompressError: one line for whatever cannot be found, read, built or executed.
+    """
+    settings = settings or Settings()
+    source, wanted = ModelSource.of(source), DataSource.of(data)
+    loaded = open_source(source)
+    opened_data = open_data_source(wanted, loaded.preprocessing, settings)
+    return _with_inputs(loaded, opened_data, source, wanted, settings)
+
+
+def reopen(opened: Opened, source: ModelSource, settings: Settings) -> Opened:
+    """Load another model onto data that is open already."""
+    loaded = open_source(source)
+    wanted = DataSource(batch_size=opened.batch_size)
+    return _with_inputs(loaded, opened.data, source, wanted, settings)
+
+
+def open_source(source: ModelSource) -> LoadedModel:
+    """Load the model; a module or graph in hand is taken as it stands."""
+    from compress.loading.models import LoadedModel, open_model
+
+    if isinstance(source.spec, (str, Path)):
+        return open_model(
+            str(source.spec), weights=source.weights, model_args=dict(source.model_args), trust_pickle=source.trust_pickle
+        )
+    import torch
+
+    if isinstance(source.spec, torch.nn.Module):
+        kind, name = "module", type(source.spec).__name__
+    else:
+        kind, name = "onnx", getattr(getattr(source.spec, "graph", None), "name", None) or "graph"
+    return LoadedModel(
+        name=name,
+        model=source.spec,
+        kind=kind,
+        path=None,
+        input_shape=source.input_shape,
+        input_dtype=torch.float32,
+        preprocessing=None,
+    )
+
+
+def open_data_source(source: DataSource, preprocessing: Any, settings: Settings) -> Data | None:
+    """Open the data that the user named; what the options do not say comes from the model's own weights."""
+    if source.spec is None:
+        return None
+    if not isinstance(source.spec, (str, Path)):
+        return source.spec  # a Data in hand
+    from compress.loading.data import open_data
+
+    given = {name: getattr(source, name) for name in ("resize", "crop", "mean", "std", "test_samples")}
+    return open_data(
+        str(source.spec),
+        preprocessing=preprocessing,
+        classes=source.classes,
+        calibration_samples=source.calibration_samples,
+        seed=settings.seed,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _with_inputs(
+    loaded: LoadedModel, data: Data | None, source: ModelSource, wanted: DataSource, settings: Settings
+) -> Opened:
+    from compress.loading.models import example_inputs
+
+    inputs = example_inputs(loaded, input_shape=source.input_shape, data=data, seed=settings.seed)
+    if source.input_shape is not None:
+        loaded = replace(loaded, input_shape=source.input_shape)
+    return Opened(loaded=loaded, data=data, inputs=inputs, batch_size=wanted.batch_size or 64, seed=settings.seed)

@@ -1,0 +1,67 @@
+"""The report as Markdown, fit for a pull request."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from compress.steps import Change, Step
+
+if TYPE_CHECKING:
+    from compress.reporting.report import Report
+
+LONGEST = 40  # changes listed one by one; a bigger list is summed up by reason
+
+
+def render(report: Report) -> str:
+    """Render the whole report."""
+    parts = [f"# {report.title}", report.table(style="github", details=True)]
+    intervals = [line for line in (_interval(row) for row in report.rows) if line]
+    if intervals:
+        parts.append("\n".join(intervals))
+    if report.gates:
+        parts.append("\n".join(f"* {'✓' if gate.passed else '✗ **failed**'} {gate.sentence}" for gate in report.gates))
+    if report.notes:
+        parts.append("\n".join(f"* {note}" for note in report.notes))
+    for step in report.steps:
+        if step.changes or step.notes:
+            parts.append(decisions(step))
+    if report.files:
+        parts.append("## Files\n\n" + "\n".join(f"* {name}: `{path}`" for name, path in report.files.items()))
+    environment = report.environment
+    parts.append(
+        "## Where\n\n"
+        f"{environment.sentence}; compress {environment.compress}, seed {environment.seed}.\n\n"
+        f"```\n{environment.command}\n```"
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _interval(row: object) -> str:
+    extra = getattr(row, "extra", {})
+    if "top1_interval" not in extra:
+        return ""
+    low, high = extra["top1_interval"]
+    name, samples = getattr(row, "name"), getattr(row, "samples")
+    return f"* {name}: top-1 between {100 * low:.2f} and {100 * high:.2f} % (95 %, {samples} samples)"
+
+
+def decisions(step: Step, *, style: str = "markdown") -> str:
+    """What a step did and refused: counted, then listed with reasons."""
+    heading = f"## {step.name}" if style == "markdown" else f"{step.name}:"
+    bullet, code = ("* ", "`") if style == "markdown" else ("  ", "")
+    done = [f"{bullet}{count} × {action}" for action, count in Counter(c.action for c in step.done).most_common(LONGEST)]
+    refused = [f"{bullet}{line}" for line in _refusals(step.skipped, code)]
+    notes = [f"{bullet}{note}" for note in step.notes]
+    blocks = ["\n".join([*notes, *done])]
+    if refused:
+        blocks.append(("Not done:" if style == "markdown" else "not done:") + "\n" + ("\n" if style == "markdown" else ""))
+        blocks[-1] += "\n".join(refused)
+    return "\n\n".join([heading, *(block for block in blocks if block)]) if style == "markdown" else "\n".join([heading, *blocks])
+
+
+def _refusals(changes: tuple[Change, ...], code: str) -> list[str]:
+    if len(changes) <= LONGEST:
+        return [f"{code}{change.layer}{code}: not {change.action}: {change.reason}" for change in changes]
+    counts = Counter((change.action, change.reason) for change in changes)
+    return [f"{number} × not {action}: {reason}" for (action, reason), number in counts.most_common()]

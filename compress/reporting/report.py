@@ -1,0 +1,148 @@
+"""What was measured, what was done, where: the value behind every form of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from compress.errors import InputError
+from compress.files import written_beside
+from compress.reporting import markdown, record, table
+from compress.reporting.environment import Environment, describe
+from compress.steps import Measurement, Step
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit that the user set, and what one row came to. `value` and `limit` are in `unit`."""
+
+    name: str  # the option's name: "max-drop", "require-speedup", "max-size"
+    row: str
+    value: float | None
+    limit: float
+    unit: str
+    passed: bool
+
+    @property
+    def sentence(self) -> str:
+        value = "not measured" if self.value is None else f"{self.value:.4g}{self.unit}"
+        verdict = "is within" if self.passed else "fails"
+        return f"{self.row}: {value} {verdict} --{self.name} {self.limit:g}{self.unit}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self)}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows of figures, each of the very file it names; the steps that made them; machine and command.
+
+    The first row is the baseline unless `baseline` names another. In a notebook it shows itself.
+    """
+
+    rows: tuple[Measurement, ...] = ()
+    steps: tuple[Step, ...] = ()
+    notes: tuple[str, ...] = ()
+    title: str = "Compression report"
+    baseline: str | None = None
+    gates: tuple[Gate, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)  # what the output folder holds
+    details: Mapping[str, Any] = field(default_factory=dict)  # per-layer figures and histograms, plain JSON values
+    environment: Environment = field(default_factory=describe)
+
+    @property
+    def base(self) -> Measurement:
+        """The row that the others are set beside."""
+        return next((row for row in self.rows if row.name == self.baseline), self.rows[0])
+
+    @property
+    def failed(self) -> tuple[Gate, ...]:
+        return tuple(gate for gate in self.gates if not gate.passed)
+
+    def row(self, name: str) -> Measurement:
+        """Return the row of that name.
+
+        Raises:
+            InputError: there is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise InputError(f"the report has no row {name!r}; it has {', '.join(row.name for row in self.rows)}")
+
+    def table(self, *, style: str = "simple", details: bool = False) -> str:
+        """The table, failing rows marked; `style` is tabulate's."""
+        if not self.rows:
+            return ""
+        failing = {gate.row for gate in self.failed}
+        marked = [replace(row, name=f"✗ {row.name}") if row.name in failing else row for row in self.rows]
+        return table.render(marked, marked[self.rows.index(self.base)], style=style, details=details)
+
+    def text(self, *, verbose: bool = False) -> str:
+        """What a command prints: the table, then sentences."""
+        parts = [self.table(details=verbose)] if self.rows else []
+        notes = [*self.notes, *(gate.sentence for gate in self.gates)]
+        if verbose:
+            parts += [markdown.decisions(step, style="plain") for step in self.steps if step.changes]
+        parts += ["\n".join(notes)] if notes else []
+        if self.files:
+            parts.append("\n".join(f"{name}: {path}" for name, path in self.files.items()))
+        return "\n\n".join(part for part in parts if part)
+
+    def markdown(self) -> str:
+        """The report as Markdown, fit for a pull request."""
+        return markdown.render(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values (see `reporting/record.py` for the schema)."""
+        return record.as_dict(self)
+
+    def html(self) -> str:
+        """The report as one self-contained page."""
+        from compress.reporting.html import render
+
+        return render(self)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the report; the suffix chooses the form: .md, .json or .html.
+
+        Raises:
+            InputError: another suffix.
+            OutputError: the file cannot be written.
+        """
+        path = Path(path)
+        check_suffix(path)
+        forms = {".md": self.markdown, ".json": lambda: record.dumps(self), ".html": self.html}
+        text = forms[path.suffix.lower()]()
+        with written_beside(path) as beside:
+            beside.write_text(text, encoding="utf-8")
+        return path
+
+    def relocated(self, now: Path, final: Path) -> Report:
+        """Return the report with paths under `now` written as they will be under `final`."""
+
+        def moved(path: str | None) -> str | None:
+            return None if path is None else str(final / Path(path).relative_to(now)) if Path(path).is_relative_to(now) else path
+
+        rows = tuple(replace(row, path=moved(row.path)) for row in self.rows)
+        return replace(self, rows=rows, files={name: moved(path) or path for name, path in self.files.items()})
+
+    def _repr_html_(self) -> str:
+        from compress.reporting.html import notebook
+
+        return notebook(self)
+
+
+SUFFIXES = (".md", ".json", ".html")
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse, before any work, a report file whose form is unknown.
+
+    Raises:
+        InputError: the suffix is none of .md, .json and .html.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"report file {str(path)!r} has suffix {path.suffix!r}; use one of {', '.join(SUFFIXES)}")

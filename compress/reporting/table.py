@@ -1,0 +1,136 @@
+"""The one table that every compressing command ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from compress.steps import Measurement
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its heading, and how a row's cell reads beside the baseline's row (None: nothing to show)."""
+
+    heading: str
+    cell: Callable[[Measurement, Measurement], str | None]
+
+
+def size(count: float | None) -> str | None:
+    """Format bytes in decimal units, three significant digits.
+
+    >>> size(46827520)
+    '46.8 MB'
+    """
+    if count is None:
+        return None
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def count(number: float | None) -> str | None:
+    """Format a count of parameters or operations.
+
+    >>> count(11689512)
+    '11.7 M'
+    """
+    if number is None:
+        return None
+    for unit in ("", " k", " M"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} G"
+
+
+def percent(fraction: float | None) -> str | None:
+    return None if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def milliseconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def ratio(row: Measurement, base: Measurement) -> str | None:
+    return f"{row.size_bytes / base.size_bytes:.2f}×" if row.size_bytes and base.size_bytes else None
+
+
+def points(after: float | None, before: float | None) -> str | None:
+    """Format the change of a fraction, in percentage points; a real minus sign, and never "-0.00"."""
+    if after is None or before is None:
+        return None
+    text = f"{100 * (after - before):+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
+
+
+def change(row: Measurement, base: Measurement) -> str | None:
+    if row is base:
+        return None
+    if row.top1 is not None:
+        return points(row.top1, base.top1)
+    if row.metric is not None and base.metric is not None:
+        return f"{row.metric - base.metric:+.4g}".replace("-", "−")
+    return None
+
+
+def fastness(row: Measurement, base: Measurement) -> str | None:
+    return f"{row.speedup:.2f}×" if row.speedup is not None else None
+
+
+COLUMNS = (
+    Column("model", lambda row, base: row.name),
+    Column("size", lambda row, base: size(row.size_bytes)),
+    Column("ratio", ratio),
+    Column("p50 ms", lambda row, base: milliseconds(row.p50_ms)),
+    Column("speed-up", fastness),
+    Column("top-1", lambda row, base: percent(row.top1)),
+    Column("metric", lambda row, base: None if row.metric is None else f"{row.metric:.4g}"),
+    Column("change", change),
+    Column("agreement", lambda row, base: None if row is base else percent(row.agreement)),
+)
+# What `--verbose`, Markdown and HTML add.
+DETAILS = (
+    Column("top-5", lambda row, base: percent(row.top5)),
+    Column("loss", lambda row, base: None if row.loss is None else f"{row.loss:.4f}"),
+    Column("p90 ms", lambda row, base: milliseconds(row.p90_ms)),
+    Column("p99 ms", lambda row, base: milliseconds(row.p99_ms)),
+    Column("samples/s", lambda row, base: None if row.throughput is None else f"{row.throughput:,.0f}"),
+    Column("memory", lambda row, base: size(row.peak_memory_bytes)),
+    Column("parameters", lambda row, base: count(row.parameters)),
+    Column("MACs", lambda row, base: count(row.macs)),
+    Column("sparsity", lambda row, base: percent(row.sparsity) if row.sparsity and row.sparsity >= 0.005 else None),
+)
+
+
+def cells(
+    rows: Sequence[Measurement], base: Measurement, columns: Sequence[Column]
+) -> tuple[list[str], list[list[str | None]]]:
+    """Return the headings and the cells, leaving out columns in which no row has anything to show."""
+    kept = [column for column in columns if any(column.cell(row, base) is not None for row in rows)]
+    return [column.heading for column in kept], [[column.cell(row, base) for column in kept] for row in rows]
+
+
+def render(rows: Sequence[Measurement], base: Measurement, *, style: str = "simple", details: bool = False) -> str:
+    """Render rows as text (`style` is tabulate's: "simple" for a terminal, "github" for Markdown)."""
+    if not rows:
+        return ""
+    if style == "simple":
+        headings, values = cells(rows, base, COLUMNS)
+        text = _tabulate(headings, values, style)
+        if details:
+            headings, values = cells(rows, base, (COLUMNS[0], *DETAILS))
+            text += "\n\n" + _tabulate(headings, values, style) if len(headings) > 1 else ""
+        return text
+    headings, values = cells(rows, base, (*COLUMNS, *DETAILS) if details else COLUMNS)
+    return _tabulate(headings, values, style)
+
+
+def _tabulate(headings: list[str], values: list[list[str | None]], style: str) -> str:
+    shown = [[cell if cell is not None else "–" for cell in row] for row in values]
+    align = ("left", *("right" for _ in headings[1:]))
+    return tabulate(shown, headers=headings, tablefmt=style, colalign=align, disable_numparse=True)
