@@ -152,16 +152,7 @@ def _export_best(
 def _to_onnx(
     module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[list[str], list[str]], *, dynamic: bool
 ) -> ir.Model:
-    inputs = tuple(
-        x.detach().clone() for x in inputs
-    )  # torch.export leaves marks on them, which a second try would see
-    try:
-        program = torch.export.export(module, inputs, dynamic_shapes=_dynamic_shapes(inputs, dynamic), strict=False)
-    except Exception as error:
-        raise ExportError(
-            f"torch.export cannot take {_name(module)}: {reason_of(error)}; rewrite that line of its forward, "
-            "or give a model without data-dependent control flow"
-        ) from error
+    program = _trace(module, inputs, dynamic=dynamic)
     try:
         exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
     except Exception as error:
@@ -176,6 +167,21 @@ def _to_onnx(
     _name_batch(graph)
     fold_constants(graph)
     return graph
+
+
+def _trace(module: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) -> torch.export.ExportedProgram:
+    """Export by running the module (most models), else by reading its bytecode, which keeps `len(x)` symbolic."""
+    failure: Exception | None = None
+    for strict in (False, True):
+        fresh = tuple(x.detach().clone() for x in inputs)  # torch.export leaves marks that a second try would obey
+        try:
+            return torch.export.export(module, fresh, dynamic_shapes=_dynamic_shapes(fresh, dynamic), strict=strict)
+        except Exception as error:
+            failure = failure or error
+    raise ExportError(
+        f"torch.export cannot take {_name(module)}: {reason_of(failure or Exception())}; rewrite that line of its "
+        "forward, or give a model without data-dependent control flow"
+    ) from failure
 
 
 def _dynamic_shapes(inputs: tuple[Tensor, ...], dynamic: bool) -> Any:
