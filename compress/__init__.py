@@ -9,9 +9,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Change": "compress.steps",
     "CompressError": "compress.errors",
+    "FitResult": "compress.training.loop",
     "Measurement": "compress.steps",
     "Step": "compress.steps",
+    "TrainOptions": "compress.training.options",
     "export": "compress.graph.exporting",
+    "fit": "compress.training.loop",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -1,0 +1,115 @@
+"""Distillation: the student learns from the teacher's soft targets, on request from its features too.
+
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (2015), section 2:
+    loss = (1 − w) · CE(student, target) + w · T² · KL(softmax(teacher / T) ‖ softmax(student / T))
+T² keeps the size of the soft term's gradient independent of T. Features of equal shape are compared by mean
+squared error; where the student has fewer channels, by attention maps (Zagoruyko, Komodakis 2017, section
+3.1): the sum of squares over channels, scaled to length one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress.errors import InputError, TrainingError, nearest
+from compress.training.losses import Loss
+from compress.training.options import TrainOptions
+
+# (inputs, output of the student, target) → scalar
+Objective = Callable[[tuple[Tensor, ...], Any, Any], Tensor]
+
+
+def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T² · KL(teacher ‖ student) at `temperature`, a mean over the samples (dimension 1 is the classes)."""
+    log_student = functional.log_softmax(student / temperature, dim=1)
+    log_teacher = functional.log_softmax(teacher / temperature, dim=1)
+    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
+    return divergence.mean() * temperature**2
+
+
+def feature_loss(student: Tensor, teacher: Tensor, name: str) -> Tensor:
+    """Return how far the student's features are from the teacher's.
+
+    Raises:
+        TrainingError: shapes that neither comparison takes.
+    """
+    if student.shape == teacher.shape:
+        return functional.mse_loss(student, teacher)
+    if student.dim() > 2 and student.dim() == teacher.dim() and student.shape[2:] == teacher.shape[2:]:
+        maps = [functional.normalize(item.square().sum(1).flatten(1), dim=1) for item in (student, teacher)]
+        return (maps[0] - maps[1]).square().sum(1).mean()
+    raise TrainingError(
+        f"features of {name!r} cannot be matched: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}; "
+        "choose a layer whose shapes agree (channels may differ where there are positions)"
+    )
+
+
+@contextlib.contextmanager
+def distilled(student: nn.Module, teacher: nn.Module, loss: Loss, options: TrainOptions) -> Iterator[Objective]:
+    """Yield the objective that combines `loss` with the teacher; hooks are removed at the end of the block.
+
+    `teacher` is copied to the student's device, put in eval mode and never touched.
+
+    Raises:
+        InputError: a feature layer that one of the two does not have.
+    """
+    device = next(student.parameters()).device
+    teacher = copy.deepcopy(teacher).to(device)
+    for part in teacher.modules():
+        part.training = False
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    theirs: dict[str, Tensor] = {}
+    ours: dict[str, Tensor] = {}
+    pairs = [_pair(name) for name in options.feature_layers]
+    with contextlib.ExitStack() as hooks:
+        for mine, other in pairs:
+            hooks.callback(_keep_output(student, mine, ours, "student").remove)
+            hooks.callback(_keep_output(teacher, other, theirs, "teacher").remove)
+
+        def objective(inputs: tuple[Tensor, ...], output: Any, target: Any) -> Tensor:
+            with torch.no_grad():
+                wanted = teacher(*inputs)
+            _check_outputs(output, wanted)
+            weight = options.distill_weight
+            value = soft_target_loss(output, wanted, options.temperature) * weight
+            if weight < 1:
+                value = value + loss(output, target) * (1 - weight)
+            for mine, other in pairs:
+                value = value + options.feature_weight * feature_loss(ours[mine], theirs[other], mine)
+            return value
+
+        yield objective
+
+
+def _pair(name: str) -> tuple[str, str]:
+    mine, _, other = name.partition("=")
+    return mine, other or mine
+
+
+def _keep_output(module: nn.Module, name: str, kept: dict[str, Tensor], who: str) -> Any:
+    layers = dict(module.named_modules())
+    if not name or name not in layers:
+        raise InputError(f"feature layer {name!r} is not in the {who}; {nearest(name, [key for key in layers if key])}")
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        kept[name] = output
+
+    return layers[name].register_forward_hook(hook)
+
+
+def _check_outputs(student: Any, teacher: Any) -> None:
+    if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
+        raise TrainingError("distillation needs models that return one tensor of class scores")
+    if student.shape != teacher.shape:
+        raise TrainingError(
+            f"the teacher's output is {tuple(teacher.shape)}, the student's {tuple(student.shape)}; "
+            "a teacher must score the same classes"
+        )

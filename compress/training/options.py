@@ -1,0 +1,148 @@
+"""The options of a training run: one frozen dataclass whose field names are the command's and the recipe's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compress.errors import InputError, nearest
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+SCHEDULERS = ("none", "step", "plateau", "cosine")
+LOSSES = ("cross_entropy", "mse")
+PRECISIONS = ("float32", "bf16", "fp16")
+EVALUATION_PARTS = ("test", "calibration")
+MONITORS = ("auto", "loss", "top1")
+
+
+def _option(
+    default: Any, text: str, *, low: float | None = None, above: float | None = None, high: float | None = None
+):
+    """A field with its help text and its range: `low` and `high` belong to it, `above` does not."""
+    return dataclasses.field(default=default, metadata={"help": text, "low": low, "above": above, "high": high})
+
+
+def _choice(default: str, text: str, choices: tuple[str, ...]):
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train. `--label-smoothing` on the command line is `label_smoothing` here and in a recipe.
+
+    `batch_size` is the number of samples behind one optimizer step. Neither `accumulate` nor the number
+    of processes changes it: each forward pass sees `batch_size / (processes × accumulate)` samples.
+
+    >>> TrainOptions(optimizer="adamw", lr=1e-3, epochs=3).batch_size
+    128
+    """
+
+    epochs: int = _option(10, "passes over the training data", low=1)
+    batch_size: int = _option(128, "samples per optimizer step, over all processes", low=1)
+    accumulate: int = _option(1, "forward passes that share one optimizer step", low=1)
+    shuffle: bool = _option(True, "new order of the samples in every epoch")
+    workers: int = _option(0, "processes that load data", low=0)
+    drop_last: bool = _option(False, "leave out the last, smaller batch")
+    pin_memory: bool = _option(False, "page-locked batches, for CUDA")
+
+    loss: str = _choice("cross_entropy", "cross_entropy, mse or module:function", LOSSES)
+    label_smoothing: float = _option(0.0, "share of the target spread over all classes", low=0, high=1)
+    optimizer: str = _choice("sgd", "how gradients become steps", OPTIMIZERS)
+    lr: float = _option(0.05, "learning rate", above=0)
+    momentum: float = _option(0.9, "of sgd and rmsprop", low=0, high=1)
+    nesterov: bool = _option(False, "Nesterov momentum (sgd)")
+    weight_decay: float = _option(0.0, "L2 penalty (decoupled with adamw)", low=0)
+    scheduler: str = _choice("cosine", "how the learning rate falls", SCHEDULERS)
+    warmup_epochs: int = _option(0, "epochs of linear rise to the learning rate", low=0)
+    step_size: int = _option(30, "epochs between two drops (step)", low=1)
+    gamma: float = _option(0.1, "factor of each drop (step, plateau)", above=0, high=1)
+    plateau_patience: int = _option(5, "epochs without improvement before a drop (plateau)", low=0)
+    min_lr: float = _option(0.0, "the learning rate falls no lower (plateau, cosine)", low=0)
+    clip_norm: float | None = _option(None, "largest norm of the whole gradient", above=0)
+    clip_value: float | None = _option(None, "largest absolute value of each gradient element", above=0)
+
+    precision: str = _choice("float32", "arithmetic of the forward pass (autocast)", PRECISIONS)
+    recompute: tuple[str, ...] = _option((), "layer whose activations are recomputed, NAME or NAME:SEGMENTS")
+    ema_decay: float | None = _option(None, "exponential moving average of the weights, e.g. 0.999", above=0, high=1)
+
+    evaluate_on: str = _choice("test", "part of the data measured after each epoch", EVALUATION_PARTS)
+    monitor: str = _choice("auto", "what decides the best epoch; auto: top1 with cross_entropy, else loss", MONITORS)
+    patience: int | None = _option(None, "stop after so many epochs without improvement; keep the best", low=1)
+    min_delta: float = _option(0.0, "smallest change that counts as improvement", low=0)
+    checkpoint_every: int = _option(1, "epochs between two checkpoints", low=1)
+
+    distill_weight: float = _option(0.5, "share of the teacher's soft targets in the loss", low=0, high=1)
+    temperature: float = _option(4.0, "softens the outputs of teacher and student", above=0)
+    feature_layers: tuple[str, ...] = _option((), "layer whose features follow the teacher's, NAME or STUDENT=TEACHER")
+    feature_weight: float = _option(1.0, "weight of the feature term", low=0)
+
+    sync_batchnorm: bool = _option(False, "batch-norm statistics over all processes")
+    find_unused_parameters: bool = _option(False, "for models that skip parameters in some steps (several processes)")
+    seed: int = _option(0, "of Python, NumPy, torch and the data workers", low=0)
+    deterministic: bool = _option(False, "only deterministic algorithms")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _check_type(field, value)
+            _check_range(field.name, value, field.metadata)
+            choices = field.metadata.get("choices")
+            if choices and value not in choices and not (field.name == "loss" and ":" in value):
+                raise InputError(f"unknown {field.name} {value!r}; {nearest(str(value), choices)}")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise InputError("nesterov needs optimizer 'sgd' and a momentum above 0")
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+            raise InputError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> TrainOptions:
+        """Build options from a parsed TOML table; a name with a dash is taken as with an underscore.
+
+        Raises:
+            InputError: an unknown name (the nearest is given), or a value out of range.
+        """
+        names = {field.name: field for field in dataclasses.fields(cls)}
+        taken: dict[str, Any] = {}
+        for key, value in values.items():
+            name = key.replace("-", "_")
+            if name not in names:
+                raise InputError(f"unknown training option {key!r}; {nearest(name, names)}")
+            taken[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**taken)
+
+
+def _check_type(field: dataclasses.Field, value: Any) -> None:
+    kind = str(field.type)
+    if value is None and "None" in kind:
+        return
+    wanted = kind.removesuffix(" | None")
+    fits = {
+        "int": isinstance(value, int) and not isinstance(value, bool),
+        "float": isinstance(value, (int, float)) and not isinstance(value, bool),
+        "bool": isinstance(value, bool),
+        "str": isinstance(value, str),
+        "tuple[str, ...]": isinstance(value, tuple) and all(isinstance(item, str) for item in value),
+    }[wanted]
+    if not fits:
+        raise InputError(f"training option {field.name} must be {wanted}, got {value!r}")
+
+
+def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
+    low, above, high = limits.get("low"), limits.get("above"), limits.get("high")
+    if (
+        value != value
+        or (low is not None and value < low)
+        or (above is not None and value <= above)
+        or (high is not None and value > high)
+    ):
+        parts = [f"at least {low:g}"] if low is not None else []
+        parts += [f"above {above:g}"] if above is not None else []
+        parts += [f"at most {high:g}"] if high is not None else []
+        raise InputError(f"training option {name} must be {' and '.join(parts)}, got {value!r}")

@@ -1,0 +1,31 @@
+"""Writing a model's weights alone, as a `.pt` state dict or `.safetensors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compress.errors import OutputError
+from compress.files import written_beside
+
+
+def save_weights(module: nn.Module, path: str | Path) -> Path:
+    """Write the state dict of `module`; the ending decides the format.
+
+    Raises:
+        OutputError: another ending, or a file that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise OutputError(f"weights file {path.name!r} must end in .pt, .pth or .safetensors")
+    state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    with written_beside(path) as beside:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file({name: value.contiguous() for name, value in state.items()}, beside)
+        else:
+            torch.save(state, beside)
+    return path
