@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from compress.errors import CompressError, ExportError, InputError
 from compress.files import check_writable
 from compress.graph.folding import fold_constants
+from compress.graph.naming import name_after_modules
 from compress.graph.parity import Parity, check_parity
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx, save_onnx
 from compress.state import evaluating
 from compress.steps import Change, Step
-
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
 
 def export(
@@ -166,6 +165,7 @@ def _to_onnx(
     _rename(graph, *names)
     _name_batch(graph)
     fold_constants(graph)
+    name_after_modules(graph)
     return graph
 
 
@@ -338,21 +338,17 @@ def _name(module: nn.Module) -> str:
 
 
 @contextlib.contextmanager
-def _discarded_output() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
-@contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Swallow what the exporter prints, warns and logs; what matters arrives as an exception."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), _discarded_output():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(before)
