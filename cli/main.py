@@ -90,7 +90,9 @@ def _unexpected(error: BaseException, arguments: list[str]) -> int:
         return INTERNAL_ERROR
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:297] + "..."
-    return _say(f"{type(error).__name__}: {text}; this is a bug in compress: add --verbose for the traceback", INTERNAL_ERROR)
+    return _say(
+        f"{type(error).__name__}: {text}; this is a bug in compress: add --verbose for the traceback", INTERNAL_ERROR
+    )
 
 
 def _wants_traceback(arguments: list[str]) -> bool:

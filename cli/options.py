@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -52,7 +52,7 @@ class Size(click.ParamType):
     """A file size: 5MB, 300kB, 1.5MiB or plain bytes."""
 
     name = "SIZE"
-    units = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    units: ClassVar = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
@@ -93,13 +93,15 @@ MODEL = [
     click.option("--trust-pickle", is_flag=True, help="Load a whole pickled module (it may run any code)."),
 ]
 DATA = [
-    click.option("--data", metavar="SPEC", help="mnist5k, digits, imagefolder:DIR, torchvision:NAME, FILE.npz, module:factory."),
+    click.option(
+        "--data", metavar="SPEC", help="mnist5k, digits, imagefolder:DIR, torchvision:NAME, FILE.npz, module:factory."
+    ),
     click.option("--classes", type=click.Path(path_type=Path), metavar="FILE", help="Class order, one name a line."),
     click.option("--resize", type=click.IntRange(1), metavar="N", help="Short side of images."),
     click.option("--crop", type=click.IntRange(1), metavar="N", help="Centre crop."),
     click.option("--mean", type=Numbers(), help="Mean for each channel, of values in [0, 1]."),
     click.option("--std", type=Numbers(), help="Standard deviation for each channel."),
-    click.option("--calibration-samples", type=click.IntRange(1), default=512, show_default=True),
+    click.option("--calibration-samples", type=click.IntRange(1), default=512, show_default=True, metavar="N"),
     click.option("--test-samples", type=click.IntRange(1), help="Measure accuracy on the first N only."),
     click.option("--batch-size", type=click.IntRange(1), help="Samples in a batch."),
 ]
@@ -111,7 +113,9 @@ RUN = [
     click.option("--verbose", is_flag=True, help="Everything done and refused; tracebacks."),
 ]
 REPORT = [
-    click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as .md, .json or .html."),
+    click.option(
+        "--report", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as .md, .json or .html."
+    ),
 ]
 
 
@@ -188,7 +192,12 @@ def output_options(what: str = "folder", *, required: bool = True) -> Function:
 
         options = [
             click.option(
-                "-o", "--out", type=click.Path(path_type=Path), required=required, metavar="OUT", help=f"The {what} to write."
+                "-o",
+                "--out",
+                type=click.Path(path_type=Path),
+                required=required,
+                metavar="OUT",
+                help=f"The {what} to write.",
             ),
             click.option("--overwrite", is_flag=True, help="Replace what OUT holds."),
         ]
@@ -207,7 +216,9 @@ def configure_logging(*, quiet: bool, verbose: bool) -> None:
     import logging
     import warnings
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s"
+    )
     if not verbose:
         warnings.filterwarnings("ignore")
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from compress.reporting.report import Report
 
 
-def show(report: Report, settings: Settings, path: Path | None = None) -> None:
-    """Print `report` (and write it to `path`); raise GateError where a gate given by the user failed."""
+def show(report: Report, settings: Settings, path: Path | None = None, *, details: bool = False) -> None:
+    """Print `report` (and write it to `path`), with every column where `details`; raise GateError where a gate given by the user failed."""
     if path is not None:
         report.write(path)
     if settings.json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
-        click.echo(report.text(verbose=settings.verbose))
+        click.echo(report.text(verbose=settings.verbose, details=details))
     if report.failed:
         raise GateError("; ".join(gate.sentence for gate in report.failed))

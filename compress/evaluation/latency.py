@@ -86,7 +86,9 @@ def quantile(values: list[float], fraction: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def _open(target: Target, inputs: tuple[Tensor, ...], threads: int | None, stack: contextlib.ExitStack) -> Callable[[], Any]:
+def _open(
+    target: Target, inputs: tuple[Tensor, ...], threads: int | None, stack: contextlib.ExitStack
+) -> Callable[[], Any]:
     runner = open_runner(target, threads=threads)
     runner(*inputs)  # the first run reports a rejected shape in our words
     call = runner.prepare(*inputs)

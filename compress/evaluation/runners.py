@@ -118,7 +118,9 @@ def open_runner(target: Target, *, threads: int | None = None) -> GraphRunner | 
 
             return ModuleRunner(open_model(str(path)).model, threads=threads, path=path)
         raise InputError(f"{str(path)!r} cannot be run as it stands; give a .onnx or .pt2 file, or a module")
-    raise InputError(f"a {type(target).__name__} cannot be run; give a module, an onnx_ir.Model, or a .onnx or .pt2 file")
+    raise InputError(
+        f"a {type(target).__name__} cannot be run; give a module, an onnx_ir.Model, or a .onnx or .pt2 file"
+    )
 
 
 def flat_outputs(outputs: Any) -> tuple[Tensor, ...]:

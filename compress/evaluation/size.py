@@ -49,8 +49,9 @@ ZERO_POINT_OF = {  # operator → (position of a weight, position of its zero po
 # Operators whose work is counted → position of the weight (or of the second operand).
 CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1, "FusedConv": 1}
 PRODUCTS = {
-    **{"MatMul": 1, "Gemm": 1, "MatMulInteger": 1, "DynamicQuantizeMatMul": 1, "MatMulIntegerToFloat": 1},
-    **{"QLinearMatMul": 3, "QGemm": 3, "FusedMatMul": 1, "FusedGemm": 1},
+    **dict.fromkeys(("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulInteger"), 1),
+    **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat"), 1),
+    **dict.fromkeys(("QLinearMatMul", "QGemm"), 3),
 }
 RECURRENT = {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"}
 

@@ -38,7 +38,9 @@ class Gates:
         if self.max_drop is not None:
             drop, unit = _drop(row, base)
             # A tolerance below any real difference: 0.5 points must pass a limit of 0.5 whatever binary says.
-            yield Gate("max-drop", row.name, drop, self.max_drop, unit, drop is not None and drop <= self.max_drop + 1e-9)
+            yield Gate(
+                "max-drop", row.name, drop, self.max_drop, unit, drop is not None and drop <= self.max_drop + 1e-9
+            )
         if self.require_speedup is not None:
             fast = row.speedup is not None and row.speedup >= self.require_speedup
             yield Gate("require-speedup", row.name, row.speedup, self.require_speedup, "×", fast)

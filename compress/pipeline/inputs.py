@@ -130,7 +130,10 @@ def open_source(source: ModelSource) -> LoadedModel:
 
     if isinstance(source.spec, (str, Path)):
         return open_model(
-            str(source.spec), weights=source.weights, model_args=dict(source.model_args), trust_pickle=source.trust_pickle
+            str(source.spec),
+            weights=source.weights,
+            model_args=dict(source.model_args),
+            trust_pickle=source.trust_pickle,
         )
     import torch
 

@@ -15,7 +15,19 @@ from typing import Any
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 # What decides which int8 kernels a runtime picks; all others of /proc/cpuinfo are noise here.
-FEATURES = ("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve")
+FEATURES = (
+    "avx",
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,9 @@ class Environment:
     def sentence(self) -> str:
         """One line for the foot of a report."""
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else "default threads"
-        versions = ", ".join(f"{name} {self.packages[name]}" for name in ("torch", "onnxruntime") if name in self.packages)
+        versions = ", ".join(
+            f"{name} {self.packages[name]}" for name in ("torch", "onnxruntime") if name in self.packages
+        )
         return f"{self.cpu}, {self.cores} cores, {threads}; {versions}; {self.when[:10]}"
 
 

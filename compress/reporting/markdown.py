@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from compress.steps import Change, Step
+from compress.steps import Change, Measurement, Step
 
 if TYPE_CHECKING:
     from compress.reporting.report import Report
@@ -37,27 +37,33 @@ def render(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _interval(row: object) -> str:
-    extra = getattr(row, "extra", {})
-    if "top1_interval" not in extra:
+def _interval(row: Measurement) -> str:
+    if "top1_interval" not in row.extra:
         return ""
-    low, high = extra["top1_interval"]
-    name, samples = getattr(row, "name"), getattr(row, "samples")
-    return f"* {name}: top-1 between {100 * low:.2f} and {100 * high:.2f} % (95 %, {samples} samples)"
+    low, high = row.extra["top1_interval"]
+    return f"* {row.name}: top-1 between {100 * low:.2f} and {100 * high:.2f} % (95 %, {row.samples} samples)"
 
 
 def decisions(step: Step, *, style: str = "markdown") -> str:
     """What a step did and refused: counted, then listed with reasons."""
     heading = f"## {step.name}" if style == "markdown" else f"{step.name}:"
     bullet, code = ("* ", "`") if style == "markdown" else ("  ", "")
-    done = [f"{bullet}{count} × {action}" for action, count in Counter(c.action for c in step.done).most_common(LONGEST)]
+    done = [
+        f"{bullet}{count} × {action}" for action, count in Counter(c.action for c in step.done).most_common(LONGEST)
+    ]
     refused = [f"{bullet}{line}" for line in _refusals(step.skipped, code)]
     notes = [f"{bullet}{note}" for note in step.notes]
     blocks = ["\n".join([*notes, *done])]
     if refused:
-        blocks.append(("Not done:" if style == "markdown" else "not done:") + "\n" + ("\n" if style == "markdown" else ""))
+        blocks.append(
+            ("Not done:" if style == "markdown" else "not done:") + "\n" + ("\n" if style == "markdown" else "")
+        )
         blocks[-1] += "\n".join(refused)
-    return "\n\n".join([heading, *(block for block in blocks if block)]) if style == "markdown" else "\n".join([heading, *blocks])
+    return (
+        "\n\n".join([heading, *(block for block in blocks if block)])
+        if style == "markdown"
+        else "\n".join([heading, *blocks])
+    )
 
 
 def _refusals(changes: tuple[Change, ...], code: str) -> list[str]:

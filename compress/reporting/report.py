@@ -80,9 +80,9 @@ class Report:
         marked = [replace(row, name=f"✗ {row.name}") if row.name in failing else row for row in self.rows]
         return table.render(marked, marked[self.rows.index(self.base)], style=style, details=details)
 
-    def text(self, *, verbose: bool = False) -> str:
+    def text(self, *, verbose: bool = False, details: bool = False) -> str:
         """What a command prints: the table, then sentences."""
-        parts = [self.table(details=verbose)] if self.rows else []
+        parts = [self.table(details=verbose or details)] if self.rows else []
         notes = [*self.notes, *(gate.sentence for gate in self.gates)]
         if verbose:
             parts += [markdown.decisions(step, style="plain") for step in self.steps if step.changes]
@@ -124,7 +124,13 @@ class Report:
         """Return the report with paths under `now` written as they will be under `final`."""
 
         def moved(path: str | None) -> str | None:
-            return None if path is None else str(final / Path(path).relative_to(now)) if Path(path).is_relative_to(now) else path
+            return (
+                None
+                if path is None
+                else str(final / Path(path).relative_to(now))
+                if Path(path).is_relative_to(now)
+                else path
+            )
 
         rows = tuple(replace(row, path=moved(row.path)) for row in self.rows)
         return replace(self, rows=rows, files={name: moved(path) or path for name, path in self.files.items()})

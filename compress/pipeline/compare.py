@@ -1,0 +1,144 @@
+"""The jobs that only measure: evaluate, benchmark, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compress.errors import InputError
+from compress.evaluation.runners import Target
+from compress.pipeline.closing import Gates, closing_report, measure
+from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, reopen
+from compress.reporting.environment import describe
+from compress.reporting.report import Report
+
+
+def compare(
+    models: Sequence[ModelSource | Any],
+    data: DataSource | Any = None,
+    *,
+    gates: Gates | None = None,
+    metric: Any = None,
+    rounds: int = 50,
+    batch: int = 1,
+    memory: bool = False,
+    settings: Settings | None = None,
+) -> Report:
+    """Set models side by side, the first as the baseline; without data everything but accuracy.
+
+    Raises:
+        CompressError: one line for a model or data that cannot be used.
+    """
+    settings = settings or Settings()
+    opened, targets = _open_all(models, data, settings)
+    return closing_report(
+        targets,
+        opened,
+        settings,
+        title=f"Comparison with {next(iter(targets))}",
+        gates=gates,
+        metric=metric,
+        rounds=rounds,
+        batch=batch,
+        memory=memory,
+    )
+
+
+def evaluate(
+    model: ModelSource | Any,
+    data: DataSource | Any,
+    *,
+    baseline: ModelSource | Any = None,
+    metric: Any = None,
+    settings: Settings | None = None,
+) -> Report:
+    """Measure accuracy, size and operations of one model, beside a baseline where one is given; time nothing.
+
+    Raises:
+        InputError: no data, or data without a test part.
+    """
+    settings = settings or Settings()
+    models = [model] if baseline is None else [baseline, model]
+    opened, targets = _open_all(models, data, settings)
+    rows = measure(
+        targets,
+        inputs=opened.inputs,
+        test=opened.loader("test"),
+        metric=metric,
+        threads=settings.threads,
+        latency=False,
+    )
+    return Report(
+        rows=rows,
+        title=f"Accuracy on {opened.data.name if opened.data else 'no data'}",
+        environment=describe(threads=settings.threads, seed=settings.seed),
+    )
+
+
+def benchmark(
+    models: Sequence[ModelSource | Any],
+    data: DataSource | Any = None,
+    *,
+    rounds: int = 50,
+    batch: int = 1,
+    memory: bool = True,
+    settings: Settings | None = None,
+) -> Report:
+    """Time models, interleaved, on inputs of `batch` samples; accuracy is not measured."""
+    settings = settings or Settings()
+    opened, targets = _open_all(models, data, settings)
+    rows = measure(
+        targets,
+        inputs=opened.inputs,
+        threads=settings.threads,
+        rounds=rounds,
+        batch=batch,
+        memory=memory,
+        max_seconds=None,
+    )
+    return Report(
+        rows=rows,
+        title=f"Latency, batch {batch}",
+        environment=describe(threads=settings.threads, seed=settings.seed),
+    )
+
+
+def _open_all(
+    models: Sequence[ModelSource | Any], data: DataSource | Any, settings: Settings
+) -> tuple[Opened, dict[str, Target]]:
+    if not models:
+        raise InputError("no model given; name at least one")
+    sources = [_own_options(ModelSource.of(model)) for model in models]
+    first = open_inputs(sources[0], data, settings)
+    opened = [first, *(reopen(first, source, settings) for source in sources[1:])]
+    names = unique_names([(item.name, source.spec) for item, source in zip(opened, sources)])
+    return first, {name: target_of(item) for name, item in zip(names, opened)}
+
+
+def _own_options(source: ModelSource) -> ModelSource:
+    """`--weights` and `--model-arg` belong to the models that are built from code, not to files."""
+    whole = isinstance(source.spec, (str, Path)) and Path(str(source.spec)).suffix in (".onnx", ".pt2")
+    return replace(source, weights=None, model_args={}) if whole else source
+
+
+def target_of(opened: Opened) -> Target:
+    """What to measure: the file itself where the model is a file that runs, else the module or graph."""
+    path = opened.loaded.path
+    return path if path is not None and path.suffix in (".onnx", ".pt2") else opened.model
+
+
+def unique_names(named: Sequence[tuple[str, Any]]) -> list[str]:
+    """Give each model a name of its own: file names, else the paths, else numbered.
+
+    >>> unique_names([("model.onnx", "a/model.onnx"), ("model.onnx", "b/model.onnx")])
+    ['a/model.onnx', 'b/model.onnx']
+    """
+    short = [name for name, _ in named]
+    names = [str(spec) if short.count(name) > 1 and isinstance(spec, (str, Path)) else name for name, spec in named]
+    found: list[str] = []
+    for name in names:
+        number = 1 + sum(1 for other in found if other == name or other.startswith(f"{name} #"))
+        found.append(name if number == 1 else f"{name} #{number}")
+    return found

@@ -1,0 +1,61 @@
+"""The job behind `compress export`: any model to one ONNX file, checked and weighed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compress.errors import InputError, OutputError
+from compress.graph.exporting import export as export_graph
+from compress.pipeline.closing import measure
+from compress.pipeline.inputs import DataSource, ModelSource, Settings, open_inputs
+from compress.pipeline.outputs import Output
+from compress.reporting.environment import describe
+from compress.reporting.report import Report
+
+
+def export(
+    model: ModelSource | Any,
+    data: DataSource | Any = None,
+    *,
+    output: Output,
+    dynamic_batch: bool = True,
+    check: bool = True,
+    settings: Settings | None = None,
+) -> Report:
+    """Export a model to `output` (a .onnx file); parity with PyTorch is checked on real inputs where there is data.
+
+    Raises:
+        InputError: the output is not named .onnx, or the model is an ONNX file already.
+        OutputError: the output exists, or cannot be written.
+        ExportError, ParityError: see `compress.export`.
+    """
+    settings = settings or Settings()
+    if output.path.is_dir():
+        raise OutputError(
+            f"output {str(output.path)!r} is a folder; name a file such as -o {output.path / 'model.onnx'}"
+        )
+    if output.path.suffix != ".onnx":
+        raise InputError(
+            f"output {str(output.path)!r} does not end in .onnx; name it -o {output.path.with_suffix('.onnx')}"
+        )
+    output.check()
+    opened = open_inputs(model, data, settings)
+    if opened.loaded.kind == "onnx":
+        raise InputError(f"{opened.name!r} is an ONNX file already; `compress quantize` takes it as it stands")
+    step = export_graph(
+        opened.model,
+        opened.inputs,
+        path=output.path,
+        dynamic_batch=dynamic_batch,
+        check=check,
+        overwrite=output.overwrite,
+    )
+    rows = measure({output.path.name: output.path}, inputs=opened.inputs, latency=False)
+    return Report(
+        rows=rows,
+        steps=(step,),
+        notes=step.notes,
+        title=f"Export of {opened.name}",
+        files={"model": str(output.path)},
+        environment=describe(threads=settings.threads, seed=settings.seed),
+    )

@@ -1,0 +1,109 @@
+"""The job behind `compress quantize`: a float model to a measured int8 file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.errors import InputError, nearest
+from compress.graph.exporting import to_graph
+from compress.onnx_files import save_onnx
+from compress.pipeline.closing import Gates, closing_report
+from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
+from compress.pipeline.outputs import Output, output_folder
+from compress.reporting.report import Report
+from compress.steps import Step
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How to quantize. The command's and the recipe's names are these; `None` leaves the method's own default."""
+
+    method: str = "static"
+    runtime: str = "onnx"
+    target: str = "auto"
+    ranges: str = "minmax"
+    per_channel: bool = True
+    weight_type: str = "int8"
+    op_types: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"unknown method {self.method!r}; {nearest(self.method, METHODS)}")
+        if self.runtime not in RUNTIMES:
+            raise InputError(f"unknown runtime {self.runtime!r}; {nearest(self.runtime, RUNTIMES)}")
+
+
+def quantize(
+    model: ModelSource | Any,
+    data: DataSource | Any = None,
+    *,
+    output: Output,
+    options: QuantizeOptions | None = None,
+    gates: Gates | None = None,
+    metric: Any = None,
+    settings: Settings | None = None,
+) -> Report:
+    """Quantize a model and leave `model.onnx` and its reports in a folder, measured beside the float model.
+
+    The files are saved whether or not a gate is met; the report's `failed` says which were not.
+
+    Raises:
+        CompressError: one line for whatever cannot be used.
+    """
+    settings, options = settings or Settings(), options or QuantizeOptions()
+    output.check_folder()
+    opened = open_inputs(model, data, settings)
+    with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as scratch:
+        graph = to_graph(opened.model, opened.inputs)
+        step = METHODS[options.method](graph, opened, options)
+        shipped = folder.save_graph(step.model)
+        targets = {f"{opened.name} float32": _float_file(opened, graph, Path(scratch)), "int8": shipped}
+        report = closing_report(
+            targets,
+            opened,
+            settings,
+            title=f"{opened.name}, {options.method} int8",
+            steps=[step],
+            gates=gates,
+            metric=metric,
+            files={"model": str(folder.onnx)},
+        )
+        return folder.save_report(report)
+
+
+def _float_file(opened: Opened, graph: Any, scratch: Path) -> Path:
+    """The float model as the runtime would be given it: the user's own file, else the exported one."""
+    path = opened.loaded.path
+    return path if opened.loaded.kind == "onnx" and path is not None else save_onnx(graph, scratch / "float.onnx")
+
+
+def _static(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
+    from compress.quantization.static import quantize_static
+
+    return quantize_static(
+        graph,
+        opened.calibration(),
+        target=options.target,
+        ranges=options.ranges,
+        per_channel=options.per_channel,
+        op_types=options.op_types or None,
+        exclude=options.exclude,
+        example_inputs=opened.inputs,
+    )
+
+
+def _dynamic(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
+    from compress.quantization.dynamic import quantize_dynamic
+
+    return quantize_dynamic(
+        graph, weight_type=options.weight_type, op_types=options.op_types or None, exclude=options.exclude
+    )
+
+
+METHODS: Mapping[str, Callable[[Any, Opened, QuantizeOptions], Step]] = {"static": _static, "dynamic": _dynamic}
+RUNTIMES = ("onnx", "torch")
