@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -47,11 +46,13 @@ class Verbs(click.Group):
             ctx.fail(f"no command {name!r}; {nearest(name, COMMANDS)}")
         return super().resolve_command(ctx, args)
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *given: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        click_main: Any = super().main
         if not standalone_mode:
-            return super().main(args, *rest, standalone_mode=False, **extra)
-        arguments = list(sys.argv[1:] if args is None else args)
-        sys.exit(_guarded(lambda: super(Verbs, self).main(arguments, *rest, standalone_mode=False, **extra), arguments))
+            return click_main(*given, standalone_mode=False, **extra)
+        named = given[0] if given else extra.get("args")
+        arguments = list(sys.argv[1:] if named is None else named)
+        sys.exit(_guarded(lambda: click_main(*given, standalone_mode=False, **extra), arguments))
 
 
 def _guarded(run: Any, arguments: list[str]) -> int:

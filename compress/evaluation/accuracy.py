@@ -230,7 +230,9 @@ class Metric:
     """A metric of the user's own, in either of two forms (see `open_metric`)."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.whole = function() if isinstance(function, type) else function if hasattr(function, "update") else None
+        self.whole: Any = (
+            function() if isinstance(function, type) else function if hasattr(function, "update") else None
+        )
         if self.whole is not None and not (hasattr(self.whole, "update") and hasattr(self.whole, "compute")):
             raise InputError(f"metric {function!r} is a class without update(outputs, target) and compute()")
         self.function = function

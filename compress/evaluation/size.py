@@ -163,7 +163,7 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
 
 def _elements(value: ir.Value) -> int:
     tensor = _tensor(value)
-    return 0 if tensor is None else int(np.prod([int(size) for size in tensor.shape], dtype=np.int64))
+    return 0 if tensor is None else int(tensor.size)
 
 
 def _array(value: ir.Value) -> np.ndarray | None:
@@ -215,14 +215,14 @@ def _node_macs(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> int:
         return meets * (elements(weight) // shape(weight)[0])
     if node.op_type in PRODUCTS:
         first, output = shape(node.inputs[0]), elements(node.outputs[0])
-        transposed = node.op_type in ("Gemm", "QGemm", "FusedGemm") and node.attributes.get_int("transA", 0)
+        transposed = node.op_type in ("Gemm", "QGemm", "FusedGemm") and bool(node.attributes.get_int("transA", 0))
         return output * (first[0] if transposed else first[-1])
     steps, samples = shape(node.inputs[0])[:2]  # recurrent layers: (sequence, batch, features) whatever the layout
     return steps * samples * (elements(node.inputs[1]) + elements(node.inputs[2]))
 
 
 def _shapes(graph: ir.Model, nodes: list[ir.Node], inputs: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
-    wanted = {}
+    wanted: dict[str, ir.Value] = {}
     for node in nodes:
         positions = [0, 1, 2] if node.op_type in RECURRENT else [0, {**CONVOLUTIONS, **PRODUCTS}[node.op_type]]
         values = [node.inputs[i] for i in positions]
@@ -231,7 +231,7 @@ def _shapes(graph: ir.Model, nodes: list[ir.Node], inputs: tuple[Tensor, ...]) -
     found: dict[str, tuple[int, ...]] = {}
     for name, value in wanted.items():
         if (tensor := _tensor(value)) is not None:
-            found[name] = tuple(int(size) for size in tensor.shape)
+            found[name] = tuple(tensor.shape.numpy())
     missing = [name for name in wanted if name not in found]
     if missing:
         session = Session(graph, outputs=missing, optimize=False)

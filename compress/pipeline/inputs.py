@@ -126,29 +126,10 @@ def reopen(opened: Opened, source: ModelSource, settings: Settings) -> Opened:
 
 def open_source(source: ModelSource) -> LoadedModel:
     """Load the model; a module or graph in hand is taken as it stands."""
-    from compress.loading.models import LoadedModel, open_model
+    from compress.loading.models import open_model
 
-    if isinstance(source.spec, (str, Path)):
-        return open_model(
-            str(source.spec),
-            weights=source.weights,
-            model_args=dict(source.model_args),
-            trust_pickle=source.trust_pickle,
-        )
-    import torch
-
-    if isinstance(source.spec, torch.nn.Module):
-        kind, name = "module", type(source.spec).__name__
-    else:
-        kind, name = "onnx", getattr(getattr(source.spec, "graph", None), "name", None) or "graph"
-    return LoadedModel(
-        name=name,
-        model=source.spec,
-        kind=kind,
-        path=None,
-        input_shape=source.input_shape,
-        input_dtype=torch.float32,
-        preprocessing=None,
+    return open_model(
+        source.spec, weights=source.weights, model_args=dict(source.model_args), trust_pickle=source.trust_pickle
     )
 
 
