@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 import onnxruntime as ort
 from torch import Tensor
 
@@ -140,7 +141,7 @@ def with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:
             raise InputError(f"the graph has no tensor {name!r}; {nearest(name, [key for key in values if key])}")
     del clone.graph.outputs[:]
     clone.graph.outputs.extend(values[name] for name in dict.fromkeys(names))
-    ir.passes.common.RemoveUnusedNodesPass()(clone)
+    passes.RemoveUnusedNodesPass()(clone)
     return clone
 
 
