@@ -40,8 +40,9 @@ def train_epoch(run: Run) -> dict[str, float]:
     tally = Tally()
     left = run.batches.sampler.counted if run.batches.sampler else None
     description = f"epoch {run.epoch + 1}/{run.options.epochs}"
-    bar = track(run.batches.train, description) if run.world.leads else None
-    for group in _grouped(run.batches.train if bar is None else bar, run.options.accumulate):
+    loader = run.batches.open(run.epoch)
+    bar = track(loader, description) if run.world.leads else None
+    for group in _grouped(loader if bar is None else bar, run.options.accumulate):
         batches = [_to_device(split_batch(item), run.world.device) for item in group]
         counts: list[int] = []
         for index, batch in enumerate(batches):
@@ -85,7 +86,7 @@ def _step(run: Run, batches: list[Batch], counts: list[int], tally: Tally) -> No
 def _backward(run: Run, batch: Batch, count: int, share: float | Tensor, tally: Tally) -> None:
     inputs, target = batch
     with autocast(run.options, run.world.device):
-        output = run.wrapped(*inputs)
+        output = _forward(run, inputs)
         if run.step == 0:
             check_classes(output, target)
         loss = _guarded(run.objective, inputs, output, target)
@@ -97,6 +98,18 @@ def _backward(run: Run, batch: Batch, count: int, share: float | Tensor, tally: 
     run.scaler.scale(loss * share if isinstance(share, Tensor) or share != 1.0 else loss).backward()
     if count:
         tally.add(value, count, output, target)
+
+
+def _forward(run: Run, inputs: tuple[Tensor, ...]) -> Any:
+    try:
+        return run.wrapped(*inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            f"a batch of {len(inputs[0])} sample is too small for batch-norm (step {run.step + 1}); "
+            "use another batch_size, or drop_last"
+        ) from error
 
 
 def _total(world: World, count: int) -> float | Tensor:

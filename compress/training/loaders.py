@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+import functools
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
 from compress.errors import DataError, InputError, TrainingError
@@ -28,20 +30,11 @@ class TrainData(Protocol):
 class Batches:
     """Loaders of this process; `sampler` is set where the order is ours."""
 
-    train: Any
+    open: Callable[[int], Any]  # the training batches of an epoch
     evaluation: Any | None
     sampler: EpochSampler | None
     steps: int | None  # optimizer steps per epoch; None where the loader does not tell its length
-
-    def begin(self, epoch: int) -> None:
-        """Give every epoch its own order."""
-        sampler = self.sampler or getattr(self.train, "sampler", None)
-        if isinstance(sampler, DistributedSampler):
-            sampler.set_epoch(epoch)
-
-    @property
-    def generator(self) -> Any | None:
-        return getattr(self.train, "generator", None)
+    generator: Any | None = None  # the random state of a loader that is not ours
 
 
 def open_batches(data: Any, options: TrainOptions, world: World) -> Batches:
@@ -54,6 +47,8 @@ def open_batches(data: Any, options: TrainOptions, world: World) -> Batches:
     """
     if isinstance(data, TrainData):
         return _from_data(data, options, world)
+    if options.crop_padding or options.flip:
+        raise InputError("crop_padding and flip are for data with parts; augment in the loader's own data set instead")
     train, evaluation = data if isinstance(data, (tuple, list)) and len(data) == 2 else (data, None)
     if not isinstance(train, Iterable):
         raise DataError(
@@ -69,8 +64,16 @@ def open_batches(data: Any, options: TrainOptions, world: World) -> Batches:
         dropping = isinstance(train, DataLoader) and train.drop_last
         reason = "its batch is larger than the data and drop_last is set" if dropping else "it is empty"
         raise TrainingError(f"the training loader gives no batch: {reason}")
+    steps = -(-count // options.accumulate) if count else None
     own = sampler if isinstance(sampler, EpochSampler) else None
-    return Batches(train, evaluation, own, -(-count // options.accumulate) if count else None)
+    return Batches(functools.partial(_next_epoch, train), evaluation, own, steps, getattr(train, "generator", None))
+
+
+def _next_epoch(loader: Any, epoch: int) -> Any:
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        sampler.set_epoch(epoch)
+    return loader
 
 
 def _from_data(data: TrainData, options: TrainOptions, world: World) -> Batches:
@@ -92,11 +95,20 @@ def _from_data(data: TrainData, options: TrainOptions, world: World) -> Batches:
     )
     size = options.batch_size // share
     common: dict[str, Any] = {"workers": options.workers, "pin_memory": options.pin_memory}
-    seed = options.seed + 1000 * world.rank  # of random transforms: they must differ between processes
-    train = data.loader("train", batch_size=size, sampler=sampler, seed=seed, **common)
+
+    augment: dict[str, Any] = {}
+    if options.crop_padding or options.flip:
+        augment["augment"] = {"crop_padding": options.crop_padding, "flip": options.flip}
+
+    def open_epoch(epoch: int) -> Any:
+        """A loader of its own for every epoch: what is random in it follows from seed, epoch, rank, nothing before."""
+        sampler.set_epoch(epoch)
+        seed = int(np.random.SeedSequence([options.seed, epoch, world.rank]).generate_state(1)[0])
+        return data.loader("train", batch_size=size, sampler=sampler, seed=seed, **common, **augment)
+
     part = getattr(data, options.evaluate_on, None)
     evaluation = None
     if part is not None and len(part):
         shared = ShareSampler(part, world=world.size, rank=world.rank)
         evaluation = data.loader(options.evaluate_on, batch_size=size, sampler=shared, **common)
-    return Batches(train, evaluation, sampler, -(-sampler.size // options.batch_size))
+    return Batches(open_epoch, evaluation, sampler, -(-sampler.size // options.batch_size))

@@ -212,7 +212,7 @@ def _resume(run: Run) -> tuple[str, ...]:
 
 def _example(run: Run) -> tuple[Tensor, ...]:
     with torch.random.fork_rng():
-        inputs, _ = split_batch(next(iter(run.batches.train)))
+        inputs, _ = split_batch(next(iter(run.batches.open(0))))
     return tuple(item[:1].to(run.world.device) for item in inputs)
 
 
@@ -222,7 +222,6 @@ def _epochs(
     """Run the epochs that are left; return whether early stopping ended them."""
     while run.epoch < run.options.epochs and not run.stopping.exhausted:
         started = time.perf_counter()
-        run.batches.begin(run.epoch)
         _call(before_epoch, run)
         record: Record = {"epoch": run.epoch + 1, **train_epoch(run), "lr": run.schedule.lr}
         trained = time.perf_counter() - started

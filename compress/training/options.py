@@ -46,6 +46,8 @@ class TrainOptions:
     workers: int = _option(0, "processes that load data", low=0)
     drop_last: bool = _option(False, "leave out the last, smaller batch")
     pin_memory: bool = _option(False, "page-locked batches, for CUDA")
+    crop_padding: int = _option(0, "pad images by so many pixels, then crop back at random", low=0)
+    flip: bool = _option(False, "mirror half of the images left to right")
 
     loss: str = _choice("cross_entropy", "cross_entropy, mse or module:function", LOSSES)
     label_smoothing: float = _option(0.0, "share of the target spread over all classes", low=0, high=1)

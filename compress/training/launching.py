@@ -1,0 +1,139 @@
+"""Several training processes on this machine, through PyTorch's elastic launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from compress.errors import CompressError, InputError, TrainingError
+
+LAUNCHED = "COMPRESS_LAUNCHED"  # set in the processes that `launch` starts
+
+
+def available_processes() -> int:
+    """How many processes this machine can bind to a device each: its GPUs, else its cores."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+
+
+def check_nproc(count: int) -> None:
+    """
+    Raises:
+        InputError: more processes than the machine has devices for.
+    """
+    most = available_processes()
+    if not 1 <= count <= most:
+        kind = "GPUs" if torch.cuda.is_available() else "CPU cores"
+        raise InputError(f"nproc {count} is not between 1 and {most}: this machine has {most} {kind}")
+
+
+def launch(count: int, command: Sequence[str]) -> None:
+    """Run `python *command` in `count` processes that form one process group; return when all are done.
+
+    When one fails the others are ended, and its own error is raised here.
+
+    Raises:
+        InputError: more processes than the machine has devices for.
+        CompressError: what the first failing process raised, with its exit code.
+        KeyboardInterrupt: Ctrl-C; the processes have been told, and ended.
+    """
+    check_nproc(count)
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    with _quiet_launcher(), _environment(count):
+        try:
+            elastic_launch(config, sys.executable)(*command)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            raise _own_error(rank, failure.exitcode, failure.message) from None
+        except SignalException as error:
+            raise KeyboardInterrupt from error
+
+
+@contextlib.contextmanager
+def reporting_failure() -> Iterator[None]:
+    """In a process that a launcher started, leave the error where the launcher reads it.
+
+    Started by `launch`, the process then exits in silence: the launcher shows the error of the first that
+    failed, once. Under `torchrun` the error goes on its way, to be printed here.
+    """
+    try:
+        yield
+    except Exception as error:
+        _write_error_file(error)
+        if os.environ.get(LAUNCHED):
+            sys.stderr.flush()
+            raise SystemExit(getattr(error, "exit_code", 1)) from error
+        raise
+
+
+def _write_error_file(error: BaseException) -> None:
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    known = isinstance(error, CompressError)
+    details = {
+        "py_callstack": traceback.format_exc(),
+        "timestamp": str(int(time.time())),
+        "known": known,
+        "time": time.time(),
+    }
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
+
+
+def _own_error(rank: int, exit_code: int, message: object) -> CompressError:
+    if isinstance(message, dict):
+        info = message.get("extraInfo", {})
+        if not info.get("known"):
+            sys.stderr.write(f"process {rank}:\n{info.get('py_callstack', '')}\n")
+        text = str(message.get("message", "")).splitlines() or ["no message"]
+        error = TrainingError(f"process {rank} failed: {text[0]}")
+    else:
+        error = TrainingError(f"process {rank} failed with exit code {exit_code}: {message}")
+    error.exit_code = exit_code if exit_code > 0 else 1  # type: ignore[misc]
+    return error
+
+
+@contextlib.contextmanager
+def _environment(count: int) -> Iterator[None]:
+    """What the processes inherit: their mark, and no more threads than their share of the cores."""
+    before = dict(os.environ)
+    os.environ[LAUNCHED] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _quiet_launcher() -> Iterator[None]:
+    """The launcher logs each failure as several lines of its own; ours is one."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
