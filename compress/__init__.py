@@ -7,14 +7,20 @@ __version__ = "0.1.0"
 
 # Public name → the module that defines it. Imported on first use, so that `import compress` stays light.
 _HOMES = {
+    "Augmentation": "compress.loading.augmentation",
     "Change": "compress.steps",
     "CompressError": "compress.errors",
+    "Data": "compress.loading.data",
     "FitResult": "compress.training.loop",
     "Measurement": "compress.steps",
+    "Preprocessing": "compress.loading.preprocessing",
     "Step": "compress.steps",
     "TrainOptions": "compress.training.options",
     "export": "compress.graph.exporting",
     "fit": "compress.training.loop",
+    "fuse": "compress.fusion.batchnorm",
+    "load": "compress.loading.models",
+    "open_data": "compress.loading.data",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -1,0 +1,150 @@
+"""Data in `.npz` files: images, float features, token ids."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from compress.errors import DataError, nearest
+from compress.loading.datasets import ArrayDataset, ImageArrayDataset
+from compress.loading.parts import Parts
+from compress.loading.preprocessing import Preprocessing
+
+# Part → the suffixes under which files keep it, the preferred one first.
+SUFFIXES = {
+    "train": ("_train",),
+    "calibration": ("_calibration", "_calib", "_cal"),
+    "test": ("_test", "_val", "_valid", "_dev"),
+    "whole": ("",),
+}
+_CHUNK = 1 << 22  # elements checked at a time
+
+
+def open_arrays(
+    path: str | Path, preprocessing: Preprocessing | Callable[[Any], Tensor], classes: tuple[str, ...] | None
+) -> Parts:
+    """Read `x, y` or `x_train, y_train, x_calibration, x_test, …` from an `.npz` file.
+
+    uint8 arrays of three or four dimensions are images, NHW or NHWC (NCHW where only that is possible); float arrays
+    are taken as they stand; other integers are token ids and become int64. `y` may be left out.
+
+    Raises:
+        DataError: no such file, not an `.npz`, no `x` in it, NaN or infinite values, targets that do not fit.
+    """
+    path = Path(path)
+    arrays = _read(path)
+    parts: dict[str, Any] = {}
+    highest = -1
+    for part, suffixes in SUFFIXES.items():
+        suffix = next((suffix for suffix in suffixes if f"x{suffix}" in arrays), None)
+        if suffix is None:
+            continue
+        x, y = arrays[f"x{suffix}"], arrays.get(f"y{suffix}")
+        where = f"{path.name}:x{suffix}"
+        if y is not None and len(x) != len(y):
+            raise DataError(f"{where} has {len(x)} samples and y{suffix} has {len(y)}; they must match")
+        target = None if y is None else _target(y, f"{path.name}:y{suffix}", classes)
+        if target is not None and target.ndim == 1 and not target.is_floating_point() and len(target):
+            highest = max(highest, int(target.max()))
+        parts[part] = as_dataset(x, target, where, preprocessing)
+    if not parts:
+        raise DataError(
+            f"{str(path)!r} holds no x, x_train, x_calibration or x_test; {nearest('x_train', arrays) if arrays else 'it is empty'}"
+        )
+    if set(parts) - {"whole"}:
+        parts.pop("whole", None)
+    count = len(classes) if classes is not None else highest + 1 if highest >= 0 else None
+    return Parts(path.stem, **parts, classes=classes, num_classes=count)
+
+
+def as_dataset(
+    x: np.ndarray, y: Tensor | None, where: str, preprocessing: Preprocessing | Callable[[Any], Tensor]
+) -> Dataset:
+    """Return one part as a data set; what x means follows from its type and shape (see `open_arrays`)."""
+    if x.ndim == 0:
+        raise DataError(f"{where} is a single value; the first dimension must be the samples")
+    if x.dtype == np.uint8 and x.ndim in (3, 4):
+        if not isinstance(preprocessing, Preprocessing):
+            return ImageArrayDataset(torch.from_numpy(x), y, preprocessing)
+        return ArrayDataset(torch.from_numpy(_channels_first(x, where)), y, preprocessing)
+    if np.issubdtype(x.dtype, np.floating):
+        check_finite(x, where)
+        return ArrayDataset(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), y)
+    if np.issubdtype(x.dtype, np.integer):
+        return ArrayDataset(torch.from_numpy(x.astype(np.int64)), y)
+    raise DataError(f"{where} has type {x.dtype}; use uint8 for images, float32 for features, integers for token ids")
+
+
+def check_finite(values: np.ndarray, where: str) -> None:
+    """Raise DataError where `values` hold NaN or infinity, naming the first such sample."""
+    per_sample = max(1, int(np.prod(values.shape[1:], dtype=np.int64)))
+    step = max(1, _CHUNK // per_sample)
+    for start in range(0, len(values), step):
+        finite = np.isfinite(values[start : start + step]).reshape(min(step, len(values) - start), -1).all(axis=1)
+        if not finite.all():
+            raise DataError(
+                f"{where} holds NaN or infinite values, first in sample {start + int(np.argmin(finite))}; clean it"
+            )
+
+
+def check_labels(labels: np.ndarray, where: str, classes: int | None) -> None:
+    """Raise DataError where a label is negative, or not below the number of classes."""
+    if not len(labels):
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        raise DataError(f"{where}: label {low} is out of range; labels count from 0")
+    if classes is not None and high >= classes:
+        raise DataError(f"{where}: label {high} is out of range for {classes} classes (0 to {classes - 1})")
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise DataError(f"data file {str(path)!r} does not exist; check the path")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not hasattr(archive, "files"):
+                raise DataError(f"{str(path)!r} holds one bare array; save x and y with numpy.savez")
+            wanted = [name for name in archive.files if name[:1] in "xy"]
+            return {name: archive[name] for name in wanted} or {name: np.empty(0) for name in archive.files}
+    except DataError:
+        raise
+    except ValueError as error:
+        if "pickle" in str(error).lower() and zipfile.is_zipfile(path):
+            raise DataError(
+                f"{str(path)!r} holds Python objects, not plain arrays; save numbers with numpy.savez"
+            ) from error
+        raise DataError(f"{str(path)!r} is not an .npz file, or is truncated; fetch or save it again") from error
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{str(path)!r} is not an .npz file, or is truncated; fetch or save it again") from error
+
+
+def _target(y: np.ndarray, where: str, classes: tuple[str, ...] | None) -> Tensor:
+    if np.issubdtype(y.dtype, np.floating):
+        check_finite(y, where)
+        return torch.from_numpy(np.ascontiguousarray(y, dtype=np.float32))
+    if not (np.issubdtype(y.dtype, np.integer) or y.dtype == np.bool_):
+        raise DataError(f"{where} has type {y.dtype}; use integers for classes, floats for values")
+    y = y.astype(np.int64)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim == 1:
+        check_labels(y, where, None if classes is None else len(classes))
+    return torch.from_numpy(y)
+
+
+def _channels_first(x: np.ndarray, where: str) -> np.ndarray:
+    if x.ndim == 3:
+        return x[:, None]
+    if x.shape[3] in (1, 3, 4):
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    if x.shape[1] in (1, 3, 4):
+        return x
+    raise DataError(f"{where} has shape {x.shape}; images are (N, H, W) or (N, H, W, channels) with 1, 3 or 4 channels")

@@ -1,0 +1,277 @@
+"""Models: what the user names becomes a module, an exported program or a graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from compress.batches import split_batch
+from compress.errors import InputError, ModelError, WeightsError
+from compress.loading.callables import first_line, import_callable
+from compress.loading.checkpoints import SUFFIXES, load_state_dict, read_pickle, read_state_dict
+from compress.loading.data import Data
+from compress.loading.preprocessing import Preprocessing
+from compress.onnx_files import read_onnx
+from compress.state import seeded
+
+DEFAULT_WEIGHTS = "DEFAULT"
+BATCH = 2  # a batch of one would be specialized by torch.export
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input of a model; a dimension that may vary is None."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what its source says about its inputs.
+
+    `kind` is "module", "exported" (a module out of an exported program, kept as `program`) or "onnx" (a graph).
+    `input_shape` includes the batch; it is None where the source does not tell. Modules are in eval mode.
+    """
+
+    name: str
+    model: Any
+    kind: str
+    path: Path | None = None
+    input_shape: tuple[int, ...] | None = None
+    input_dtype: torch.dtype = torch.float32
+    preprocessing: Preprocessing | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    program: Any = None
+
+
+def load(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    trust_pickle: bool = False,
+) -> nn.Module | ir.Model:
+    """Load the model that `spec` names: a module in eval mode, or a graph for an `.onnx` file.
+
+    See `open_model`, which also tells the input's shape and preprocessing.
+    """
+    return open_model(spec, weights=weights, model_args=model_args, trust_pickle=trust_pickle).model
+
+
+def open_model(
+    spec: str | Path | nn.Module | ir.Model,
+    *,
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    trust_pickle: bool = False,
+) -> LoadedModel:
+    """Open the model that `spec` names, with its weights.
+
+    Args:
+        spec: a torchvision name, `timm:NAME`, `package.module:factory`, `file.py:factory`, a `.pt2` exported program,
+            an `.onnx` file, or with `trust_pickle` a file that holds a whole pickled module.
+        weights: a checkpoint file; or DEFAULT (torchvision also: the name of one of its weights) to download.
+            Without weights they are random, and the same each time.
+        model_args: keyword arguments of the factory.
+        trust_pickle: unpickle Python objects, which can run any code.
+
+    Raises:
+        ModelError: the model is unknown, cannot be built or read.
+        WeightsError: the weights cannot be read, or belong to another architecture.
+    """
+    arguments = dict(model_args or {})
+    if isinstance(spec, nn.Module):
+        return LoadedModel(type(spec).__name__, spec, "module")
+    if isinstance(spec, ir.Model):
+        return _graph(spec.graph.name or "graph", spec, None)
+    spec = str(spec)
+    suffix = Path(spec).suffix.lower()
+    if suffix in (".onnx", ".pt2"):
+        if weights is not None or arguments:
+            raise ModelError(f"{spec!r} carries its own weights; leave --weights and --model-arg out")
+        return _graph(Path(spec).stem, read_onnx(spec), Path(spec)) if suffix == ".onnx" else _exported(Path(spec))
+    if suffix in SUFFIXES and ":" not in spec:
+        return _pickled(Path(spec), weights, trust_pickle)
+    return _built(spec, weights, arguments, trust_pickle)
+
+
+def example_inputs(
+    loaded: LoadedModel,
+    *,
+    input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    data: Data | None = None,
+    batch: int = BATCH,
+    seed: int = 0,
+) -> tuple[Tensor, ...]:
+    """Return inputs to trace, check or time `loaded` with.
+
+    Their shape is `input_shape` (batch included; several shapes for several inputs), else that of `data`, whose samples
+    they then are, else what the model's source tells. Without data floats are normal and integers 0 or 1.
+
+    Raises:
+        InputError: a shape that is not positive, or none of the three is there.
+    """
+    if input_shape is None and data is not None:
+        part = next(part for part in ("calibration", "train", "test") if getattr(data, part) is not None)
+        inputs, _ = split_batch(next(iter(data.loader(part, batch_size=batch))))
+        return inputs
+    specs = loaded.inputs
+    if input_shape is not None:
+        shapes = _shapes(input_shape)
+    elif specs and all(None not in spec.shape[1:] for spec in specs):
+        shapes = tuple(_with_batch(spec.shape, batch) for spec in specs)
+    elif loaded.input_shape is not None:
+        shapes = ((batch, *loaded.input_shape[1:]),)
+    else:
+        raise InputError(
+            f"the input shape of {loaded.name!r} is not known; give --input-shape, as in 2,3,224,224, or --data"
+        )
+    dtypes = [spec.dtype for spec in specs] or [data.input_dtype if data is not None else loaded.input_dtype]
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_random(shape, dtypes[min(index, len(dtypes) - 1)], generator) for index, shape in enumerate(shapes))
+
+
+def _built(spec: str, weights: str | Path | None, arguments: dict[str, Any], trust_pickle: bool) -> LoadedModel:
+    source, _, name = spec.rpartition(":")
+    with seeded(0):
+        if source == "timm":
+            from compress.loading.timm_models import build
+
+            loaded = build(name, pretrained=weights == DEFAULT_WEIGHTS, arguments=arguments)
+        elif source:
+            if weights == DEFAULT_WEIGHTS:
+                raise WeightsError(f"{spec!r} has no default weights to download; give --weights FILE")
+            loaded = LoadedModel(name, _call(spec, arguments), "module")
+        else:
+            from compress.loading.torchvision_models import build as build_torchvision
+
+            loaded = build_torchvision(spec, weights, arguments)
+    if weights is not None and not _downloaded(source, weights):
+        state = read_state_dict(weights, trust_pickle=trust_pickle)
+        load_state_dict(loaded.model, state, f"weights {str(weights)!r}")
+    loaded.model.eval()
+    return loaded
+
+
+def _downloaded(source: str, weights: str | Path) -> bool:
+    if weights == DEFAULT_WEIGHTS:
+        return True
+    # torchvision's own names, such as IMAGENET1K_V2, were answered while the model was built
+    return not source and not Path(weights).suffix and not Path(weights).exists()
+
+
+def _call(spec: str, arguments: dict[str, Any]) -> nn.Module:
+    factory = import_callable(spec)
+    if isinstance(factory, nn.Module):
+        return factory
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise ModelError(f"{spec!r} cannot be called: {error}; give its arguments as --model-arg key=value") from error
+    except ValueError:  # a builtin without a signature
+        pass
+    try:
+        module = factory(**arguments)
+    except Exception as error:
+        raise ModelError(f"model factory {spec!r} failed: {first_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"model factory {spec!r} returned a {type(module).__name__}; return a torch.nn.Module")
+    return module
+
+
+def _pickled(path: Path, weights: str | Path | None, trust_pickle: bool) -> LoadedModel:
+    if not path.is_file():
+        raise ModelError(f"model file {str(path)!r} does not exist; check the path")
+    content = read_state_dict(path) if path.suffix == ".safetensors" else read_pickle(path, trust_pickle=trust_pickle)
+    if not isinstance(content, nn.Module):
+        raise ModelError(
+            f"{str(path)!r} holds weights, not a model; name the architecture and pass the file as --weights {path.name}"
+        )
+    if weights is not None:
+        load_state_dict(content, read_state_dict(weights, trust_pickle=trust_pickle), f"weights {str(weights)!r}")
+    return LoadedModel(path.stem, content.eval(), "module", path)
+
+
+def _exported(path: Path) -> LoadedModel:
+    if not path.is_file():
+        raise ModelError(f"exported program {str(path)!r} does not exist; check the path")
+    try:
+        program = torch.export.load(path)
+        module = program.module()
+    except Exception as error:  # an archive of another kind or version fails in many ways
+        raise ModelError(
+            f"{str(path)!r} is not an exported program that this torch {torch.__version__} reads, or is truncated "
+            f"({first_line(error)}); save it again with torch.export.save"
+        ) from error
+    specs = tuple(_program_inputs(program))
+    return LoadedModel(
+        path.stem, module, "exported", path, _first_shape(specs), _first_dtype(specs), None, specs, program
+    )
+
+
+def _program_inputs(program: Any) -> list[TensorSpec]:
+    user = [item.arg.name for item in program.graph_signature.input_specs if item.kind.name == "USER_INPUT"]
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    tensors = [(name, values[name]) for name in user if isinstance(values.get(name), Tensor)]
+    return [
+        TensorSpec(name, tuple(size if isinstance(size, int) else None for size in value.shape), value.dtype)
+        for name, value in tensors
+    ]
+
+
+def _graph(name: str, graph: ir.Model, path: Path | None) -> LoadedModel:
+    specs = []
+    for value in graph.graph.inputs:
+        if value.name in graph.graph.initializers:  # old files list their weights among the inputs
+            continue
+        shape = () if value.shape is None else value.shape
+        sizes = tuple(size if isinstance(size, int) else None for size in shape)
+        specs.append(TensorSpec(value.name or "", sizes, _torch_dtype(value.dtype)))
+    return LoadedModel(name, graph, "onnx", path, _first_shape(specs), _first_dtype(specs), None, tuple(specs))
+
+
+def _torch_dtype(dtype: ir.DataType | None) -> torch.dtype:
+    try:
+        return torch.from_numpy(np.empty(0, dtype.numpy())).dtype if dtype is not None else torch.float32
+    except TypeError:  # types that numpy or torch has not, such as strings
+        return torch.float32
+
+
+def _first_shape(specs: Sequence[TensorSpec]) -> tuple[int, ...] | None:
+    if not specs or not specs[0].shape or None in specs[0].shape[1:]:
+        return None
+    return _with_batch(specs[0].shape, BATCH)
+
+
+def _first_dtype(specs: Sequence[TensorSpec]) -> torch.dtype:
+    return specs[0].dtype if specs else torch.float32
+
+
+def _with_batch(shape: tuple[int | None, ...], batch: int) -> tuple[int, ...]:
+    return tuple(batch if size is None else size for size in shape)
+
+
+def _shapes(given: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    shapes = (tuple(given),) if not given or isinstance(given[0], int) else tuple(tuple(item) for item in given)
+    for shape in shapes:
+        if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
+            raise InputError(
+                f"input shape {shape!r} cannot be used; give positive sizes, batch first, as in 2,3,224,224"
+            )
+    return shapes
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
