@@ -74,6 +74,7 @@ def open_model(
     weights: str | Path | None = None,
     model_args: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
+    seed: int = 0,
 ) -> LoadedModel:
     """Open the model that `spec` names, with its weights.
 
@@ -84,6 +85,7 @@ def open_model(
             Without weights they are random, and the same each time.
         model_args: keyword arguments of the factory.
         trust_pickle: unpickle Python objects, which can run any code.
+        seed: of random weights.
 
     Raises:
         ModelError: the model is unknown, cannot be built or read.
@@ -102,7 +104,7 @@ def open_model(
         return _graph(Path(spec).stem, read_onnx(spec), Path(spec)) if suffix == ".onnx" else _exported(Path(spec))
     if suffix in SUFFIXES and ":" not in spec:
         return _pickled(Path(spec), weights, trust_pickle)
-    return _built(spec, weights, arguments, trust_pickle)
+    return _built(spec, weights, arguments, trust_pickle, seed)
 
 
 def example_inputs(
@@ -141,9 +143,11 @@ def example_inputs(
     return tuple(_random(shape, dtypes[min(index, len(dtypes) - 1)], generator) for index, shape in enumerate(shapes))
 
 
-def _built(spec: str, weights: str | Path | None, arguments: dict[str, Any], trust_pickle: bool) -> LoadedModel:
+def _built(
+    spec: str, weights: str | Path | None, arguments: dict[str, Any], trust_pickle: bool, seed: int
+) -> LoadedModel:
     source, _, name = spec.rpartition(":")
-    with seeded(0):
+    with seeded(seed):
         if source == "timm":
             from compress.loading.timm_models import build
 
