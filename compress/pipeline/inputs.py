@@ -112,24 +112,28 @@ def open_inputs(source: ModelSource | Any, data: DataSource | Any = None, settin
     """
     settings = settings or Settings()
     source, wanted = ModelSource.of(source), DataSource.of(data)
-    loaded = open_source(source)
+    loaded = open_source(source, seed=settings.seed)
     opened_data = open_data_source(wanted, loaded.preprocessing, settings)
     return _with_inputs(loaded, opened_data, source, wanted, settings)
 
 
 def reopen(opened: Opened, source: ModelSource, settings: Settings) -> Opened:
     """Load another model onto data that is open already."""
-    loaded = open_source(source)
+    loaded = open_source(source, seed=settings.seed)
     wanted = DataSource(batch_size=opened.batch_size)
     return _with_inputs(loaded, opened.data, source, wanted, settings)
 
 
-def open_source(source: ModelSource) -> LoadedModel:
+def open_source(source: ModelSource, *, seed: int = 0) -> LoadedModel:
     """Load the model; a module or graph in hand is taken as it stands."""
     from compress.loading.models import open_model
 
     return open_model(
-        source.spec, weights=source.weights, model_args=dict(source.model_args), trust_pickle=source.trust_pickle
+        source.spec,
+        weights=source.weights,
+        model_args=dict(source.model_args),
+        trust_pickle=source.trust_pickle,
+        seed=seed,
     )
 
 
