@@ -9,6 +9,8 @@ two or more dimensions; a quantized weight is zero where it equals its zero poin
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,11 +122,17 @@ def _open(target: Target) -> ir.Model | nn.Module:
 
 
 def _module_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Without oneDNN, so that recurrent layers decompose into matrix products that the counter sees.
-    with evaluating(module), torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+    # Without oneDNN and fused attention, so that all decomposes into matrix products that the counter sees.
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # flags() touches a switch of other hardware, which warns
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        with evaluating(module), torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+            module(*inputs)
     return round(counter.get_total_flops() / 2 / len(inputs[0]))
 
 

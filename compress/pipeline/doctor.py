@@ -71,12 +71,7 @@ def _target() -> tuple[str, str]:
         target = resolve_target("auto")
     except Exception as error:
         return "unknown", " ".join(str(error).split())
-    reasons = {
-        "x86-vnni": "unsigned activations, signed 8-bit weights, int8 dot products in hardware",
-        "x86-avx2": "no VNNI: 16-bit sums of pairs can saturate, so weights keep to 7 bits",
-        "arm64": "signed activations and weights",
-    }
-    return target.name, reasons.get(target.name, "")
+    return target.name, target.description
 
 
 def _problems() -> list[str]:
