@@ -21,6 +21,7 @@ _HOMES = {
     "fuse": "compress.fusion.batchnorm",
     "load": "compress.loading.models",
     "open_data": "compress.loading.data",
+    "quantize_static": "compress.quantization.static",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

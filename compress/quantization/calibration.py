@@ -1,0 +1,112 @@
+"""Streaming calibration: run real samples through the float graph, look at tensors, keep only statistics.
+
+A batch is run a few samples at a time, so that what is fetched stays under a budget of bytes
+whatever the batch size; each tensor is observed and dropped. Memory therefore depends on the
+graph alone, not on the number of samples nor on how they were batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compress.batches import split_batch
+from compress.errors import DataError
+from compress.graph.runtime import Session
+from compress.progress import track
+from compress.quantization.ranges.observer import Observer
+
+FETCH_BYTES = 96 << 20  # of activations held at a time
+
+
+def calibrate(
+    graph: ir.Model,
+    tensor_names: Sequence[str],
+    batches: Iterable[Any],
+    start: Callable[[], Observer],
+    *,
+    threads: int | None = None,
+    description: str = "calibrating",
+) -> dict[str, Observer]:
+    """Observe tensors of `graph` over every sample of `batches`; return one observer for each name.
+
+    Args:
+        tensor_names: tensors of the main graph, float.
+        batches: a re-iterable of batches in any form that `split_batch` reads, any batch size.
+        start: makes a fresh observer (`Percentile().start`).
+
+    Raises:
+        DataError: no samples, or a NaN or infinity in an input or a tensor, which is named.
+    """
+    observers = {name: start() for name in tensor_names}
+
+    def look(name: str, values: np.ndarray) -> None:
+        observers[name].observe(values)
+
+    run_streaming(graph, tensor_names, batches, look, threads=threads, description=description)
+    return observers
+
+
+def run_streaming(
+    graph: ir.Model,
+    tensor_names: Sequence[str],
+    batches: Iterable[Any],
+    look: Callable[[str, np.ndarray], None],
+    *,
+    threads: int | None = None,
+    description: str = "calibrating",
+) -> int:
+    """Hand every tensor of every sample to `look(name, values)`, a few samples at a time; return the sample count."""
+    names = tuple(dict.fromkeys(tensor_names))
+    session = Session(graph, outputs=names, threads=threads, arena=False)
+    fixed = _fixed_batch(session)
+    rows, seen = fixed or 1, 0
+    for batch in track(batches, description):
+        arrays = tuple(value.detach().cpu().numpy() for value in split_batch(batch)[0])
+        for position, array in enumerate(arrays):
+            _check_finite(
+                session.input_names[position] if position < len(session.input_names) else "", array, seen, "input"
+            )
+        first, count = 0, len(arrays[0])
+        while first < count:
+            piece = tuple(_piece(array, first, rows, fixed) for array in arrays)
+            fetched_bytes = 0
+            for name, values in zip(names, session.run(*piece)):
+                _check_finite(name, values, seen + first, "tensor")
+                fetched_bytes += values.nbytes
+                look(name, values)
+            first += len(piece[0])
+            if not fixed:
+                rows = max(1, FETCH_BYTES * len(piece[0]) // max(fetched_bytes, 1))
+        seen += count
+    if seen == 0:
+        raise DataError("the calibration data is empty; give at least one batch")
+    return seen
+
+
+def _fixed_batch(session: Session) -> int | None:
+    """The batch size that the graph insists on; None where it takes any."""
+    sizes = {shape[0] for shape in session.input_shapes if shape and isinstance(shape[0], int)}
+    return int(next(iter(sizes))) if sizes else None
+
+
+def _piece(array: np.ndarray, first: int, rows: int, fixed: int | None) -> np.ndarray:
+    piece = array[first : first + rows]
+    if fixed and len(piece) < fixed:  # such a graph takes no rest: fill it up with what the rest holds
+        return piece[np.arange(fixed) % len(piece)]
+    return piece
+
+
+def _check_finite(name: str, values: np.ndarray, first: int, what: str) -> None:
+    # The sum is one pass without a temporary; only a suspicious one is looked at closely (it may have overflowed).
+    if values.dtype.kind != "f" or np.isfinite(values.sum(dtype=np.float32 if values.dtype == np.float16 else None)):
+        return
+    bad = ~np.isfinite(values)
+    if bad.any():
+        sample = first + (int(np.argwhere(bad)[0][0]) if values.ndim else 0)
+        raise DataError(
+            f"{what} {name!r} holds NaN or infinity for calibration sample {sample}; clean the data (or the weights)"
+        )

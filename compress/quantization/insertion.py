@@ -1,0 +1,178 @@
+"""A plan written into its graph: quantize/dequantize pairs in, clips that they make redundant out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from compress.graph.folding import constant_array, remove_unused
+from compress.quantization.arithmetic import Grid, grid_for_range, symmetric_scales
+from compress.quantization.kernels import activation_inputs, clip_bounds, has_weight, is_depthwise, weight_axis
+from compress.quantization.naming import Namer
+from compress.quantization.placement import Plan, Site
+from compress.quantization.targets import Target, weight_limit
+from compress.quantization.weights import LIMIT
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """How weights are put on their grid.
+
+    `bits` is for every layer, `layer_bits` for single ones by node name. The target may ask for
+    fewer, but not of depthwise convolutions: ONNX Runtime adds those up in 32 bits everywhere.
+    """
+
+    target: Target
+    per_channel: bool = True
+    bits: int = 8
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
+
+    def bits_of(self, node: ir.Node) -> int:
+        if str(node.name) in self.layer_bits:
+            return self.layer_bits[str(node.name)]
+        return self.bits if is_depthwise(node) else min(self.bits, self.target.weight_bits)
+
+
+def insert(graph: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: WeightOptions) -> None:
+    """Apply `plan`, made for `graph` itself, in place. `grids` has one entry for each group of the plan."""
+    writer = _Writer(graph, plan, grids, weights)
+    writer.activations()
+    writer.constants()
+    writer.weights()
+    remove_unused(graph)
+
+
+class _Writer:
+    def __init__(self, graph: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: WeightOptions) -> None:
+        self.graph, self.plan, self.grids, self.options = graph, plan, grids, weights
+        self.namer = Namer(graph)
+        self.first = graph.graph[0]  # constants are dequantized in front of it
+        self.parameters: dict[str, tuple[ir.Value, ir.Value]] = {}
+
+    def activations(self) -> None:
+        sites = {site.output: site for site in self.plan.sites}
+        moved = {value for node in self.plan.moving for value in node.outputs}
+        values = {value.name: value for node in self.graph.graph for value in node.outputs}
+        values |= {value.name: value for value in self.graph.graph.inputs}
+        for name, group in self.plan.tensors.items():
+            value = values[name]
+            self._pair(value, group, sites.get(value), made_in_int8=value in sites or value in moved)
+
+    def _pair(self, value: ir.Value, group: str, site: Site | None, *, made_in_int8: bool) -> None:
+        readers = [
+            (node, index)
+            for node, index in value.uses()
+            if made_in_int8 or (node in self.plan.nodes and index in activation_inputs(node))
+        ]
+        is_output = made_in_int8 and value.is_graph_output()
+        if site is not None and site.clip is not None and _redundant(site.clip, self.grids[group]):
+            value = self._without_clip(site.clip)
+        scale, zero = self._parameters(group)
+        name = str(value.name)
+        quantize = ir.node("QuantizeLinear", [value, scale, zero], name=self.namer(f"{name}/Q"))
+        dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=self.namer(f"{name}/DQ"))
+        self._describe(quantize.outputs[0], f"{name}_q", zero.dtype, value.shape)
+        self._describe(dequantize.outputs[0], f"{name}_dq", ir.DataType.FLOAT, value.shape)
+        producer = value.producer()
+        if producer is None:
+            self.graph.graph.insert_before(self.first, [quantize, dequantize])
+        else:
+            self.graph.graph.insert_after(producer, [quantize, dequantize])
+        for node, index in readers:
+            node.replace_input_with(index, dequantize.outputs[0])
+        if is_output:
+            self._become_output(value, dequantize.outputs[0])
+
+    def _without_clip(self, clip: ir.Node) -> ir.Value:
+        """Take the clip out; the tensor before it gets its place and its name."""
+        before, after = clip.inputs[0], clip.outputs[0]
+        assert before is not None
+        outputs, name = self.graph.graph.outputs, str(after.name)
+        for index, value in enumerate(outputs):
+            if value is after:
+                outputs[index] = before
+        after.replace_all_uses_with(before)
+        # `before` had the clip as its only reader; what reads it now is what read `after`, re-wired by the caller.
+        self.graph.graph.remove(clip, safe=True)
+        after.name = self.namer(f"{name}_clipped")
+        before.name = name
+        return before
+
+    def _become_output(self, value: ir.Value, dequantized: ir.Value) -> None:
+        outputs, name = self.graph.graph.outputs, str(value.name)
+        for index, item in enumerate(outputs):
+            if item is value:
+                outputs[index] = dequantized
+        value.name = self.namer(f"{name}_float")
+        dequantized.name = name
+
+    def _parameters(self, group: str) -> tuple[ir.Value, ir.Value]:
+        if group not in self.parameters:
+            self.parameters[group] = self._grid(group, self.grids[group])
+        return self.parameters[group]
+
+    def _grid(self, name: str, grid: Grid) -> tuple[ir.Value, ir.Value]:
+        scale = self.namer.initializer(self.graph, f"{name}_scale", np.array(grid.scale, np.float32))
+        zero = self.namer.initializer(self.graph, f"{name}_zero", np.array(grid.zero_point, grid.dtype))
+        return scale, zero
+
+    def constants(self) -> None:
+        """Constants in the place of activations (an embedding of positions) get their own grid."""
+        done: dict[ir.Value, ir.Value] = {}
+        for node, index in self.plan.constants:
+            value = node.inputs[index]
+            array = constant_array(value)
+            if value is None or array is None:
+                continue
+            if value not in done:
+                grid = grid_for_range(
+                    float(array.min()), float(array.max()), signed=self.options.target.activation_signed
+                )
+                scale, zero = self._grid(str(value.name), grid)
+                done[value] = self._constant_pair(value, scale, zero, axis=None)
+            node.replace_input_with(index, done[value])
+
+    def weights(self) -> None:
+        done: dict[tuple[ir.Value, int | None, int], ir.Value] = {}
+        nodes = [site.node for site in self.plan.sites if has_weight(site.node)] + list(self.plan.stored)
+        for node in nodes:
+            value, array = node.inputs[1], constant_array(node.inputs[1])
+            assert value is not None and array is not None  # the plan took only such nodes
+            axis = weight_axis(node) if self.options.per_channel else None
+            limit = weight_limit(self.options.bits_of(node))
+            key = (value, axis, limit)
+            if key not in done:
+                scales = symmetric_scales(array, axis, limit)
+                scale = self.namer.initializer(self.graph, f"{value.name}_scale", scales)
+                zero = self.namer.initializer(self.graph, f"{value.name}_zero", np.zeros(scales.shape, np.int8))
+                done[key] = self._constant_pair(value, scale, zero, axis=axis, limit=limit)
+            node.replace_input_with(1, done[key])
+
+    def _constant_pair(
+        self, value: ir.Value, scale: ir.Value, zero: ir.Value, *, axis: int | None, limit: int | None = None
+    ) -> ir.Value:
+        attributes = {} if axis is None else {"axis": axis}
+        quantize = ir.node("QuantizeLinear", [value, scale, zero], attributes, name=self.namer(f"{value.name}/Q"))
+        if limit is not None:
+            quantize.metadata_props[LIMIT] = str(limit)
+        codes = quantize.outputs[0]
+        dequantize = ir.node("DequantizeLinear", [codes, scale, zero], attributes, name=self.namer(f"{value.name}/DQ"))
+        self._describe(codes, f"{value.name}_codes", zero.dtype, value.shape)
+        self._describe(dequantize.outputs[0], f"{value.name}_dq", ir.DataType.FLOAT, value.shape)
+        self.graph.graph.insert_before(self.first, [quantize, dequantize])
+        return dequantize.outputs[0]
+
+    def _describe(self, value: ir.Value, name: str, dtype: ir.DataType | None, shape: ir.Shape | None) -> None:
+        value.name = self.namer(name)
+        value.dtype = dtype if dtype is not None else ir.DataType.FLOAT
+        value.shape = shape
+
+
+def _redundant(clip: ir.Node, grid: Grid) -> bool:
+    """Whether saturation at the ends of the grid clips at least as much."""
+    bounds = clip_bounds(clip)
+    slack = grid.scale * 1e-3  # the rounding of the scale to float32
+    return bounds is not None and grid.low >= bounds[0] - slack and grid.high <= bounds[1] + slack
