@@ -51,7 +51,7 @@ class OperatorNode:
     def dtype(self, index: int) -> ir.DataType | None:
         return self.dtypes[index] if index < len(self.dtypes) else None
 
-    def listed(self, index: int) -> Callable[[Tensor | None], list[Any] | None]:
+    def listed(self, index: int) -> Callable[[Tensor | None], Any]:
         """Return a reader of an input that is a list of numbers: once where constant, else each time."""
         known = self.constant(index)
         if known is not None:

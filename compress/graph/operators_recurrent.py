@@ -63,7 +63,8 @@ def _function(node: OperatorNode) -> Run:
         raise node.refuse(f"activations {', '.join(given)}")
     if kind == "GRU" and not node.attribute("linear_before_reset", 0):
         return _gru_reset_first
-    return _native({"LSTM": torch.lstm, "GRU": torch.gru, "RNN": torch.rnn_tanh}[kind])
+    kernels: dict[str, Run] = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN": torch.rnn_tanh}
+    return _native(kernels[kind])
 
 
 def _native(function: Run) -> Run:

@@ -131,8 +131,9 @@ def rows(length: int, size: int, scale: float, start: float, end: float, how: In
         near = np.arange(math.floor(at) - reach + 1, math.floor(at) + reach + 1)
         weights = np.array([kernel((at - tap) / stretch) for tap in near])
         inside = (near >= 0) & (near < length)
-        if how.exclude_outside or how.antialias:
+        if how.exclude_outside:
             weights = weights * inside
+        if how.exclude_outside or how.antialias:
             weights = weights / weights.sum()
         np.add.at(table[index], near.clip(0, length - 1), weights)
     return table
@@ -140,20 +141,24 @@ def rows(length: int, size: int, scale: float, start: float, end: float, how: In
 
 def position(index: int, length: int, size: int, scale: float, start: float, end: float, mode: str) -> float:
     """Return the place in the input that output `index` reads (specification of Resize)."""
+    # In float32, as the runtime computes it: at a tie of `nearest` the last bit decides.
+    one, half, at, ratio = np.float32(1), np.float32(0.5), np.float32(index), np.float32(scale)
     if mode == "asymmetric":
-        return index / scale
+        return float(at / ratio)
     if mode == "align_corners":
-        return index * (length - 1) / (size - 1) if size > 1 else 0.0
+        return float(at * np.float32(length - 1) / np.float32(size - 1)) if size > 1 else 0.0
     if mode == "pytorch_half_pixel":
-        return (index + 0.5) / scale - 0.5 if size > 1 else 0.0
+        return float((at + half) / ratio - half) if size > 1 else 0.0
     if mode == "half_pixel_symmetric":
-        adjustment = size / (length * scale)
-        return length / 2 * (1 - adjustment) + (index + 0.5) / scale - 0.5
+        adjustment = np.float32(size) / (ratio * np.float32(length))
+        offset = np.float32(length) / np.float32(2) * (one - adjustment)
+        return float(offset + (at + half) / ratio - half)
     if mode == "tf_crop_and_resize":
         if size > 1:
-            return start * (length - 1) + index * (end - start) * (length - 1) / (size - 1)
+            first, last, span = np.float32(start), np.float32(end), np.float32(length - 1)
+            return float(first * span + at * (last - first) * span / np.float32(size - 1))
         return 0.5 * (start + end) * (length - 1)
-    return (index + 0.5) / scale - 0.5
+    return float((at + half) / ratio - half)
 
 
 def nearest_index(at: float, rounding: str) -> int:

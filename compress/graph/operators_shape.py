@@ -81,8 +81,11 @@ def split(node: OperatorNode) -> Run:
 
     def run(x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         listed = sizes_of(sizes)
-        # Without sizes: equal parts, the last one smaller.
-        return torch.split(x, listed if listed is not None else -(-x.shape[axis] // parts), axis)
+        if listed is None:  # equal parts, the last ones smaller or empty
+            length = x.shape[axis]
+            each = -(-length // parts)
+            listed = [min(each, max(length - each * i, 0)) for i in range(parts)]
+        return torch.split(x, listed, axis)
 
     return run
 

@@ -134,20 +134,20 @@ class Compiler:
             if not wanted & {output.name for output in node.outputs}:
                 continue
             needed.append(node)
-            for output in node.outputs:
-                if output.name in self.replacements:
-                    wanted.update(self.replacements[output.name].inputs)
+            for name in (output.name or "" for output in node.outputs):
+                if name in self.replacements:
+                    wanted.update(self.replacements[name].inputs)
             if not self._replaced(node):
                 wanted.update(value.name for value in node.inputs if value is not None)
         return needed[::-1]
 
     def _calls(self, node: ir.Node) -> Iterator[tuple[str, Run, tuple[int, ...], tuple[int, ...], bool]]:
         label = f"{node.name!r} ({node.op_type})"
-        for output in node.outputs:
-            if output.name in self.replacements:
-                change = self.replacements[output.name]
-                sources = tuple(self._read(name, host=False) for name in change.inputs)
-                yield label, change.module, sources, (self._slot(output.name),), True
+        for name in (output.name or "" for output in node.outputs):
+            if name in self.replacements:
+                change = self.replacements[name]
+                sources = tuple(self._read(given, host=False) for given in change.inputs)
+                yield label, change.module, sources, (self._slot(name),), True
         if self._replaced(node):
             return
         names = [None if value is None else value.name or "" for value in node.inputs]
