@@ -1,0 +1,180 @@
+"""Layers whose attributes follow the shapes of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+# A word in the name of a module's own attribute that makes it a count of channels or of heads.
+WIDTH_WORDS = ("dim", "channel", "feature", "hidden", "embed", "plane", "width", "inner", "inp", "oup", "d_model", "head_size")
+HEAD_WORDS = ("head",)
+
+
+def replace_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Put tensors of other shapes in place of parameters and buffers; then let every layer's attributes follow.
+
+    A parameter shared by two layers stays shared. Flags (`requires_grad`) stay as they were.
+    """
+    before = {name: tuple(value.shape) for name, value in _named(module)}
+    held: dict[int, nn.Parameter] = {}
+    for path, owner in module.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for name, parameter in list(owner._parameters.items()):
+            if parameter is None or prefix + name not in values:
+                continue
+            if id(parameter) not in held:
+                held[id(parameter)] = nn.Parameter(values[prefix + name], requires_grad=parameter.requires_grad)
+                held[id(held[id(parameter)])] = held[id(parameter)]
+            owner._parameters[name] = held[id(parameter)]
+        for name, buffer in list(owner._buffers.items()):
+            if buffer is not None and prefix + name in values:
+                owner._buffers[name] = values[prefix + name]
+    after = {name: tuple(value.shape) for name, value in _named(module)}
+    for path, part in module.named_modules():
+        if fit_layer(part):
+            continue
+        prefix = f"{path}." if path else ""
+        pairs = [(name[len(prefix) :], before[name], after[name]) for name in before if name.startswith(prefix)]
+        if any(old != new for _, old, new in pairs):
+            fit_attributes(part, pairs)
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def fit_layer(layer: nn.Module) -> bool:
+    """Set the sizes that a layer of `torch.nn` keeps beside its parameters; False for any other module."""
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        _fit_convolution(layer)
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, nn.Bilinear):
+        layer.out_features, layer.in1_features, layer.in2_features = layer.weight.shape
+    elif isinstance(layer, nn.modules.batchnorm._NormBase):
+        held = layer.weight if layer.weight is not None else layer.running_mean
+        if held is not None:
+            layer.num_features = held.shape[0]
+    elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+        if layer.weight is not None:
+            layer.normalized_shape = tuple(layer.weight.shape)
+    elif isinstance(layer, nn.GroupNorm):
+        if layer.weight is not None and layer.weight.shape[0] != layer.num_channels:
+            layer.num_groups = fitted_groups(layer.num_groups, layer.num_channels, layer.weight.shape[0])
+            layer.num_channels = layer.weight.shape[0]
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = layer.weight.shape[0]
+    elif isinstance(layer, nn.Embedding):
+        layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+    elif isinstance(layer, nn.RNNBase):
+        layer.input_size, layer.hidden_size = layer.weight_ih_l0.shape[1], layer.weight_hh_l0.shape[1]
+        layer._init_flat_weights()
+    elif isinstance(layer, nn.MultiheadAttention):
+        _fit_attention(layer)
+    else:
+        return type(layer).__module__.startswith("torch.nn.modules")
+    return True
+
+
+def fitted_groups(groups: int, channels: int, left: int) -> int:
+    """The number of groups when `left` of `channels` remain: whole groups went, unless there were only a few.
+
+    >>> fitted_groups(32, 256, 128), fitted_groups(2, 8, 4), fitted_groups(8, 8, 3)
+    (16, 2, 3)
+    """
+    if groups in (1, channels):
+        return 1 if groups == 1 else left
+    scaled, rest = divmod(groups * left, channels)
+    return groups if groups < 4 or rest else scaled
+
+
+def _fit_convolution(layer: nn.modules.conv._ConvNd) -> None:
+    first, second = layer.weight.shape[:2]
+    if layer.transposed:
+        in_before, out_before = layer.in_channels, layer.out_channels
+        if first != in_before and layer.groups > 1 and second == out_before // layer.groups:
+            layer.groups = fitted_groups(layer.groups, in_before, first)
+        layer.in_channels, layer.out_channels = first, second * layer.groups
+        return
+    per_group = layer.in_channels // layer.groups
+    if first != layer.out_channels and layer.groups > 1 and second == per_group:
+        if per_group == 1:  # depthwise, perhaps with several filters for each channel
+            layer.groups = layer.groups * first // layer.out_channels
+        else:
+            layer.groups = fitted_groups(layer.groups, layer.out_channels, first)
+    layer.out_channels, layer.in_channels = first, second * layer.groups
+
+
+def _fit_attention(layer: nn.MultiheadAttention) -> None:
+    width = layer.out_proj.weight.shape[1]
+    if width != layer.embed_dim:
+        layer.num_heads = max(1, width // layer.head_dim)
+        layer.embed_dim = width
+    if layer.in_proj_weight is not None:
+        layer.kdim = layer.vdim = width
+    else:
+        layer.kdim, layer.vdim = layer.k_proj_weight.shape[1], layer.v_proj_weight.shape[1]
+    layer.out_proj.out_features, layer.out_proj.in_features = layer.out_proj.weight.shape
+
+
+def fit_attributes(module: nn.Module, pairs: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> list[str]:
+    """Correct the counts of channels and heads that a module of the user's keeps as plain integers.
+
+    An attribute follows if its name speaks of a width or of heads and its value is a size that changed: first among
+    the module's own parameters, then among those of its children, and only where the new size is the same for all.
+    A count of heads that no parameter shows falls as the layers inside do.
+    """
+    changed = []
+    for name, value in list(vars(module).items()):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 2:
+            continue
+        heads = any(word in name.lower() for word in HEAD_WORDS) and "dim" not in name and "size" not in name
+        if not heads and not any(word in name.lower() for word in WIDTH_WORDS):
+            continue
+        new = _followed(value, pairs)
+        if new is None and heads:
+            new = _scaled(value, pairs)
+        if new is not None and new != value:
+            setattr(module, name, new)
+            changed.append(name)
+    return changed
+
+
+def _followed(value: int, pairs: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> int | None:
+    depths = sorted({name.count(".") for name, _, _ in pairs})
+    for depth in depths:
+        sizes = {
+            after
+            for name, old, new in pairs
+            if name.count(".") == depth
+            for before, after in zip(old, new)
+            if before == value
+        }
+        if sizes:
+            return next(iter(sizes)) if len(sizes) == 1 else None
+    return None
+
+
+def _scaled(value: int, pairs: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> int | None:
+    ratios = {(new[0], old[0]) for name, old, new in pairs if len(old) == 2 and old[0] != new[0]}
+    counts = {value * new / old for new, old in ratios}
+    if len(counts) == 1 and (count := next(iter(counts))) == int(count) and count >= 1:
+        return int(count)
+    return None
+
+
+def shrunk_copy(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a module with other tensors in place of some parameters; what is replaced is never copied."""
+    import copy
+
+    memo: dict[int, object] = {}
+    for name, parameter in _named(module):
+        if name in values:
+            memo[id(parameter)] = parameter  # shared for a moment, replaced below
+    twin = copy.deepcopy(module, memo)
+    with torch.no_grad():
+        replace_parameters(twin, values)
+    return twin
