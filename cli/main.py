@@ -20,8 +20,10 @@ COMMANDS = {
     "doctor": "cli.doctor",
     "evaluate": "cli.evaluate",
     "export": "cli.export",
+    "finetune": "cli.finetune",
     "quantize": "cli.quantize",
     "quickstart": "cli.quickstart",
+    "train": "cli.train",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -64,7 +66,7 @@ def _guarded(run: Any, arguments: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _say("stopped", INTERRUPTED)
+        return _say("stopped", INTERRUPTED, label="")
     except click.UsageError as error:
         hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
         return _say(error.format_message() + hint, error.exit_code)
@@ -101,7 +103,7 @@ def _wants_traceback(arguments: list[str]) -> bool:
 
 
 def _say(message: str, code: int, *, label: str = "error") -> int:
-    click.echo(f"compress: {label}: {' '.join(message.split())}", err=True)
+    click.echo(f"compress: {label}{': ' if label else ''}{' '.join(message.split())}", err=True)
     return code
 
 

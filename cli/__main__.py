@@ -1,0 +1,5 @@
+"""`python -m cli`: the `compress` command where its script is not on the path."""
+
+from cli.main import main
+
+main(prog_name="compress")

@@ -1,0 +1,69 @@
+"""`compress finetune`: training that starts from weights, with the unpruned model as teacher on request."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import data_options, examples, model_options, output_options, report_option, run_options
+from cli.printing import show
+from cli.training_options import run_choices, training_options
+from compress.errors import InputError
+from compress.pipeline.inputs import DataSource, ModelSource, Settings
+from compress.pipeline.outputs import Output
+from compress.training.options import TrainOptions
+
+
+@click.command(
+    short_help="Train on from weights; distil from the unpruned model.",
+    epilog=examples(
+        "compress finetune compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k"
+        " --epochs 1 --lr 0.01 -o tuned",
+        "compress finetune compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k"
+        " --epochs 1 --lr 0.01 --distill quickstart/weights.pt -o distilled",
+    ),
+)
+@model_options
+@data_options
+@output_options()
+@click.option("--distill", metavar="FILE", help="Weights of the teacher: MODEL as it was before pruning.")
+@click.option("--teacher", metavar="MODEL", help="Another model as teacher; its weights with --distill.")
+@run_choices
+@report_option
+@run_options
+@training_options
+def command(
+    source: ModelSource,
+    data: DataSource,
+    output: Output,
+    options: TrainOptions,
+    distill: str | None,
+    teacher: str | None,
+    report: Path | None,
+    settings: Settings,
+    **choices: Any,
+) -> None:
+    """Train MODEL on from its --weights (a .pt2 or .onnx file carries its own) and report it beside what it was."""
+    from compress.pipeline.train import train
+
+    master = _teacher(source, distill, teacher)
+    result = train(
+        source, data, output=output, options=options, teacher=master, finetune=True, settings=settings, **choices
+    )
+    if result is not None:
+        show(result, settings, report)
+
+
+def _teacher(source: ModelSource, distill: str | None, teacher: str | None) -> ModelSource | None:
+    if teacher is not None:
+        return ModelSource(teacher, weights=distill, trust_pickle=source.trust_pickle)
+    if distill is None:
+        return None
+    if str(source.spec).endswith((".pt2", ".onnx")):
+        raise InputError(
+            f"{source.spec!r} carries its weights; name the teacher's architecture with --teacher, its weights with --distill"
+        )
+    return dataclasses.replace(source, weights=distill)

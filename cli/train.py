@@ -1,0 +1,50 @@
+"""`compress train`: a model trained from scratch, or on from weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import data_options, examples, model_options, output_options, report_option, run_options
+from cli.printing import show
+from cli.training_options import run_choices, training_options
+from compress.pipeline.inputs import DataSource, ModelSource, Settings
+from compress.pipeline.outputs import Output
+from compress.training.options import TrainOptions
+
+
+@click.command(
+    short_help="Train a model, alone or over several processes.",
+    epilog=examples(
+        "compress train compress.pipeline.quickstart:build --data mnist5k --epochs 2 -o trained",
+        "compress train compress.pipeline.quickstart:build --data mnist5k --epochs 2 --optimizer adamw --lr 0.003 -o adamw",
+    ),
+)
+@model_options
+@data_options
+@output_options()
+@run_choices
+@report_option
+@run_options
+@training_options
+def command(
+    source: ModelSource,
+    data: DataSource,
+    output: Output,
+    options: TrainOptions,
+    report: Path | None,
+    settings: Settings,
+    **choices: Any,
+) -> None:
+    """Train MODEL and leave its weights, ONNX file, checkpoints and report in OUT.
+
+    --batch-size counts the samples of one step over all processes and accumulated passes (default 128). Over
+    several machines: torchrun --nnodes N --nproc-per-node M --no-python compress train …
+    """
+    from compress.pipeline.train import train
+
+    result = train(source, data, output=output, options=options, settings=settings, **choices)
+    if result is not None:
+        show(result, settings, report)

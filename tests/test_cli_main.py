@@ -1,0 +1,167 @@
+"""The command line as a shell sees it: exit codes, one line on stderr, nothing but the result on stdout."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import cli.main
+from cli.main import COMMANDS, main
+from cli.options import Size, plain_value
+from compress.errors import GateError, InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Replace what a verb does by raising `error`."""
+
+    def use(error):
+        @click.command()
+        @click.option("--verbose", is_flag=True)
+        def command(verbose):
+            raise error
+
+        monkeypatch.setattr(cli.main.Verbs, "get_command", lambda self, ctx, name: command)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("no such thing\nat all"), 2, "compress: error: no such thing at all"),
+        (GateError("int8 fails --max-drop"), 3, "compress: not met: int8 fails --max-drop"),
+        (KeyboardInterrupt(), 130, "compress: stopped"),
+        (
+            ValueError("oops"),
+            1,
+            "compress: error: ValueError: oops; this is a bug in compress: add --verbose for the traceback",
+        ),
+    ],
+    ids=["input", "gate", "interrupt", "bug"],
+)
+def test_errors_are_one_line_with_their_code(failing, error, code, line):
+    failing(error)
+    result = invoke("doctor")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert [text for text in result.stderr.splitlines() if text] == [line]
+
+
+def test_verbose_shows_where_a_bug_is(failing):
+    failing(ValueError("oops"))
+    assert "Traceback" in invoke("doctor", "--verbose").stderr
+
+
+def test_unknown_verb_and_option_name_the_nearest():
+    result = invoke("quantise")
+    assert result.exit_code == 2 and "did you mean 'quantize'?" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    result = invoke("export", "resnet18", "--input-shap", "1", "-o", "x.onnx")
+    assert result.exit_code == 2 and "--input-shape" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input-shape", "2,x"], "'2,x' is not a shape; write whole numbers such as 2,3,224,224"),
+        (["--input-shape", "0,3"], "'0,3' has a dimension below 1"),
+        (["--mean", "a"], "'a' is not a list of numbers"),
+        (["--model-arg", "depth"], "'depth' is not key=value"),
+        (["--max-size", "5 cows"], "'5 cows' is not a size; write it as 5MB"),
+    ],
+)
+def test_malformed_options(arguments, message):
+    result = invoke("compare", "resnet18", *arguments)
+    assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_help_fits_one_screen_and_names_every_verb():
+    text = invoke("--help").stdout
+    assert len(text.splitlines()) <= 30
+    assert all(re.search(rf"^  {verb} ", text, re.M) for verb in COMMANDS)
+
+
+@pytest.mark.parametrize("verb", sorted(COMMANDS))
+def test_every_verb_ends_with_two_examples(verb):
+    text = invoke(verb, "--help").stdout
+    examples = text[text.index("Examples:") :].splitlines()[1:]
+    found = [line.strip() for line in examples if line.strip()]
+    assert len(found) == 2 and all(line.startswith(f"compress {verb}") for line in found)
+
+
+def test_help_is_quick_to_import():
+    code = "import cli.main, cli.options, cli.quantize, sys; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_doctor_names_versions_target_and_json():
+    text = invoke("doctor").stdout
+    assert re.search(r"^target +\S+: ", text, re.M) and "onnxruntime" in text and "CPU" in text
+    data = json.loads(invoke("doctor", "--json").stdout)
+    assert data["problems"] == [] and data["target"] and data["environment"]["features"] is not None
+
+
+def test_a_reader_that_leaves_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""  # no traceback, no "Broken pipe"
+    assert process.wait() in (0, 1)
+
+
+@pytest.mark.slow
+def test_control_c_leaves_nothing_and_returns_130(tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "quickstart", "-o", str(out), "--epochs", "50", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+    for _ in range(600):  # until it has begun to fill the folder beside
+        if any(tmp_path.iterdir()):
+            break
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "compress: stopped" and "Traceback" not in stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("0.5", 0.5), ("true", True), ("None", None), ("relu", "relu"), ("1e-3", 1e-3)]
+)
+def test_model_arguments_become_plain_values(text, value):
+    assert plain_value(text) == value and type(plain_value(text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5MB", 5_000_000), ("1.5 MiB", 1_572_864), ("300kB", 300_000), ("17", 17)]
+)
+def test_sizes_in_any_unit(text, value):
+    assert Size().convert(text, None, None) == value
+
+
+def test_shell_completion_lists_the_verbs():
+    environment = {**os.environ, "_COMPRESS_COMPLETE": "bash_complete", "COMP_WORDS": "compress qu", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv[0] = 'compress'; from cli.main import main; main(prog_name='compress')"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert {line.split(",")[1] for line in shown.stdout.split()} == {v for v in COMMANDS if v.startswith("qu")}
