@@ -49,7 +49,7 @@ class TrainOptions:
     crop_padding: int = _option(0, "pad images by so many pixels, then crop back at random", low=0)
     flip: bool = _option(False, "mirror half of the images left to right")
 
-    loss: str = _choice("cross_entropy", "cross_entropy, mse or module:function", LOSSES)
+    loss: str = _choice("cross_entropy", "what is minimized: cross_entropy, mse or module:function", LOSSES)
     label_smoothing: float = _option(0.0, "share of the target spread over all classes", low=0, high=1)
     optimizer: str = _choice("sgd", "how gradients become steps", OPTIMIZERS)
     lr: float = _option(0.05, "learning rate", above=0)
@@ -66,7 +66,7 @@ class TrainOptions:
     clip_value: float | None = _option(None, "largest absolute value of each gradient element", above=0)
 
     precision: str = _choice("float32", "arithmetic of the forward pass (autocast)", PRECISIONS)
-    recompute: tuple[str, ...] = _option((), "layer whose activations are recomputed, NAME or NAME:SEGMENTS")
+    recompute: tuple[str, ...] = _option((), "gradient checkpointing of this layer, NAME or NAME:SEGMENTS")
     ema_decay: float | None = _option(None, "exponential moving average of the weights, e.g. 0.999", above=0, high=1)
 
     evaluate_on: str = _choice("test", "part of the data measured after each epoch", EVALUATION_PARTS)

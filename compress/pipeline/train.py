@@ -1,0 +1,265 @@
+"""The job behind `compress train`, `compress finetune`: a trained model with its files and figures."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress import state
+from compress.errors import CompressError, InputError, OutputError
+from compress.graph.exporting import export, to_graph
+from compress.onnx_files import save_onnx
+from compress.pipeline.closing import closing_report
+from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, open_source
+from compress.pipeline.outputs import Output, OutputFolder, output_folder
+from compress.reporting.report import Report
+from compress.steps import Change, Step
+from compress.training.distributed import asked_for
+from compress.training.launching import LAUNCHED, launch
+from compress.training.loop import FitResult, fit
+from compress.training.options import TrainOptions
+from compress.training.weights import save_weights
+
+# What a run keeps in the output folder while it trains; removed when another run overwrites it.
+RUN_FILES = ("checkpoints", "tensorboard", "history.json", "curves.png")
+WEIGHTS_FORMATS = ("pt", "safetensors")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that a training process must know; it travels to the processes of `nproc`."""
+
+    model: ModelSource
+    data: DataSource
+    output: Output
+    options: TrainOptions
+    teacher: ModelSource | None
+    resume: bool
+    tensorboard: bool
+    device: str
+    weights_format: str
+    finetune: bool
+    settings: Settings
+
+
+def train(
+    model: ModelSource | Any,
+    data: DataSource | Any,
+    *,
+    output: Output | str | Path,
+    options: TrainOptions | None = None,
+    teacher: ModelSource | Any | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    nproc: int = 1,
+    device: str = "auto",
+    weights_format: str = "pt",
+    finetune: bool = False,
+    settings: Settings | None = None,
+) -> Report | None:
+    """Train a model and leave `weights.pt`, `model.pt2`, `model.onnx`, reports and checkpoints in a folder.
+
+    Under `torchrun` every process calls this; the first one writes and returns the report, the others None.
+
+    Args:
+        teacher: distil from this model; its weights are usually those of the unpruned float model.
+        resume: continue from the folder's last checkpoint.
+        nproc: processes on this machine that train together.
+        finetune: start from weights, and report the model as it was beside the result.
+
+    Raises:
+        CompressError: one line for whatever cannot be used, or for what stopped the run.
+    """
+    options, settings = options or TrainOptions(), settings or Settings()
+    if weights_format not in WEIGHTS_FORMATS:
+        raise InputError(f"unknown weights format {weights_format!r}; known: {', '.join(WEIGHTS_FORMATS)}")
+    job = TrainJob(
+        model=ModelSource.of(model),
+        data=DataSource.of(data),
+        output=output if isinstance(output, Output) else Output(Path(output)),
+        options=options,
+        teacher=ModelSource.of(teacher) if teacher is not None else None,
+        resume=resume,
+        tensorboard=tensorboard,
+        device=device,
+        weights_format=weights_format,
+        finetune=finetune,
+        settings=replace(settings, seed=options.seed),
+    )
+    if os.environ.get("RANK", "0") == "0" and not os.environ.get(LAUNCHED):
+        _prepare_folder(job)
+    return _launched(job, nproc) if nproc != 1 and asked_for() == 1 else run_job(job)
+
+
+def run_job(job: TrainJob) -> Report | None:
+    """Train in this process (one of several, perhaps); the first process delivers."""
+    with state.threads(job.settings.threads):
+        opened = open_inputs(job.model, job.data, job.settings)
+        module = _trainable(opened, job)
+        if opened.data is None:
+            raise InputError("training needs data; give it with --data (try --data mnist5k)")
+        teacher = _teacher(job) if job.teacher is not None else None
+        loss = _own_loss(job.options.loss)
+        result = fit(
+            module,
+            opened.data,
+            job.options,
+            teacher=teacher,
+            loss=loss,
+            output=job.output.path,
+            resume=job.resume,
+            tensorboard=job.tensorboard,
+            device=job.device,
+        )
+        return _deliver(job, opened, result) if os.environ.get("RANK", "0") == "0" else None
+
+
+def _prepare_folder(job: TrainJob) -> None:
+    path = job.output.path
+    if job.resume:
+        if path.is_dir() and any(path.iterdir()) and not (path / "checkpoints").is_dir():
+            raise OutputError(f"{str(path)!r} holds no run to resume: it has no folder checkpoints; choose another -o")
+        replace(job.output, overwrite=True).check_folder()
+        return
+    job.output.check_folder()
+    for name in RUN_FILES:
+        item = path / name
+        shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
+
+
+def _launched(job: TrainJob, nproc: int) -> Report:
+    """Run the job in `nproc` processes of this machine; what it reports comes back through a file."""
+    with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
+        path, answer = Path(scratch) / "job", Path(scratch) / "report"
+        try:
+            path.write_bytes(pickle.dumps(job))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"nproc needs a model and data that other processes can open ({str(error).splitlines()[0]}); "
+                "name them as file.py:factory"
+            ) from error
+        launch(nproc, ["-m", "compress.pipeline.training_process", str(path), str(answer)])
+        report: Report = pickle.loads(answer.read_bytes())
+        return report
+
+
+def _trainable(opened: Opened, job: TrainJob) -> nn.Module:
+    loaded = opened.loaded
+    if loaded.kind == "onnx":
+        from compress.graph.module import GraphModule
+
+        return GraphModule(loaded.model)
+    if job.finetune and loaded.kind == "module" and job.model.weights is None and isinstance(job.model.spec, str):
+        raise InputError(
+            f"finetune starts from weights; give --weights FILE for {loaded.name!r}, or use `compress train`"
+        )
+    module: nn.Module = loaded.model
+    return module
+
+
+def _teacher(job: TrainJob) -> nn.Module:
+    assert job.teacher is not None
+    loaded = open_source(job.teacher, seed=job.settings.seed)
+    if loaded.kind == "onnx":
+        from compress.graph.module import GraphModule
+
+        return GraphModule(loaded.model)
+    teacher: nn.Module = loaded.model
+    return teacher
+
+
+def _own_loss(name: str) -> Any:
+    if ":" not in name:
+        return None
+    from compress.loading.callables import import_callable
+
+    return import_callable(name)
+
+
+def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
+    """Write the files of a trained model and measure them, beside the model as it was where it had weights."""
+    module = result.module.eval() if opened.loaded.kind == "module" else result.module
+    inputs = opened.inputs
+    compared = job.finetune or job.model.weights is not None
+    with (
+        output_folder(replace(job.output, overwrite=True)) as folder,
+        tempfile.TemporaryDirectory(prefix="compress-") as scratch,
+    ):
+        refused = list(_save(folder, opened, module, inputs, job.weights_format))
+        targets: dict[str, Any] = {}
+        shipped = _export(folder, opened, module, inputs)
+        if isinstance(shipped, Change):
+            refused.append(shipped)
+            targets = {f"{opened.name} before": opened.model} if compared and opened.loaded.kind != "onnx" else {}
+            targets[f"{opened.name} trained"] = module
+        else:
+            if compared:
+                before = to_graph(opened.model, inputs)
+                targets[f"{opened.name} before"] = save_onnx(before, Path(scratch) / "before.onnx")
+            targets["model.onnx"] = shipped
+        report = closing_report(
+            targets,
+            opened,
+            job.settings,
+            title=f"{opened.name}, {'fine-tuned' if job.finetune else 'trained'}",
+            steps=[Step("train", module, (_summary(result), *refused), result.notes)],
+            notes=_sentences(job, result),
+            files={
+                "model": str(folder.final / "model.onnx"),
+                "weights": str(folder.final / f"weights.{job.weights_format}"),
+            },
+        )
+        return folder.save_report(report)
+
+
+def _save(
+    folder: OutputFolder, opened: Opened, module: nn.Module, inputs: tuple[Tensor, ...], weights_format: str
+) -> tuple[Change, ...]:
+    if weights_format != "pt":
+        save_weights(module, folder.path / f"weights.{weights_format}")
+    if opened.loaded.kind == "onnx":
+        return ()
+    return folder.save_module(module, inputs)
+
+
+def _export(folder: OutputFolder, opened: Opened, module: Any, inputs: tuple[Tensor, ...]) -> Path | Change:
+    if opened.loaded.kind == "onnx":
+        return folder.save_graph(module.write_back())
+    try:
+        return folder.save_graph(export(module, inputs).model)
+    except CompressError as error:  # hours of training must not be lost to an operator that ONNX lacks
+        return Change("model.onnx", "saved", reason=str(error), skipped=True)
+
+
+def _summary(result: FitResult) -> Change:
+    values = {
+        "epochs": len(result.history),
+        "steps": result.steps,
+        **{k: v for k, v in result.final.items() if "/" in k},
+    }
+    return Change("model", f"trained for {len(result.history)} epochs", values=values)
+
+
+def _sentences(job: TrainJob, result: FitResult) -> list[str]:
+    shown = (
+        f"{100 * result.best_score:.2f} %"
+        if result.watched.endswith("top1") and result.best_score is not None
+        else f"{result.best_score:.4g}"
+    )
+    words = [f"best epoch: {result.best_epoch} of {len(result.history)}, {result.watched} {shown}"]
+    if result.stopped_early:
+        words.append(
+            f"stopped early: no improvement in {job.options.patience} epochs; the best epoch's weights were kept"
+        )
+    if job.options.patience is not None and job.options.evaluate_on == "test" and result.watched.startswith("eval"):
+        words.append(
+            "the kept epoch was chosen on the test part, so its accuracy there is flattering; --evaluate-on calibration avoids that"
+        )
+    return words

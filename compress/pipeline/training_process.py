@@ -1,0 +1,30 @@
+"""One of the processes of `--nproc`: reads the job, trains, leaves the report for the launcher."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import warnings
+from pathlib import Path
+
+from compress.files import written_beside
+from compress.pipeline.train import TrainJob, run_job
+from compress.progress import set_quiet
+from compress.training.launching import reporting_failure
+
+
+def main(job_path: str, report_path: str) -> None:
+    """Run the pickled `TrainJob` (written by our own parent a moment ago, so it can be trusted)."""
+    with reporting_failure():
+        job: TrainJob = pickle.loads(Path(job_path).read_bytes())
+        set_quiet(job.settings.quiet)
+        if not job.settings.verbose:
+            warnings.filterwarnings("ignore")
+        report = run_job(job)
+        if report is not None:
+            with written_beside(report_path) as beside:
+                beside.write_bytes(pickle.dumps(report))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
