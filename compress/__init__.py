@@ -21,6 +21,7 @@ _HOMES = {
     "fuse": "compress.fusion.batchnorm",
     "load": "compress.loading.models",
     "open_data": "compress.loading.data",
+    "quantize_dynamic": "compress.quantization.dynamic",
     "quantize_static": "compress.quantization.static",
 }
 

@@ -132,12 +132,23 @@ def _is_standard(node: ir.Node) -> bool:
 
 def _grows(node: ir.Node, duplicate: bool) -> bool:
     """Whether writing the result of a node with constant inputs down would make the file much larger."""
+    if _widens(node):
+        return True
     large = [value for value in node.inputs if value is not None and _elements(value) > _FREE_ELEMENTS]
     if node.op_type in _MAKES_LARGER:
         return _elements(node.outputs[0]) > _FREE_ELEMENTS
     if not large:  # the outer sum of two vectors is the one way left to grow
         return _elements(node.outputs[0]) > _FREE_ELEMENTS
     return not duplicate and any(_is_read_at_run_time(value) for value in large)
+
+
+def _widens(node: ir.Node) -> bool:
+    """A Cast of stored int8 or float16 weights to float: the runtime folds it when it loads the file."""
+    source = node.inputs[0].const_value if node.op_type == "Cast" and node.inputs[0] is not None else None
+    to = node.attributes.get_int("to", 0)
+    if source is None or source.size <= _FREE_ELEMENTS or not to:
+        return False
+    return ir.DataType(to).bitwidth > source.dtype.bitwidth
 
 
 def _is_read_at_run_time(value: ir.Value) -> bool:
