@@ -34,6 +34,7 @@ ACTION = "written as a clipped addition"
 def apply(graph: ir.Model) -> tuple[Change, ...]:
     """Rewrite, in place, every HardSwish, HardSigmoid and hand-written hard swish."""
     changes = [_hand_written(graph, node) for node in nodes(graph, "Mul", "Div")]
+    remove_unused(graph)  # the HardSigmoid of a hand-written hard swish
     changes += [_hard_swish(graph, node) for node in nodes(graph, "HardSwish")]
     changes += [_hard_sigmoid(graph, node) for node in nodes(graph, "HardSigmoid")]
     remove_unused(graph)
