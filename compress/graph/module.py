@@ -44,7 +44,8 @@ class GraphModule(nn.Module):
         self.replacements = nn.ModuleDict()
         self._replaced: dict[str, tuple[str, tuple[str, ...]]] = {}  # value → (key in replacements, inputs)
         for name, change in (replacements or {}).items():
-            key = self._attribute(name, self.replacements)
+            known = (key for key, module in self.replacements.items() if module is change.module)
+            key = next(known, None) or self._attribute(name, self.replacements)
             self.replacements[key] = change.module
             self._replaced[name] = (key, change.inputs)
         self._plan = self._compile(register=True)

@@ -16,6 +16,8 @@ from compress.quantization.placement import Plan, Site
 from compress.quantization.targets import Target, weight_limit
 from compress.quantization.weights import LIMIT
 
+CLIP = "compress.clip"  # note on an activation's QuantizeLinear: its range stands for this clip, "low high"
+
 
 @dataclass(frozen=True)
 class WeightOptions:
@@ -68,11 +70,14 @@ class _Writer:
             if made_in_int8 or (node in self.plan.nodes and index in activation_inputs(node))
         ]
         is_output = made_in_int8 and value.is_graph_output()
+        bounds = None
         if site is not None and site.clip is not None and _redundant(site.clip, self.grids[group]):
-            value = self._without_clip(site.clip)
+            bounds, value = clip_bounds(site.clip), self._without_clip(site.clip)
         scale, zero = self._parameters(group)
         name = str(value.name)
         quantize = ir.node("QuantizeLinear", [value, scale, zero], name=self.namer(f"{name}/Q"))
+        if bounds is not None:
+            quantize.metadata_props[CLIP] = f"{bounds[0]} {bounds[1]}"
         dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=self.namer(f"{name}/DQ"))
         self._describe(quantize.outputs[0], f"{name}_q", zero.dtype, value.shape)
         self._describe(dequantize.outputs[0], f"{name}_dq", ir.DataType.FLOAT, value.shape)
