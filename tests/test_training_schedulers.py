@@ -1,0 +1,92 @@
+"""The learning rate of every step, against closed forms."""
+
+import math
+
+import pytest
+import torch
+from tiny_training import TinyData, by_hand, distance, perceptron
+
+from compress.training.loop import fit
+from compress.training.options import TrainOptions
+from compress.training.schedulers import Schedule
+
+STEPS = 5
+
+
+def rates(scores=None, **options):
+    """The learning rate of each step over all epochs."""
+    chosen = TrainOptions(lr=0.8, **options)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=chosen.lr)
+    schedule = Schedule(optimizer, chosen, STEPS, rising=False)
+    found = []
+    for epoch in range(chosen.epochs):
+        for _ in range(STEPS):
+            schedule.before_step()
+            found.append(schedule.lr)
+            optimizer.step()
+        schedule.after_epoch(epoch, 1.0 if scores is None else scores[epoch])
+    return found
+
+
+def cosine(epoch, epochs, low=0.0):
+    return low + (0.8 - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+@pytest.mark.parametrize("low", [0.0, 0.1])
+def test_cosine(low):
+    wanted = [cosine(epoch, 6, low) for epoch in range(6) for _ in range(STEPS)]
+    assert rates(epochs=6, scheduler="cosine", min_lr=low) == pytest.approx(wanted)
+
+
+def test_step():
+    wanted = [0.8 * 0.5 ** (epoch // 2) for epoch in range(6) for _ in range(STEPS)]
+    assert rates(epochs=6, scheduler="step", step_size=2, gamma=0.5) == pytest.approx(wanted)
+
+
+def test_plateau():
+    scores = [1.0, 0.9, 0.9, 0.9, 0.8, 0.8]  # two epochs without improvement end with the fourth
+    wanted = [0.8] * 4 + [0.08] * 2
+    found = rates(scores, epochs=6, scheduler="plateau", plateau_patience=1)
+    assert found == pytest.approx([rate for rate in wanted for _ in range(STEPS)])
+
+
+def test_none():
+    assert rates(epochs=2, scheduler="none") == [0.8] * (2 * STEPS)
+
+
+@pytest.mark.parametrize("scheduler", ["none", "cosine", "step"])
+def test_warm_up_rises_step_by_step_then_hands_over(scheduler):
+    found = rates(epochs=6, scheduler=scheduler, warmup_epochs=2, step_size=1, gamma=0.5)
+    assert found[: 2 * STEPS] == pytest.approx([0.8 * (step + 1) / (2 * STEPS) for step in range(2 * STEPS)])
+    after = {"none": lambda e: 0.8, "cosine": lambda e: cosine(e, 4), "step": lambda e: 0.8 * 0.5**e}[scheduler]
+    assert found[2 * STEPS :] == pytest.approx([after(epoch) for epoch in range(4) for _ in range(STEPS)])
+
+
+def test_fit_follows_the_schedule():
+    data, module = TinyData(), perceptron()
+    made = []
+
+    def optimizer(parameters):
+        made.append(torch.optim.SGD(parameters, lr=0.1, momentum=0.9))
+        return made[-1]
+
+    counter = iter(range(1, 100))
+
+    def halve(stepper):
+        epoch = next(counter)
+        stepper.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * epoch / 4)) / 2
+
+    wanted = by_hand(module, data, epochs=4, batch_size=16, optimizer=optimizer, after_epoch=halve)
+    result = fit(module, data, TrainOptions(epochs=4, batch_size=16, lr=0.1, scheduler="cosine"))
+    assert distance(result.module, wanted) < 1e-6
+
+
+def test_warm_up_needs_a_length():
+    class Endless:
+        def __iter__(self):
+            return iter([(torch.randn(4, 16), torch.zeros(4, dtype=torch.long))])
+
+    from compress.errors import TrainingError
+
+    with pytest.raises(TrainingError, match="warmup_epochs needs a training loader that knows its length"):
+        fit(perceptron(), Endless(), TrainOptions(warmup_epochs=1))
