@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ def build(name: str, weights: str | Path | None, arguments: dict[str, Any]) -> L
         raise ModelError(f"unknown model {name!r}; {nearest(name, names())}")
     known = torchvision.models.get_model_weights(name)
     own = _own_weights(name, known, weights)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the table
         warnings.simplefilter("ignore", FutureWarning)  # the initialization of inception_v3 and googlenet
         try:
             module = torchvision.models.get_model(name, weights=own, **_complete(name, own, arguments))
@@ -63,8 +66,6 @@ def _complete(name: str, own: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(name: str) -> set[str]:
-    import inspect
-
     return set(inspect.signature(torchvision.models.get_model_builder(name)).parameters)
 
 
