@@ -53,6 +53,7 @@ def test_image_folder(shared_data):
     assert abs(top1(model, data, 50) - 0.7583) < 0.19
 
 
+@pytest.mark.slow
 def test_exported_program(shared_data):
     loaded = open_model(shared_data / "efficientnet_lite0.pt2")
     assert (loaded.kind, loaded.input_shape) == ("exported", (2, 3, 224, 224))

