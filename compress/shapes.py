@@ -8,7 +8,20 @@ import torch
 from torch import Tensor, nn
 
 # A word in the name of a module's own attribute that makes it a count of channels or of heads.
-WIDTH_WORDS = ("dim", "channel", "feature", "hidden", "embed", "plane", "width", "inner", "inp", "oup", "d_model", "head_size")
+WIDTH_WORDS = (
+    "dim",
+    "channel",
+    "feature",
+    "hidden",
+    "embed",
+    "plane",
+    "width",
+    "inner",
+    "inp",
+    "oup",
+    "d_model",
+    "head_size",
+)
 HEAD_WORDS = ("head",)
 
 

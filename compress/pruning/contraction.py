@@ -56,7 +56,11 @@ def contract(trace: Trace, call: Call, left: Tensor, right: Tensor, letters: tup
     b = trace.unite_over(b, b_inner).reshape(b.shape[: b.dim() - k])
     a = a.reshape(*a.shape, *[1] * m)
     b = b.reshape(*b.shape[: len(batch)], *[1] * n, *b.shape[len(batch) :])
-    return trace.meet(core(a), core(b)).expand([sizes[c] for c in batch + rows + columns]).permute([(batch + rows + columns).index(c) for c in lo])
+    return (
+        trace.meet(core(a), core(b))
+        .expand([sizes[c] for c in batch + rows + columns])
+        .permute([(batch + rows + columns).index(c) for c in lo])
+    )
 
 
 def _sizes(letter: str, *operands: tuple[str, Tensor]) -> list[int]:

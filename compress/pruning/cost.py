@@ -19,7 +19,9 @@ class CostModel:
         self._axes: dict[str, dict[int, np.ndarray]] = {}
         for (name, dim), roots in channels.axes.items():
             self._axes.setdefault(name, {})[dim] = roots
-        self._products = [(work.positions, [core(item).numpy() for item in work.operands]) for work in channels.work if not work.param]
+        self._products = [
+            (work.positions, [core(item).numpy() for item in work.operands]) for work in channels.work if not work.param
+        ]
 
     def parameters(self, removed: np.ndarray) -> int:
         """Elements of all parameters (buffers not counted) that stay."""
@@ -46,4 +48,3 @@ class CostModel:
         for dim, size in enumerate(shape):
             count *= int((~gone[axes[dim]]).sum()) if dim in axes else size
         return count
-

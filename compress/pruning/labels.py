@@ -139,3 +139,16 @@ def concatenate(tensors: Sequence[Tensor], dim: int) -> Tensor:
         if axis != dim and all(item.shape[axis] == 1 or item.stride(axis) == 0 for item in tensors)
     ]
     return torch.cat([first_along(item, uniform) for item in tensors], dim).expand(shape)
+
+
+def kept_places(labels: Tensor, gone: Tensor) -> dict[int, Tensor]:
+    """For each dimension that shrinks, the positions that stay."""
+    small = core(labels)
+    flags = gone[small]
+    found = {}
+    for dim in varying(small):
+        rest = tuple(other for other in range(small.dim()) if other != dim)
+        empty = flags.all(rest) if rest else flags
+        if empty.any():
+            found[dim] = torch.nonzero(~empty).flatten()
+    return found

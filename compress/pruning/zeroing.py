@@ -15,18 +15,24 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
 from compress.pruning.channels import Channels
-from compress.pruning.labels import core, varying
+from compress.pruning.labels import core, kept_places
 from compress.pruning.trace import Labelled
 
 READERS = frozenset(
-    "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm bmm addmm "
-    "baddbmm einsum scaled_dot_product_attention lstm gru rnn_tanh rnn_relu".split()
+    ["conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"]
 )
-NORMALIZERS = frozenset("layer_norm native_layer_norm rms_norm group_norm native_group_norm".split())
+NORMALIZERS = frozenset(["layer_norm", "native_layer_norm", "rms_norm", "group_norm", "native_group_norm"])
 
 
 def zeroed_outputs(module: nn.Module, channels: Channels, removed: np.ndarray, inputs: tuple[Tensor, ...]) -> Any:
     """Run the unpruned module on `inputs` with everything zeroed that reads a class in `removed`."""
+    return zeroed_nodes(module, channels, removed, inputs, keep=False)[0]
+
+
+def zeroed_nodes(
+    module: nn.Module, channels: Channels, removed: np.ndarray, inputs: tuple[Tensor, ...], *, keep: bool = True
+) -> tuple[Any, dict[Node, Any]]:
+    """The same; and, with `keep`, what the layers gave on the way."""
     graph = channels.program.graph_module
     state = {**channels.program.constants, **dict(module.named_buffers(remove_duplicate=False))}
     state.update(module.named_parameters(remove_duplicate=False))
@@ -34,18 +40,26 @@ def zeroed_outputs(module: nn.Module, channels: Channels, removed: np.ndarray, i
     given = iter(inputs)
     for spec in channels.program.graph_signature.input_specs:
         values.append(state[spec.target] if spec.target is not None else next(given))
-    values = [value.clone() if isinstance(value, nn.Parameter) else value for value in values]
+    interpreter = _Zeroing(graph, channels, channels.gone(removed), keep)
     with torch.no_grad():
-        return _Zeroing(graph, channels, channels.gone(removed)).run(*values)
+        return interpreter.run(*values), interpreter.kept
 
 
 class _Zeroing(Interpreter):
-    def __init__(self, graph: Any, channels: Channels, gone: np.ndarray) -> None:
+    def __init__(self, graph: Any, channels: Channels, gone: np.ndarray, keep: bool) -> None:
         super().__init__(graph)
+        self.keep = keep
+        self.kept: dict[Node, Any] = {}
         self.channels = channels
         self.gone = torch.from_numpy(gone)
 
     def run_node(self, node: Node) -> Any:
+        result = self._run(node)
+        if self.keep and isinstance(result, Tensor) and node.op == "call_function":
+            self.kept[node] = result
+        return result
+
+    def _run(self, node: Node) -> Any:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             return super().run_node(node)
         name = node.target._schema.name.split("::")[1].rstrip("_")
@@ -78,19 +92,8 @@ class _Zeroing(Interpreter):
         return torch.where(gone, torch.zeros((), dtype=value.dtype), value) if bool(gone.any()) else value
 
     def _kept(self, node: Any) -> dict[int, Tensor]:
-        """For each dimension that shrinks, the positions that stay."""
         labels = self._labels(node)
-        if labels is None:
-            return {}
-        small = core(labels)
-        gone = self.gone[small]
-        found = {}
-        for dim in varying(small):
-            rest = [other for other in range(small.dim()) if other != dim]
-            empty = gone.all(rest[0] if len(rest) == 1 else tuple(rest)) if rest else gone
-            if empty.any():
-                found[dim] = torch.nonzero(~empty).flatten()
-        return found
+        return kept_places(labels, self.gone) if labels is not None else {}
 
     def _recurrent(self, nodes: Any, weights: Any) -> list[Tensor]:
         """The hidden units that go are zeroed in the columns that read them."""

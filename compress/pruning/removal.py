@@ -1,0 +1,214 @@
+"""Real channel removal: choose, cut, hold to the zeroed original, and lock what does not follow."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from compress.errors import PruningError, nearest
+from compress.pruning.channels import Channels, find_channels
+from compress.pruning.cost import CostModel
+from compress.pruning.labels import FIXED
+from compress.pruning.patching import follow_literals
+from compress.pruning.scores import score_classes
+from compress.pruning.selection import Selection, choose, reach
+from compress.pruning.surgery import remove
+from compress.pruning.verifying import Failure, check, involved
+from compress.steps import Change, Step
+
+TARGETS = ("channels", "macs", "parameters", "latency")
+SCOPES = ("uniform", "global")
+ATTEMPTS = 40  # each locks at least one family, so this bounds models whose forward fixes many sizes
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to remove: `amount` of `target`, by `method`, under `selection`; names are glob patterns of layers."""
+
+    amount: float = 0.5
+    target: str = "channels"
+    method: Any = "l1"
+    selection: Selection = Selection()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    data: Iterable[Any] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    latency: Callable[[nn.Module], float] | None = None
+    seed: int = 0
+
+
+def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Request) -> Step:
+    """Return a Step with a smaller copy of `module`; see `compress.prune`."""
+    _check_request(request)
+    channels = _restrict(find_channels(module, inputs), module, request)
+    if not any(family.classes.size for family in channels.families):
+        raise PruningError(f"no channel of this model can be removed; {_locks(channels)}")
+    scores, notes = score_classes(
+        module, channels, request.method, data=request.data, loss=request.loss, seed=request.seed
+    )
+    patches: set[str] = set()
+    for _ in range(ATTEMPTS):
+        removed, short = _select(module, channels, scores, request)
+        if removed.size == 0:
+            break
+        candidate = remove(module, channels, removed)
+        follow_literals(candidate, channels, removed, patches)
+        failure = check(candidate, module, channels, removed, inputs)
+        if failure is None:
+            if short:
+                raise PruningError(f"{short}; {_locks(channels)}")
+            return Step(
+                "prune", candidate, tuple(_changes(channels, removed)), tuple([*notes, *_notes(channels, removed)])
+            )
+        if failure.path not in patches:
+            patches.add(failure.path)
+            continue
+        channels = _lock_failure(channels, failure, removed)
+    if request.amount == 0:
+        return Step("prune", remove(module, channels, np.zeros(0, dtype=np.int64)), (), ("nothing was to be removed",))
+    raise PruningError(f"amount {request.amount:g} of {request.target} removes no channel here; {_locks(channels)}")
+
+
+def _check_request(request: Request) -> None:
+    if not 0 <= request.amount < 1:
+        raise PruningError(f"amount {request.amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
+    for value, known, what in ((request.target, TARGETS, "target"), (request.selection.scope, SCOPES, "scope")):
+        if value not in known:
+            raise PruningError(f"pruning {what} {value!r} is unknown; {nearest(value, known)}")
+    multiple = request.selection.round_to
+    if multiple is not None and multiple < 1:
+        raise PruningError(f"round_to {multiple!r} is not a count of channels; give 1, 8, 16, …")
+
+
+def _restrict(channels: Channels, module: nn.Module, request: Request) -> Channels:
+    """Lock the families of layers that the user left out, or did not name."""
+    names = [name for name, _ in module.named_modules() if name]
+    for pattern in (*request.include, *request.exclude):
+        if not fnmatch.filter(names, pattern):
+            raise PruningError(f"no layer is named {pattern!r}; {nearest(pattern, names)}")
+    reasons: dict[int, str] = {}
+    for family in channels.families:
+        layers = [name.rpartition(".")[0] for name, _ in family.producers]
+        if any(_matches(layer, request.exclude) for layer in layers):
+            reason = "excluded by the user"
+        elif request.include and not any(_matches(layer, request.include) for layer in layers):
+            reason = "not among the layers asked for"
+        else:
+            continue
+        reasons.update(dict.fromkeys(family.classes.tolist(), reason))
+    return channels.without(reasons) if reasons else channels
+
+
+def _matches(layer: str, patterns: Sequence[str]) -> bool:
+    """A pattern names a layer, or a module with everything inside it."""
+    return any(fnmatch.fnmatch(layer, pattern) or fnmatch.fnmatch(layer, f"{pattern}.*") for pattern in patterns)
+
+
+def _select(module: nn.Module, channels: Channels, scores: np.ndarray, request: Request) -> tuple[np.ndarray, str]:
+    """Choose what to remove; and where the target cannot be reached, the sentence that says so."""
+
+    def pick(amount: float) -> np.ndarray:
+        return choose(channels, scores, amount, request.selection)
+
+    if request.target == "channels" or request.amount == 0:
+        return pick(request.amount), ""
+    cost, steps = _cost(module, channels, request)
+    whole = cost(np.zeros(0, dtype=np.int64))
+    removed, left = reach(cost, pick, (1 - request.amount) * whole, steps=steps)
+    if left <= (1 - request.amount) * whole * (1.03 if request.target == "latency" else 1.0):
+        return removed, ""
+    return removed, (
+        f"{request.amount:.0%} of {request.target} cannot be removed: the closest reached is {1 - left / whole:.0%}"
+    )
+
+
+def _cost(module: nn.Module, channels: Channels, request: Request) -> tuple[Callable[[np.ndarray], float], int]:
+    model = CostModel(channels)
+    if request.target == "macs":
+        return model.macs, 18
+    if request.target == "parameters":
+        return model.parameters, 18
+    if request.latency is None:
+        raise PruningError("target 'latency' needs a way to measure it; pass latency=function(module) → milliseconds")
+    measure, known = request.latency, {}
+
+    def latency(removed: np.ndarray) -> float:
+        key = np.sort(removed).tobytes()
+        if key not in known:
+            known[key] = measure(remove(module, channels, removed) if removed.size else module)
+        return known[key]
+
+    return latency, 6
+
+
+def _lock_failure(channels: Channels, failure: Failure, removed: np.ndarray) -> Channels:
+    """Lock whole families that pass through the module whose forward did not follow."""
+    culprits = involved(channels, failure.path, removed)
+    place = failure.path or "the model's forward"
+    if not culprits:
+        raise PruningError(f"pruned model fails in {place}: {failure.reason}; exclude the layers before it (--exclude)")
+    reasons = {}
+    for family in channels.families:
+        if culprits & set(family.classes.tolist()):
+            reasons.update(
+                dict.fromkeys(family.classes.tolist(), f"sizes fixed in the forward of {place}: {failure.reason}")
+            )
+    return channels.without(reasons)
+
+
+def _changes(channels: Channels, removed: np.ndarray) -> Iterable[Change]:
+    """One change for each layer whose outputs shrink, and one for each family that stays."""
+    gone = channels.gone(removed)
+    for name, dim in channels.producers:
+        roots = channels.axes[name, dim]
+        before, after = roots.size, int((~gone[roots]).sum())
+        layer = name.rpartition(".")[0] or name
+        values = {"before": before, "after": after, "parameter": name}
+        if after < before:
+            yield Change(layer, f"{before} → {after} channels", values=values)
+        else:
+            reason = next((channels.locked[int(r)] for r in roots if int(r) in channels.locked), "")
+            reason = reason or ("input of the model" if FIXED in roots else "rounding leaves it whole")
+            yield Change(layer, f"{before} channels kept", reason, skipped=True, values=values)
+
+
+def _notes(channels: Channels, removed: np.ndarray) -> list[str]:
+    model, none = CostModel(channels), np.zeros(0, dtype=np.int64)
+    before, after = model.macs(none), model.macs(removed)
+    weights = model.parameters(none), model.parameters(removed)
+    notes = [
+        f"MACs {before:,} → {after:,} ({after / max(before, 1):.1%} left)",
+        f"parameters {weights[0]:,} → {weights[1]:,} ({weights[1] / max(weights[0], 1):.1%} left)",
+    ]
+    reasons = sorted({reason for reason in channels.locked.values() if reason.startswith("sizes fixed")})
+    return notes + [f"kept whole: {reason}" for reason in reasons]
+
+
+def _locks(channels: Channels) -> str:
+    """Say in a few words what keeps channels where they are."""
+    kinds: dict[str, list[str]] = {}
+    for family in channels.families:
+        held = [
+            channels.locked[int(label)]
+            for label in _all_labels(channels, family.producers)
+            if int(label) in channels.locked
+        ]
+        if held:
+            kinds.setdefault(held[0], []).append(family.name)
+    shown = [
+        f"{names[0]}{f' (+{len(names) - 1})' if len(names) > 1 else ''}: {reason}" for reason, names in kinds.items()
+    ]
+    return "locked: " + ("; ".join(shown[:6]) if shown else "nothing")
+
+
+def _all_labels(channels: Channels, producers: tuple[tuple[str, int], ...]) -> np.ndarray:
+    return (
+        np.unique(np.concatenate([channels.axes[key] for key in producers]))
+        if producers
+        else np.zeros(0, dtype=np.int64)
+    )

@@ -1,0 +1,152 @@
+"""Does the smaller module compute what the zeroed one does? Where not, which module is to blame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from compress.pruning.channels import Channels
+from compress.pruning.labels import core, kept_places
+from compress.pruning.trace import Labelled, module_of
+from compress.pruning.zeroing import zeroed_nodes, zeroed_outputs
+from compress.state import evaluating
+
+TOLERANCE = 1e-3  # of the largest output; float rounding over a hundred layers stays well below
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A module whose forward does not follow: the path of it (or of the layer right after), and what happened."""
+
+    path: str
+    reason: str
+
+
+def check(
+    candidate: nn.Module, module: nn.Module, channels: Channels, removed: np.ndarray, inputs: tuple
+) -> Failure | None:
+    """Run the pruned module against the zeroed original; None where they agree."""
+    outputs, seen, failure = _watched(candidate, inputs)
+    if failure is not None:
+        return failure
+    if agree(outputs, zeroed_outputs(module, channels, removed, inputs)):
+        return None
+    _, nodes = zeroed_nodes(module, channels, removed, inputs)  # once more, with what the layers gave on the way
+    return _first_difference(channels, removed, seen, nodes) or Failure("", "outputs differ from the zeroed original's")
+
+
+def agree(first: Any, second: Any, tolerance: float = TOLERANCE) -> bool:
+    return difference(first, second) <= tolerance
+
+
+def difference(first: Any, second: Any) -> float:
+    """Largest difference between corresponding outputs, relative to the largest value; inf where shapes differ."""
+    worst = 0.0
+    for a, b in zip(*(_tensors(item) for item in (first, second)), strict=False):
+        if a.shape != b.shape:
+            return float("inf")
+        if not a.numel():
+            continue
+        a, b = a.double(), b.double()
+        finite = torch.isfinite(b)
+        if not torch.equal(finite, torch.isfinite(a)):
+            return float("inf")
+        top = float(b[finite].abs().max()) if bool(finite.any()) else 0.0
+        gap = float((a - b)[finite].abs().max()) if bool(finite.any()) else 0.0
+        worst = max(worst, gap / max(top, 1e-12) if gap else 0.0)
+    return worst
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [item for item in pytree.tree_leaves(value) if isinstance(item, Tensor)]
+
+
+def _watched(module: nn.Module, inputs: tuple) -> tuple[Any, list[tuple[str, Tensor]], Failure | None]:
+    """Run a module; return its outputs, those of its layers in order, and where it stopped."""
+    stack: list[str] = []
+    seen: list[tuple[str, Tensor]] = []
+    handles = []
+
+    def enter(name: str) -> Any:
+        return lambda part, args: stack.append(name)
+
+    def leave(name: str, leaf: bool) -> Any:
+        def hook(part: nn.Module, args: Any, output: Any) -> None:
+            stack.pop()
+            if leaf and isinstance(output, Tensor):
+                seen.append((name, output))
+
+        return hook
+
+    for name, part in module.named_modules():
+        handles.append(part.register_forward_pre_hook(enter(name)))
+        handles.append(part.register_forward_hook(leave(name, not list(part.children()))))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluating(module):
+            return module(*inputs), seen, None
+    except Exception as error:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return None, seen, Failure(stack[-1] if stack else "", line[:160])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()
+
+
+def _first_difference(
+    channels: Channels, removed: np.ndarray, seen: list[tuple[str, Tensor]], nodes: dict[Any, Any]
+) -> Failure | None:
+    """Compare layer by layer: the first whose output differs from the zeroed run's kept part."""
+    gone = torch.from_numpy(channels.gone(removed))
+    by_layer: dict[str, list[Any]] = {}
+    for node, value in nodes.items():
+        by_layer.setdefault(module_of(node), []).append((node, value))
+    for name, output in seen:
+        for node, value in reversed(by_layer.get(name, [])):
+            kept = kept_part(channels, gone, node, value)
+            if kept is not None and kept.shape == output.shape and agree(output, kept):
+                break
+        else:
+            if by_layer.get(name):
+                return Failure(name, "output differs from the zeroed original's")
+    return None
+
+
+def kept_part(channels: Channels, gone: Tensor, node: Any, value: Any) -> Tensor | None:
+    """Cut a value of the zeroed run to what stays of it."""
+    held = channels.labels.get(node)
+    if not isinstance(held, Labelled) or held.labels is None or not isinstance(value, Tensor):
+        return None
+    for dim, places in kept_places(held.labels, gone).items():
+        value = value.index_select(dim, places)
+    return value
+
+
+def involved(channels: Channels, path: str, removed: np.ndarray) -> set[int]:
+    """Return the removed classes that pass through the forward of a module, or of its parent."""
+    flags = np.zeros(channels.root.size, dtype=bool)
+    flags[removed] = True
+    for place in (path, path.rpartition(".")[0]):
+        found: set[int] = set()
+        for node, held in channels.labels.items():
+            if (
+                node.op == "call_function"
+                and module_of(node) == place
+                and isinstance(held, Labelled)
+                and held.param is None
+            ):
+                if held.labels is None:
+                    continue
+                labels = np.unique(core(held.labels).numpy())
+                roots = np.unique(channels.root[labels[labels > 0]])
+                found |= set(roots[flags[roots]].tolist())
+        if found:
+            return found
+    return set()
