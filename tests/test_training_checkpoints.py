@@ -159,7 +159,7 @@ def test_weights_alone(tmp_path, ending):
 
 
 def test_weights_with_another_ending(tmp_path):
-    with pytest.raises(OutputError, match="weights file 'weights.bin' must end in .pt, .pth or .safetensors"):
+    with pytest.raises(OutputError, match=r"weights file 'weights\.bin' must end in \.pt, \.pth or \.safetensors"):
         save_weights(perceptron(), tmp_path / "weights.bin")
 
 
@@ -193,7 +193,7 @@ def test_damaged_checkpoint(tmp_path):
     torch.save(perceptron().state_dict(), path)
     with pytest.raises(WeightsError, match="is not a training checkpoint"):
         fit(perceptron(), TinyData(), TrainOptions(epochs=1), output=tmp_path, resume=True)
-    with pytest.raises(WeightsError, match="no checkpoint .* to resume from"):
+    with pytest.raises(WeightsError, match=r"no checkpoint .* to resume from"):
         checkpoints.read(tmp_path / "none.pt")
 
 
