@@ -232,7 +232,7 @@ def test_parity_fails_on_a_perturbed_model():
     assert compare(module, graph, (x,)).agrees
     with torch.no_grad():
         module[2].weight[1, 2] += 0.05
-    with pytest.raises(ParityError, match="output 'output' differs by up to 0.0"):
+    with pytest.raises(ParityError, match=r"output .output. differs by up to 0\.0"):
         check_parity(module, graph, (x,))
 
 
@@ -253,16 +253,16 @@ def test_parity_sees_shapes_nan_and_the_worst_output():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "swin_t", "vit_b_32"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t"])
 def test_torchvision_models(name):
     from compress.loading.torchvision_ops import torchvision
 
     module = torchvision.models.get_model(name, weights=None)
-    shape = (2, 3, 224, 224) if name == "vit_b_32" else (2, 3, 64, 64)
-    step = export(module, torch.randn(*shape))
+    step = export(module, torch.randn(2, 3, 64, 64))
     assert step.changes[0].action == "exported, dynamic batch"
 
 
+@pytest.mark.slow
 def test_the_real_lstm(shared_data):
     import sys
 

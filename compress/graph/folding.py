@@ -38,7 +38,7 @@ def fold_constants(graph: ir.Model, *, duplicate: bool = False) -> ir.Model:
         while before != graph.graph.num_nodes():  # a folded Split may free more
             before = graph.graph.num_nodes()
             FoldConstantsPass(
-                shape_inference=False, input_size_limit=0, output_size_limit=2**62, should_fold=should_fold
+                shape_inference=True, input_size_limit=0, output_size_limit=2**62, should_fold=should_fold
             )(graph)
             _fold_splits(graph.graph)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)

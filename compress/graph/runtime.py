@@ -238,6 +238,6 @@ def _load_error(label: str, error: Exception) -> ModelError:
 def _run_error(label: str, error: Exception, feeds: dict[str, np.ndarray]) -> ModelError | InputError:
     reason = _one_line(error)
     shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feeds.items())
-    if "INVALID_ARGUMENT" in str(error):
+    if "INVALID_ARGUMENT" in str(error) and "while running" not in reason:
         return InputError(f"{label} rejects its inputs ({shapes}): {reason}")
     return ModelError(f"ONNX Runtime failed on {label} with inputs {shapes}: {reason}")
