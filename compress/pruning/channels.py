@@ -250,7 +250,32 @@ def _known(call: Call) -> Any:
 
 
 _MOVES = frozenset(
-    ["view", "reshape", "permute", "transpose", "t", "swapaxes", "flatten", "unflatten", "squeeze", "unsqueeze", "slice", "narrow", "select", "chunk", "split", "split_with_sizes", "unbind", "contiguous", "clone", "alias", "detach", "cat", "to", "_to_copy"]
+    [
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "t",
+        "swapaxes",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "slice",
+        "narrow",
+        "select",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "cat",
+        "to",
+        "_to_copy",
+    ]
 )
 
 

@@ -50,7 +50,7 @@ def contract(trace: Trace, call: Call, left: Tensor, right: Tensor, letters: tup
         trace.store.unite(flat_a, flat_b)
         trace.reduced.append(call.node)
         return torch.full((1,), NONE).expand([sizes[c] for c in lo])
-    if summed:
+    if (in_a | in_b) & set(batch) and not wide_a and not wide_b:
         trace.heads.append((call.node, a, b))
     a = trace.unite_over(a, a_inner).reshape(a.shape[: a.dim() - k])
     b = trace.unite_over(b, b_inner).reshape(b.shape[: b.dim() - k])

@@ -74,6 +74,6 @@ def prune(
         seed=seed,
     )
     with torch.no_grad():
-        step = remove_channels(module, inputs, request)
+        step = remove_channels(module, inputs, request).step
     flush_denormals(step.model)
     return step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Request:
     amount: float = 0.5
     target: str = "channels"
     method: Any = "l1"
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     data: Iterable[Any] | None = None
@@ -42,8 +42,17 @@ class Request:
     seed: int = 0
 
 
-def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Request) -> Step:
-    """Return a Step with a smaller copy of `module`; see `compress.prune`."""
+@dataclass(frozen=True)
+class Removal:
+    """What was done: the step for the user, and the classes that went, by which it can be checked."""
+
+    step: Step
+    channels: Channels
+    removed: np.ndarray
+
+
+def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Request) -> Removal:
+    """Make a smaller copy of `module`; see `compress.prune`."""
     _check_request(request)
     channels = _restrict(find_channels(module, inputs), module, request)
     if not any(family.classes.size for family in channels.families):
@@ -62,15 +71,18 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
         if failure is None:
             if short:
                 raise PruningError(f"{short}; {_locks(channels)}")
-            return Step(
-                "prune", candidate, tuple(_changes(channels, removed)), tuple([*notes, *_notes(channels, removed)])
+            notes.extend(_notes(channels, removed))
+            return Removal(
+                Step("prune", candidate, tuple(_changes(channels, removed)), tuple(notes)), channels, removed
             )
         if failure.path not in patches:
             patches.add(failure.path)
             continue
         channels = _lock_failure(channels, failure, removed)
     if request.amount == 0:
-        return Step("prune", remove(module, channels, np.zeros(0, dtype=np.int64)), (), ("nothing was to be removed",))
+        removed = np.zeros(0, dtype=np.int64)
+        step = Step("prune", remove(module, channels, removed), (), ("nothing was to be removed",))
+        return Removal(step, channels, removed)
     raise PruningError(f"amount {request.amount:g} of {request.target} removes no channel here; {_locks(channels)}")
 
 

@@ -19,7 +19,27 @@ from compress.pruning.labels import core, kept_places
 from compress.pruning.trace import Labelled
 
 READERS = frozenset(
-    ["conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"]
+    [
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "convolution",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "linear",
+        "matmul",
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "einsum",
+        "scaled_dot_product_attention",
+        "lstm",
+        "gru",
+        "rnn_tanh",
+        "rnn_relu",
+    ]
 )
 NORMALIZERS = frozenset(["layer_norm", "native_layer_norm", "rms_norm", "group_norm", "native_group_norm"])
 
