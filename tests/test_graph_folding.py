@@ -66,6 +66,19 @@ def test_weights_through_slice_concat_transpose_reshape_cast():
     assert len(after.graph.initializers) == 1
 
 
+def test_small_parts_join_into_a_large_whole():
+    def build(model, x):
+        parts = [weight(model, name, 3, 4000) for name in ("a", "b")]  # 12,000 numbers each, 24,000 together
+        joined = node("Concat", parts, {"axis": 0})
+        outer = node("Mul", [weight(model, "column", 300, 1), weight(model, "row", 1, 300)])
+        total = node("ReduceSum", [outer.outputs[0]], {"keepdims": 0})
+        product = node("MatMul", [x, joined.outputs[0]])
+        return [joined, outer, total, product, node("Add", [product.outputs[0], total.outputs[0]])]
+
+    # The outer product would be written down as 90,000 numbers.
+    assert [n.op_type for n in check_same(build).graph] == ["Mul", "ReduceSum", "MatMul", "Add"]
+
+
 def test_splits_fold_although_they_have_several_outputs():
     def build(model, x):
         w = weight(model, "w", 6, 8)

@@ -137,8 +137,9 @@ def _grows(node: ir.Node, duplicate: bool) -> bool:
     large = [value for value in node.inputs if value is not None and _elements(value) > _FREE_ELEMENTS]
     if node.op_type in _MAKES_LARGER:
         return _elements(node.outputs[0]) > _FREE_ELEMENTS
-    if not large:  # the outer sum of two vectors is the one way left to grow
-        return _elements(node.outputs[0]) > _FREE_ELEMENTS
+    if not large:  # of several small ones an outer product can still be large
+        read = sum(_elements(value) for value in node.inputs if value is not None)
+        return _elements(node.outputs[0]) > max(_FREE_ELEMENTS, read)
     return not duplicate and any(_is_read_at_run_time(value) for value in large)
 
 
