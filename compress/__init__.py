@@ -16,17 +16,23 @@ _HOMES = {
     "Measurement": "compress.steps",
     "Preprocessing": "compress.loading.preprocessing",
     "QATSchedule": "compress.quantization.qat",
+    "Report": "compress.reporting.report",
     "Step": "compress.steps",
     "TrainOptions": "compress.training.options",
+    "benchmark": "compress.evaluation.latency",
     "convert": "compress.quantization.qat",
+    "evaluate": "compress.evaluation.accuracy",
     "export": "compress.graph.exporting",
     "fit": "compress.training.loop",
     "fuse": "compress.fusion.batchnorm",
     "load": "compress.loading.models",
     "open_data": "compress.loading.data",
     "prepare_qat": "compress.quantization.qat",
+    "prune": "compress.pruning.prune",
     "quantize_dynamic": "compress.quantization.dynamic",
     "quantize_static": "compress.quantization.static",
+    "read_onnx": "compress.onnx_files",
+    "save_onnx": "compress.onnx_files",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])
