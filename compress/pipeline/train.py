@@ -22,7 +22,8 @@ from compress.pipeline.outputs import Output, OutputFolder, output_folder
 from compress.reporting.report import Report
 from compress.steps import Change, Step
 from compress.training.distributed import asked_for
-from compress.training.launching import LAUNCHED, launch
+from compress.training.launching import LAUNCHED, check_nproc, launch
+from compress.training.loaders import share_of_batch
 from compress.training.loop import FitResult, fit
 from compress.training.options import TrainOptions
 from compress.training.weights import save_weights
@@ -93,9 +94,13 @@ def train(
         finetune=finetune,
         settings=replace(settings, seed=options.seed),
     )
+    if DataSource.of(data).spec is None:
+        raise InputError("training needs data; give it with --data (try --data mnist5k)")
+    check_nproc(nproc)
+    share_of_batch(options, nproc * asked_for())
     if os.environ.get("RANK", "0") == "0" and not os.environ.get(LAUNCHED):
         _prepare_folder(job)
-    return _launched(job, nproc) if nproc != 1 and asked_for() == 1 else run_job(job)
+    return _launched(job, nproc) if nproc > 1 and asked_for() == 1 else run_job(job)
 
 
 def run_job(job: TrainJob) -> Report | None:
@@ -103,8 +108,6 @@ def run_job(job: TrainJob) -> Report | None:
     with state.threads(job.settings.threads):
         opened = open_inputs(job.model, job.data, job.settings)
         module = _trainable(opened, job)
-        if opened.data is None:
-            raise InputError("training needs data; give it with --data (try --data mnist5k)")
         teacher = _teacher(job) if job.teacher is not None else None
         loss = _own_loss(job.options.loss)
         result = fit(

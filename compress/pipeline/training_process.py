@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from compress.files import written_beside
@@ -22,8 +23,10 @@ def main(job_path: str, report_path: str) -> None:
             warnings.filterwarnings("ignore")
         report = run_job(job)
         if report is not None:
+            # Without the modules: their classes may live in the user's file, which the launcher has not imported.
+            steps = tuple(replace(step, model=None) for step in report.steps)
             with written_beside(report_path) as beside:
-                beside.write_bytes(pickle.dumps(report))
+                beside.write_bytes(pickle.dumps(replace(report, steps=steps)))
 
 
 if __name__ == "__main__":

@@ -79,6 +79,10 @@ def reporting_failure() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        if os.environ.get(LAUNCHED):
+            raise SystemExit(130) from None
+        raise
     except Exception as error:
         _write_error_file(error)
         if os.environ.get(LAUNCHED):

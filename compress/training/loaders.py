@@ -76,13 +76,23 @@ def _next_epoch(loader: Any, epoch: int) -> Any:
     return loader
 
 
-def _from_data(data: TrainData, options: TrainOptions, world: World) -> Batches:
-    share = world.size * options.accumulate
-    if options.batch_size % share:
+def share_of_batch(options: TrainOptions, processes: int) -> int:
+    """Return how many samples one forward pass of one process takes.
+
+    Raises:
+        InputError: the batch does not divide.
+    """
+    parts = processes * options.accumulate
+    if options.batch_size % parts:
         raise InputError(
-            f"batch_size {options.batch_size} cannot be split over {world.size} processes × {options.accumulate} "
-            f"accumulated batches; use a multiple of {share}"
+            f"batch_size {options.batch_size} cannot be split over {processes} processes × {options.accumulate} "
+            f"accumulated batches; use a multiple of {parts}"
         )
+    return options.batch_size // parts
+
+
+def _from_data(data: TrainData, options: TrainOptions, world: World) -> Batches:
+    size = share_of_batch(options, world.size)
     if data.train is None:
         raise DataError("the data has no training part; give data with a train folder, or x_train and y_train")
     sampler = EpochSampler(
@@ -93,7 +103,6 @@ def _from_data(data: TrainData, options: TrainOptions, world: World) -> Batches:
         seed=options.seed,
         multiple=options.batch_size if options.drop_last else 1,
     )
-    size = options.batch_size // share
     common: dict[str, Any] = {"workers": options.workers, "pin_memory": options.pin_memory}
 
     augment: dict[str, Any] = {}
