@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,61 @@ from torch import Tensor, nn
 
 from compress.errors import PruningError
 from compress.pruning.denormals import flush_denormals
-from compress.pruning.removal import Request, remove_channels
+from compress.pruning.masks import MaskRequest, mask_weights
+from compress.pruning.removal import Removal, Request, remove_channels
 from compress.pruning.selection import Selection
 from compress.steps import Step
 
 
 def prune(
+    module: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    amount: float = 0.5,
+    method: str | Callable[[Tensor], Tensor] = "l1",
+    scope: str = "uniform",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    remove_channels: bool = True,
+    seed: int = 0,
+    **options: Any,
+) -> Step:
+    """Remove channels (the default), or mask weights: return a pruned copy of the module.
+
+    Args:
+        module: any module that `torch.export` takes. It is not touched.
+        example_inputs: tensors, batch first, a batch of 2. Masks need none.
+        amount: the fraction to remove. For masks also a count (a whole number) per layer.
+        method: score by which the least important go. Channels: l1, l2, random, batchnorm, taylor (needs `data`),
+            fpgm, or a function from filters (n, elements) to scores (n). Masks: l1, random, ln, random-structured,
+            or a pattern such as 2:4.
+        scope: "uniform" prunes the same fraction everywhere; "global" ranks the whole model together.
+        include, exclude: names of layers or modules, `*` allowed; only these, all but these.
+        remove_channels: False masks weights with zeros instead (options: those of `MaskRequest`, and `permanent`).
+        options: `target`, `round_to`, `data`, `loss`, `latency`; see `prune_channels`.
+
+    Returns:
+        A Step whose changes give, per layer, channels before and after, or why they stay (for masks: the zeros).
+
+    Raises:
+        PruningError: an argument is out of range, a name is unknown, or the target cannot be reached.
+        ExportError: `torch.export` cannot take the module.
+    """
+    if not isinstance(module, nn.Module):
+        raise PruningError(
+            f"pruning works on a torch.nn.Module, not on {type(module).__name__}; prune before exporting"
+        )
+    shared: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude), "seed": seed}
+    if not remove_channels:
+        permanent = options.pop("permanent", True)
+        request = MaskRequest(method=str(method), amount=amount, scope=scope, **shared, **options)
+        return mask_weights(module, request, permanent=permanent)
+    if example_inputs is None:
+        raise PruningError("removing channels needs example_inputs: tensors, batch first, a batch of 2")
+    return prune_channels(module, example_inputs, amount=amount, method=method, scope=scope, **shared, **options).step
+
+
+def prune_channels(
     module: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
     *,
@@ -30,29 +79,22 @@ def prune(
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     latency: Callable[[nn.Module], float] | None = None,
     seed: int = 0,
-) -> Step:
-    """Remove channels, really: return a copy of the module with smaller layers.
+    may_be_nothing: bool = False,
+    original: Mapping[str, int] | None = None,
+) -> Removal:
+    """Remove channels, really: a copy with smaller layers, and what went by its labels.
 
-    Args:
-        module: any module that `torch.export` takes. It is not touched.
-        example_inputs: tensors, batch first, a batch of 2.
-        amount: the fraction to remove, of `target`: "channels" of every family, "macs", "parameters", or measured
-            "latency" (then `latency` measures a module in milliseconds).
-        method: score by which the least important go: l1, l2, random, batchnorm, taylor (needs `data`), fpgm;
-            or a function from filters (n, elements) to scores (n).
-        scope: "uniform" removes the same fraction everywhere; "global" ranks all channels of the model together.
+    The pruned module's outputs are those of the original with everything zeroed that read the removed channels;
+    this is checked on `example_inputs` each time. For normalization over channels, zeroed means left out of the
+    statistics.
+
+    Args (beside those of `prune`):
+        target: what `amount` is a fraction of: "channels" of every family, "macs", "parameters", or measured
+            "latency" (then `latency` measures a module, in any unit).
         round_to: leave multiples of this many channels. By default 16 where a layer is wide enough, less in narrow ones.
-        include, exclude: names of layers or modules, `*` allowed; only these, all but these.
         data, loss: batches and loss for "taylor" (cross entropy by default).
-
-    Returns:
-        A Step whose changes give, per layer, channels before and after, or why they stay. The model's outputs are
-        those of the original with everything zeroed that read the removed channels; this is checked on
-        `example_inputs` each time. For normalization over channels, zeroed means left out of the statistics.
-
-    Raises:
-        PruningError: an argument is out of range, a name is unknown, or the target cannot be reached.
-        ExportError: `torch.export` cannot take the module.
+        may_be_nothing: an amount too small to remove anything is no error.
+        original: classes of each family at the start of a run of several steps; `amount` is then the total.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if not isinstance(module, nn.Module):
@@ -65,15 +107,16 @@ def prune(
         amount=amount,
         target=target,
         method=method,
-        selection=Selection(scope=scope, round_to=round_to),
+        selection=Selection(scope=scope, round_to=round_to, original=original),
         include=tuple(include),
         exclude=tuple(exclude),
         data=data,
         loss=loss,
         latency=latency,
         seed=seed,
+        may_be_nothing=may_be_nothing,
     )
     with torch.no_grad():
-        step = remove_channels(module, inputs, request).step
-    flush_denormals(step.model)
-    return step
+        removal = remove_channels(module, inputs, request)
+    flush_denormals(removal.step.model)
+    return removal

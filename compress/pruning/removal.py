@@ -40,6 +40,7 @@ class Request:
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     latency: Callable[[nn.Module], float] | None = None
     seed: int = 0
+    may_be_nothing: bool = False  # a step of a schedule, too small for a multiple of channels, waits for the next
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
             patches.add(failure.path)
             continue
         channels = _lock_failure(channels, failure, removed)
-    if request.amount == 0:
+    if request.amount == 0 or request.may_be_nothing:
         removed = np.zeros(0, dtype=np.int64)
-        step = Step("prune", remove(module, channels, removed), (), ("nothing was to be removed",))
+        same = remove(module, channels, removed)
+        step = Step("prune", same, tuple(_changes(channels, removed)), ("nothing was to be removed",))
         return Removal(step, channels, removed)
     raise PruningError(f"amount {request.amount:g} of {request.target} removes no channel here; {_locks(channels)}")
 
@@ -189,14 +191,18 @@ def _changes(channels: Channels, removed: np.ndarray) -> Iterable[Change]:
             yield Change(layer, f"{before} channels kept", reason, skipped=True, values=values)
 
 
+def counts(channels: Channels, removed: np.ndarray) -> dict[str, int]:
+    """MACs of one sample, and parameters, without the classes in `removed`."""
+    model = CostModel(channels)
+    return {"MACs": model.macs(removed), "parameters": model.parameters(removed)}
+
+
+def count_notes(before: dict[str, int], after: dict[str, int]) -> list[str]:
+    return [f"{what} {old:,} → {after[what]:,} ({after[what] / max(old, 1):.1%} left)" for what, old in before.items()]
+
+
 def _notes(channels: Channels, removed: np.ndarray) -> list[str]:
-    model, none = CostModel(channels), np.zeros(0, dtype=np.int64)
-    before, after = model.macs(none), model.macs(removed)
-    weights = model.parameters(none), model.parameters(removed)
-    notes = [
-        f"MACs {before:,} → {after:,} ({after / max(before, 1):.1%} left)",
-        f"parameters {weights[0]:,} → {weights[1]:,} ({weights[1] / max(weights[0], 1):.1%} left)",
-    ]
+    notes = count_notes(counts(channels, removed[:0]), counts(channels, removed))
     reasons = sorted({reason for reason in channels.locked.values() if reason.startswith("sizes fixed")})
     return notes + [f"kept whole: {reason}" for reason in reasons]
 

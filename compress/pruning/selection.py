@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from compress.pruning.channels import Channels, Family, Tie
 
+MOST = 0.9  # of a family, with the global scope
 DEFAULT_MULTIPLE = 16  # the int8 and float kernels of x86 work on 16 channels at once
 
 
@@ -19,7 +20,8 @@ class Selection:
 
     scope: str = "uniform"  # or "global"
     round_to: int | None = None
-    most: float = 1.0  # never more than this fraction of a family
+    # In a run of several steps: the classes that each family had at the start, of which the amount is then a fraction.
+    original: Mapping[str, int] | None = None
 
 
 def choose(channels: Channels, scores: np.ndarray, amount: float, selection: Selection) -> np.ndarray:
@@ -46,7 +48,8 @@ def _lowest(family: Family, scores: np.ndarray, count: int) -> np.ndarray:
 
 def _wishes(families: list[Family], scores: np.ndarray, amount: float, selection: Selection) -> list[float]:
     if selection.scope == "uniform":
-        return [min(amount, selection.most) * family.total for family in families]
+        original = selection.original or {}
+        return [family.total - (1 - amount) * original.get(family.name, family.total) for family in families]
     free = [family.classes for family in families if family.classes.size]
     if not free:
         return [0.0] * len(families)
@@ -56,8 +59,8 @@ def _wishes(families: list[Family], scores: np.ndarray, amount: float, selection
     share = np.cumsum(weights[order]) / weights.sum()
     place = int(np.searchsorted(share, amount, side="right"))
     limit = pooled[order[place]] if place < order.size else np.inf
-    most = selection.most if selection.most < 1.0 else 0.9  # a layer emptied to one channel is a bottleneck
-    return [min(float((scores[f.classes] < limit).sum()), most * f.total) for f in families]
+    # A layer emptied to a channel or two is a bottleneck, whatever the scores say.
+    return [min(float((scores[f.classes] < limit).sum()), MOST * f.total) for f in families]
 
 
 def _most_removable(family: Family) -> int:
