@@ -217,7 +217,7 @@ def configure_logging(*, quiet: bool, verbose: bool) -> None:
     import warnings
 
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s"
+        stream=sys.stderr, level=logging.WARNING if verbose else logging.ERROR, format="%(name)s: %(message)s"
     )
     if not verbose:
         warnings.filterwarnings("ignore")

@@ -107,14 +107,14 @@ def test_text_ends_with_notes_gates_and_files(report):
     assert "int8: 2.5× fails --require-speedup 3×" in text
     assert "int8: 0.25 points is within --max-drop 0.5 points" in text
     assert "gru" not in text
-    assert "gru: not quantized: the runtime has no int8 GRU" in report.text(verbose=True)
+    assert "gru (quantized): the runtime has no int8 GRU" in report.text(verbose=True)
 
 
 def test_markdown_lists_decisions_reasons_and_command(report):
     text = report.markdown()
     assert "| model" in text and "✗ int8" in text
     assert "* 2 × quantized" in text
-    assert "`gru`: not quantized: the runtime has no int8 GRU" in text
+    assert "`gru` (quantized): the runtime has no int8 GRU" in text
     assert "* weights keep to 7 bits" in text
     assert "int8: top-1 between 90.40 and 92.90 % (95 %, 2000 samples)" in text
     assert report.environment.command in text

@@ -14,6 +14,7 @@ from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import Target
 from compress.evaluation.size import count_macs, count_parameters, size_bytes, sparsity
+from compress.pipeline.details import layer_details
 from compress.pipeline.inputs import Opened, Settings
 from compress.reporting.environment import describe
 from compress.reporting.report import Gate, Report
@@ -121,10 +122,12 @@ def closing_report(
     baseline: str | None = None,
     metric: Any = None,
     files: Mapping[str, str] | None = None,
+    shipped: Path | None = None,
     **options: Any,
 ) -> Report:
     """Measure `targets` (first: the baseline) on the opened data and inputs, and report.
 
+    With `shipped` (the ONNX file that is delivered) its layers are looked into for the HTML report.
     Where a deliverable is slower than the baseline, or worse than chance would explain, a note says so.
     """
     rows = measure(
@@ -146,7 +149,29 @@ def closing_report(
         baseline=base.name,
         gates=(gates or Gates()).check(rows, base),
         files=files or {},
+        details=_details(shipped, targets, base.name, opened, steps, settings),
         environment=describe(threads=settings.threads, seed=settings.seed),
+    )
+
+
+def _details(
+    shipped: Path | None,
+    targets: Mapping[str, Target],
+    base: str,
+    opened: Opened,
+    steps: Sequence[Step],
+    settings: Settings,
+) -> dict[str, Any]:
+    if shipped is None:
+        return {}
+    before = targets.get(base)
+    return layer_details(
+        shipped,
+        Path(before) if isinstance(before, (str, Path)) and Path(before).suffix == ".onnx" else None,
+        opened.inputs,
+        steps,
+        threads=settings.threads,
+        classes=opened.data.classes if opened.data is not None else None,
     )
 
 

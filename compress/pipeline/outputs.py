@@ -78,9 +78,9 @@ class OutputFolder:
         return ()
 
     def save_report(self, report: Report) -> Report:
-        """Write `report.json` and `report.md`; return the report with its final paths."""
+        """Write `report.json`, `report.md` and `report.html`; return the report with its final paths."""
         report = report.relocated(self.path, self.final)
-        for name in ("report.json", "report.md"):
+        for name in ("report.json", "report.md", "report.html"):
             report.write(self.path / name)
         return report
 

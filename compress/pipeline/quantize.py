@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import InputError, nearest
+from compress.evaluation.runners import open_runner
 from compress.graph.exporting import to_graph
 from compress.onnx_files import save_onnx
 from compress.pipeline.closing import Gates, closing_report
@@ -57,7 +58,10 @@ def quantize(
     """
     settings, options = settings or Settings(), options or QuantizeOptions()
     output.check_folder()
+    _check_names(options)
     opened = open_inputs(model, data, settings)
+    if opened.loaded.kind == "onnx":
+        open_runner(opened.model, threads=settings.threads)(*opened.inputs)  # an operator that cannot run is named here
     with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as scratch:
         graph = to_graph(opened.model, opened.inputs)
         step = METHODS[options.method](graph, opened, options)
@@ -71,9 +75,19 @@ def quantize(
             steps=[step],
             gates=gates,
             metric=metric,
-            files={"model": str(folder.onnx)},
+            files={"model": str(folder.onnx), "page": str(folder.path / "report.html")},
+            shipped=shipped,
         )
         return folder.save_report(report)
+
+
+def _check_names(options: QuantizeOptions) -> None:
+    """Refuse an unknown target or range method before anything is loaded."""
+    from compress.quantization.observers import resolve_ranges
+    from compress.quantization.targets import resolve_target
+
+    resolve_target(options.target)
+    resolve_ranges(options.ranges)
 
 
 def _float_file(opened: Opened, graph: Any, scratch: Path) -> Path:
@@ -101,7 +115,11 @@ def _dynamic(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     from compress.quantization.dynamic import quantize_dynamic
 
     return quantize_dynamic(
-        graph, weight_type=options.weight_type, op_types=options.op_types or None, exclude=options.exclude
+        graph,
+        weight_type=options.weight_type,
+        op_types=options.op_types or None,
+        exclude=options.exclude,
+        target=options.target,
     )
 
 

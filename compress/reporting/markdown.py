@@ -68,6 +68,6 @@ def decisions(step: Step, *, style: str = "markdown") -> str:
 
 def _refusals(changes: tuple[Change, ...], code: str) -> list[str]:
     if len(changes) <= LONGEST:
-        return [f"{code}{change.layer}{code}: not {change.action}: {change.reason}" for change in changes]
+        return [f"{code}{change.layer}{code} ({change.action}): {change.reason}" for change in changes]
     counts = Counter((change.action, change.reason) for change in changes)
-    return [f"{number} × not {action}: {reason}" for (action, reason), number in counts.most_common()]
+    return [f"{number} × {action}: {reason}" for (action, reason), number in counts.most_common()]

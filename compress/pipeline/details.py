@@ -1,0 +1,171 @@
+"""Figures for each layer: time, quantization error, zeros, channels, histograms of the worst."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from torch import Tensor
+
+from compress.evaluation.runners import resized
+from compress.graph.runtime import Session
+from compress.onnx_files import read_onnx
+from compress.steps import Step
+
+RUNS = 15  # of the profiled session; the median of each node counts
+BINS = 64
+WORST = 2  # layers whose weights and activations are drawn
+
+
+def layer_details(
+    shipped: Path,
+    baseline: Path | None,
+    inputs: tuple[Tensor, ...],
+    steps: Sequence[Step] = (),
+    *,
+    threads: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Look inside the file that ships: `layers` (figures by layer), `histograms`, `classes`; plain JSON values.
+
+    A figure that cannot be had (an operator that will not be profiled, no baseline) is left out, never guessed.
+    """
+    details: dict[str, Any] = {"layers": [], "histograms": []}
+    if classes:
+        details["classes"] = list(classes)
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(Exception):  # the report must not fail for want of a bar
+        rows += node_times(shipped, inputs, threads)
+    rows += channel_rows(steps)
+    with contextlib.suppress(Exception):
+        graph = read_onnx(shipped)
+        weights = list(quantized_weights(graph))
+        rows += sparsity_rows(graph, weights)
+        if baseline is not None:
+            source = read_onnx(baseline)
+            errors = weight_errors(weights, source)
+            rows += [{"name": name, "error": error} for name, error in errors.items()]
+            details["histograms"] = worst_histograms(errors, weights, graph, source, baseline, inputs)
+    details["layers"] = rows
+    return details
+
+
+def node_times(path: Path, inputs: tuple[Tensor, ...], threads: int | None) -> list[dict[str, Any]]:
+    """Median microseconds of each operator that the runtime really executes, one sample."""
+    session = Session(path, threads=threads, profile=True)
+    first = session.input_shapes[0][0] if session.input_shapes and session.input_shapes[0] else 1
+    fed = [resized(value, first if isinstance(first, int) else 1) for value in inputs]
+    for _ in range(RUNS):
+        session.run(*fed)
+    return [
+        {"name": f"{row['node']} ({row['op_type']})", "microseconds": row["microseconds"]} for row in session.profile()
+    ]
+
+
+def channel_rows(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """Channels before and after, from the changes of pruning."""
+    found = []
+    for step in steps:
+        for change in step.changes:
+            before, after = change.values.get("before"), change.values.get("after")
+            if isinstance(before, int) and isinstance(after, int):
+                found.append({"name": change.layer, "channels_before": before, "channels_after": after})
+    return found
+
+
+def quantized_weights(graph: ir.Model) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Return (name, stored integers, real values) of each constant that passes through DequantizeLinear."""
+    found = []
+    for node in graph.graph:
+        if node.op_type != "DequantizeLinear" or node.inputs[0] is None or node.inputs[0].const_value is None:
+            continue
+        arrays = [
+            value.const_value.numpy() for value in node.inputs if value is not None and value.const_value is not None
+        ]
+        if len(arrays) < 2 or arrays[0].ndim < 2:
+            continue
+        stored, scale = arrays[0], arrays[1]
+        zero = arrays[2] if len(arrays) > 2 else np.zeros_like(scale, dtype=np.int32)
+        if scale.ndim == 1 and scale.size > 1:
+            shape = [1] * stored.ndim
+            shape[node.attributes.get_int("axis", 1)] = scale.size
+            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        real = (stored.astype(np.float32) - zero.astype(np.float32)) * scale
+        name = (node.name or node.inputs[0].name or "").removesuffix("/DQ")
+        found.append((name, stored, real))
+    return found
+
+
+def sparsity_rows(graph: ir.Model, weights: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+    """Zeros among the weights of each layer, quantized or not."""
+    rows = [{"name": name, "sparsity": float((real == 0).mean())} for name, _, real in weights]
+    for value in graph.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and len(tensor.shape) >= 2 and tensor.dtype == ir.DataType.FLOAT:
+            rows.append({"name": value.name, "sparsity": float((tensor.numpy() == 0).mean())})
+    return rows
+
+
+def weight_errors(weights: Sequence[tuple[str, np.ndarray, np.ndarray]], source: ir.Model) -> dict[str, float]:
+    """‖w − ŵ‖ / ‖w‖ of each quantized weight that the baseline holds under the same name and shape."""
+    found = {}
+    for name, _, real in weights:
+        original = _original(source, name)
+        if original is not None and original.shape == real.shape:
+            found[name] = float(np.linalg.norm(original - real) / max(float(np.linalg.norm(original)), 1e-12))
+    return found
+
+
+def _original(source: ir.Model, name: str) -> np.ndarray | None:
+    value = source.graph.initializers.get(name)
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def worst_histograms(
+    errors: Mapping[str, float],
+    weights: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    graph: ir.Model,
+    source: ir.Model,
+    baseline: Path,
+    inputs: tuple[Tensor, ...],
+) -> list[dict[str, Any]]:
+    """Weights and input activations of the layers with the largest weight error."""
+    found: list[dict[str, Any]] = []
+    for name in sorted(errors, key=lambda name: -errors[name])[:WORST]:
+        original = _original(source, name)
+        assert original is not None
+        found.append(_histogram(name, f"float weights; error {100 * errors[name]:.2f} %", original, ()))
+        user = next(iter(source.graph.initializers[name].uses()), None)
+        activation = user.node.inputs[0] if user is not None else None
+        if activation is None or activation.name is None:
+            continue
+        if activation.name in [value.name for value in source.graph.inputs]:
+            values = inputs[[value.name for value in source.graph.inputs].index(activation.name)].detach().numpy()
+        else:
+            (values,) = Session(baseline, outputs=[activation.name]).run(*inputs)
+        found.append(
+            _histogram(activation.name, f"activations into {name}", values, activation_range(graph, activation.name))
+        )
+    return found
+
+
+def activation_range(graph: ir.Model, name: str) -> tuple[float, ...]:
+    """The interval that the quantized form of this tensor can express; empty where it is not quantized."""
+    for node in graph.graph:
+        if node.op_type != "QuantizeLinear" or node.inputs[0] is None or node.inputs[0].name != name:
+            continue
+        scale, zero = (node.inputs[i].const_value.numpy() for i in (1, 2))  # type: ignore[union-attr]
+        limits = np.iinfo(zero.dtype)
+        return tuple(float((edge - int(zero)) * float(scale)) for edge in (limits.min, limits.max))
+    return ()
+
+
+def _histogram(name: str, what: str, values: np.ndarray, marks: Sequence[float]) -> dict[str, Any]:
+    low, high = float(values.min()), float(values.max())
+    low, high = min([low, *marks]), max([high, *marks])
+    counts, _ = np.histogram(values, bins=BINS, range=(low, high) if high > low else (low, low + 1))
+    return {"name": name, "what": what, "counts": counts.tolist(), "low": low, "high": high, "marks": list(marks)}

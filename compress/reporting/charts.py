@@ -1,0 +1,125 @@
+"""Charts of the HTML report as plain SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 720, 380
+LEFT, RIGHT, TOP, BOTTOM = 64, 28, 20, 48
+
+
+@dataclass(frozen=True)
+class Bubble:
+    """One model in the picture: latency to the right, accuracy up, size as area."""
+
+    name: str
+    x: float
+    y: float
+    area: float | None = None
+
+
+def pareto(points: Sequence[Bubble]) -> list[Bubble]:
+    """Return the points that no other beats in both directions (smaller x, larger y), from left to right."""
+    front: list[Bubble] = []
+    for point in sorted(points, key=lambda p: (p.x, -p.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    return front
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return round numbers that cover [low, high].
+
+    >>> ticks(0, 10)
+    [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    """
+    step = 10 ** math.floor(math.log10((high - low) / count))
+    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
+    first = math.ceil(low / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def scatter(points: Sequence[Bubble], x_label: str, y_label: str) -> str:
+    """Draw bubbles with their Pareto front; each names itself."""
+    (x0, x1), (y0, y1) = _span([p.x for p in points], floor=0.0), _span([p.y for p in points])
+    largest = max((p.area or 0 for p in points), default=0) or 1
+
+    def place(point: Bubble) -> tuple[float, float]:
+        return (
+            LEFT + (point.x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - (point.y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM),
+        )
+
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)} against {escape(x_label)}">'
+    ]
+    for value in ticks(y0, y1):
+        y = place(Bubble("", x0, value))[1]
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="soft" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in ticks(x0, x1):
+        x = place(Bubble("", value, y0))[0]
+        parts.append(f'<text class="soft" x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
+    front = [place(point) for point in pareto(points)]
+    if len(front) > 1:
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
+        parts.append(f'<polyline class="front" points="{line}"><title>Pareto front</title></polyline>')
+    parts += _bubbles(points, place, largest)
+    parts.append(f'<text class="soft" x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>')
+    parts.append(f'<text class="soft" x="8" y="14">{escape(y_label)}</text></svg>')
+    return "".join(parts)
+
+
+def _bubbles(points: Sequence[Bubble], place, largest: float) -> list[str]:  # type: ignore[no-untyped-def]
+    parts: list[str] = []
+    taken: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: -(p.area or 0)):
+        x, y = place(point)
+        radius = 5 + 21 * math.sqrt((point.area or 0) / largest)
+        right = x < WIDTH * 0.6
+        at = y + 4
+        while any(abs(at - other) < 15 and abs(x - where) < 220 for where, other in taken):  # labels must not overlap
+            at += 15
+        taken.append((x, at))
+        anchor = "start" if right else "end"
+        label = f"{point.name}: {point.x:.3g}, {point.y:.4g}"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{escape(label)}</title></circle>')
+        text_x = x + (radius + 5 if right else -radius - 5)
+        parts.append(
+            f'<text x="{text_x:.1f}" y="{at:.1f}" text-anchor="{anchor}">{escape(point.name if len(point.name) <= 34 else point.name[:33] + "…")}</text>'
+        )
+    return parts
+
+
+def histogram(counts: Sequence[float], low: float, high: float, label: str, marks: Sequence[float] = ()) -> str:
+    """Draw a histogram over [low, high]; `marks` are vertical lines (the range that int8 can express)."""
+    width, height, foot = 320, 130, 22
+    most = max(counts, default=0) or 1
+    # Square roots: the tails, which decide the range, would be invisible beside the peak.
+    bars = [math.sqrt(count / most) * (height - foot - 6) for count in counts]
+    step = width / max(1, len(bars))
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"><title>{escape(label)}</title>'
+    ]
+    for index, tall in enumerate(bars):
+        if tall > 0:
+            parts.append(
+                f'<rect class="bar" x="{index * step:.1f}" y="{height - foot - tall:.1f}" '
+                f'width="{max(step - 0.5, 0.5):.1f}" height="{tall:.1f}"/>'
+            )
+    for mark in marks:
+        x = (mark - low) / (high - low or 1) * width
+        parts.append(f'<line class="front" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - foot}"/>')
+    parts.append(f'<text class="soft" x="0" y="{height - 5}">{low:.3g}</text>')
+    parts.append(f'<text class="soft" x="{width}" y="{height - 5}" text-anchor="end">{high:.3g}</text></svg>')
+    return "".join(parts)
+
+
+def _span(values: Sequence[float], floor: float | None = None) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = (high - low) * 0.18 or abs(high) * 0.1 or 1.0
+    start = low - room
+    return (max(floor, start) if floor is not None else start), high + room

@@ -1,0 +1,301 @@
+"""The report as one self-contained HTML page: cards, sortable table, picture, layers, decisions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from compress.reporting import table
+from compress.reporting.charts import Bubble, histogram, scatter
+from compress.reporting.page import CSS, SCRIPT
+from compress.steps import Measurement, Step
+
+if TYPE_CHECKING:
+    from compress.reporting.report import Report
+
+MOST_LAYERS = 40
+LISTED = 200  # decisions of one step beyond this are summed up by reason
+
+
+def render(report: Report) -> str:
+    """Render the whole page."""
+    title = escape(report.title)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f'<style>{CSS}</style></head><body class="cr"><main>{body(report)}</main><script>{SCRIPT}</script></body></html>\n'
+    )
+
+
+def notebook(report: Report) -> str:
+    """Render cards, table and picture for a notebook cell, whose page must keep its own look."""
+    inner = "".join([_heading(report), cards(report), figures(report), picture(report), notes(report)])
+    return f'<style>{CSS}</style><div class="cr"><main>{inner}</main></div>'
+
+
+def body(report: Report) -> str:
+    parts = [_heading(report), cards(report), notes(report), figures(report), picture(report), confusion(report)]
+    parts += [layers(report), histograms(report), *(decisions(step) for step in report.steps), where(report)]
+    return "".join(parts)
+
+
+def _heading(report: Report) -> str:
+    return f'<h1>{escape(report.title)}</h1><p class="soft">{escape(report.environment.sentence)}</p>'
+
+
+def deliverable(report: Report) -> Measurement | None:
+    """The row of the file that ships: the one named in `files`, else the last that is not the baseline."""
+    others = [row for row in report.rows if row.name != report.base.name] if report.rows else []
+    named = [row for row in others if row.path is not None and row.path == report.files.get("model")]
+    found = named or others
+    return found[-1] if found else None
+
+
+def cards(report: Report) -> str:
+    """The few figures that the reader came for."""
+    row = deliverable(report)
+    if row is None:
+        return ""
+    base = report.base
+    found: list[tuple[str, str, bool | None]] = []
+    if row.size_bytes and base.size_bytes:
+        text = f"{table.size(base.size_bytes)} → {table.size(row.size_bytes)}"
+        found.append((f"{base.size_bytes / row.size_bytes:.2f}× smaller", text, row.size_bytes < base.size_bytes))
+    if row.speedup is not None:
+        text = f"{table.milliseconds(base.p50_ms)} → {table.milliseconds(row.p50_ms)} ms, median"
+        word = "faster" if row.speedup >= 1 else "the speed: slower"
+        found.append((f"{row.speedup:.2f}× {word}", text, row.speedup >= 1))
+    if row.top1 is not None:
+        text = f"top-1, change {table.points(row.top1, base.top1)} points" if base.top1 is not None else "top-1"
+        found.append((table.percent(row.top1) or "", text, None))
+    if row.metric is not None:
+        found.append((f"{row.metric:.4g}", "metric" + (f", was {base.metric:.4g}" if base.metric else ""), None))
+    if row.agreement is not None:
+        found.append((table.percent(row.agreement) or "", f"answers as {base.name}", None))
+    if report.gates:
+        missed = len(report.failed)
+        found.append(("passed" if not missed else f"{missed} failed", f"{len(report.gates)} budgets", not missed))
+    colour = {True: ' class="good"', False: ' class="bad"', None: ""}
+    inner = "".join(
+        f'<div class="card"><b{colour[good]}>{escape(head)}</b><span>{escape(text)}</span></div>'
+        for head, text, good in found
+    )
+    return f'<p>{escape(row.name)} beside {escape(base.name)}</p><div class="cards">{inner}</div>'
+
+
+def notes(report: Report) -> str:
+    lines = [f"<li>{escape(note)}</li>" for note in report.notes]
+    for gate in report.gates:
+        mark = "good" if gate.passed else "bad"
+        lines.append(f'<li class="{mark}">{"✓" if gate.passed else "✗"} {escape(gate.sentence)}</li>')
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def figures(report: Report) -> str:
+    """The table of the terminal with all its columns; a click on a heading sorts."""
+    if not report.rows:
+        return ""
+    base, failed = report.base, {gate.row for gate in report.failed}
+    columns = [c for c in (*table.COLUMNS, *table.DETAILS) if any(c.cell(row, base) is not None for row in report.rows)]
+    head = "".join(f'<th><button type="button">{escape(column.heading)}</button></th>' for column in columns)
+    lines = []
+    for row in report.rows:
+        kind = "failed" if row.name in failed else "base" if row is base else ""
+        cells = [column.cell(row, base) for column in columns]
+        inner = "".join(
+            f'<td data-v="{escape(_sort_key(column.heading, row, cell))}">{escape(cell if cell is not None else "–")}</td>'
+            for column, cell in zip(columns, cells)
+        )
+        lines.append(f'<tr class="{kind}">{inner}</tr>')
+    return (
+        f'<h2>Figures</h2><div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>{_intervals(report)}"
+    )
+
+
+SORT_BY = {
+    "size": "size_bytes",
+    "p50 ms": "p50_ms",
+    "p90 ms": "p90_ms",
+    "p99 ms": "p99_ms",
+    "samples/s": "throughput",
+    "memory": "peak_memory_bytes",
+    "parameters": "parameters",
+    "MACs": "macs",
+}
+
+
+def _sort_key(heading: str, row: Measurement, cell: str | None) -> str:
+    if heading in SORT_BY:
+        value = getattr(row, SORT_BY[heading])
+        return "" if value is None else f"{value!r}"
+    return "" if cell is None else cell.replace("−", "-").rstrip(" %×")
+
+
+def _intervals(report: Report) -> str:
+    found = [(row, *row.extra["top1_interval"]) for row in report.rows if "top1_interval" in row.extra]
+    if not found:
+        return ""
+    text = "; ".join(f"{row.name} {100 * low:.2f} to {100 * high:.2f} %" for row, low, high in found)
+    return f'<p class="soft">95 % intervals of top-1 on {found[0][0].samples} samples: {escape(text)}.</p>'
+
+
+def picture(report: Report) -> str:
+    """Accuracy against latency; where accuracy was not measured, nothing can be weighed and nothing is drawn."""
+    use_metric = all(row.top1 is None for row in report.rows)
+
+    def height(row: Measurement) -> float | None:
+        return row.metric if use_metric else None if row.top1 is None else 100 * row.top1
+
+    points = [
+        Bubble(row.name, row.p50_ms, float(height(row) or 0.0), row.size_bytes)
+        for row in report.rows
+        if row.p50_ms is not None and height(row) is not None
+    ]
+    if len(points) < 2:
+        return ""
+    label = "metric" if use_metric else "top-1, %"
+    drawn = scatter(points, "median latency, ms", label)
+    return (
+        f'<h2>Accuracy against latency</h2><div class="figure">{drawn}</div>'
+        '<p class="soft">Up and to the left is better. The area of a bubble is the size of the file; '
+        "the dashed line is the Pareto front.</p>"
+    )
+
+
+def confusion(report: Report) -> str:
+    """Classes that lost most between the baseline and the deliverable, and what they are taken for."""
+    row = deliverable(report)
+    if row is None or "class_right" not in row.extra or "class_right" not in report.base.extra:
+        return ""
+    names = report.details.get("classes") or ()
+    before, after, total = report.base.extra["class_right"], row.extra["class_right"], row.extra["class_total"]
+    lost = sorted(((after[key] - before.get(key, 0), key) for key in after), key=lambda item: (item[0], int(item[1])))
+    taken = {(a, b): n for a, b, n in report.base.extra.get("confusions", ())}
+    lines = []
+    for difference, key in [item for item in lost if item[0] < 0][:10]:
+        mistaken = [(n - taken.get((a, b), 0), b) for a, b, n in row.extra.get("confusions", ()) if str(a) == key]
+        most = max(mistaken, default=(0, None))
+        lines.append(
+            [
+                _class_name(names, int(key)),
+                f"{before.get(key, 0)} of {total[key]}",
+                f"{after[key]} of {total[key]}",
+                str(difference).replace("-", "−"),
+                _class_name(names, most[1]) if most[1] is not None and most[0] > 0 else "–",
+            ]
+        )
+    heading = "<h2>Classes that lost most</h2>"
+    if not lines:
+        return f"{heading}<p>No class has fewer right answers than with {escape(report.base.name)}.</p>"
+    return heading + _plain_table(["class", "right before", "right after", "change", "more often taken for"], lines)
+
+
+def _class_name(names: Sequence[str], index: int) -> str:
+    return str(names[index]) if index < len(names) else str(index)
+
+
+def _plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+BARS = {  # key of a layer's figures → heading, how its value reads
+    "microseconds": ("Time by layer", lambda value, layer: f"{value:,.0f} µs"),
+    "error": ("Quantization error of weights by layer (noise to signal)", lambda value, layer: f"{100 * value:.2f} %"),
+    "sensitivity": ("Sensitivity by layer", lambda value, layer: f"{value:.3g}"),
+    "channels_after": (
+        "Channels kept by layer",
+        lambda value, layer: f"{layer.get('channels_before', '?')} → {value:g}",
+    ),
+    "sparsity": ("Zeros by layer", lambda value, layer: f"{100 * value:.1f} %"),
+}
+
+
+def layers(report: Report) -> str:
+    """Bars for each figure that layers have."""
+    found: Sequence[Mapping[str, Any]] = report.details.get("layers") or ()
+    parts: list[str] = []
+    for key, (heading, show) in BARS.items():
+        having = [
+            layer for layer in found if isinstance(layer.get(key), (int, float)) and (layer[key] or key != "sparsity")
+        ]
+        if not having:
+            continue
+        kept = having if key == "channels_after" else sorted(having, key=lambda layer: -layer[key])
+        scale = max(float(layer.get("channels_before", layer[key])) for layer in having) or 1.0
+        bars = "".join(
+            f'<span class="name" title="{escape(str(layer["name"]))}"><bdi>{escape(str(layer["name"]))}</bdi></span>'
+            f'<span class="track"><span class="fill" style="display:block;width:{100 * layer[key] / scale:.1f}%"></span></span>'
+            f'<span class="value">{escape(show(layer[key], layer))}</span>'
+            for layer in kept[:MOST_LAYERS]
+        )
+        more = f" ({MOST_LAYERS} of {len(having)})" if len(having) > MOST_LAYERS else ""
+        parts.append(f"<details{' open' if not parts else ''}><summary>{heading}{more}</summary>")
+        parts.append(f'<div class="bars">{bars}</div></details>')
+    return f"<h2>Layers</h2>{''.join(parts)}" if parts else ""
+
+
+def histograms(report: Report) -> str:
+    """Weights, and activations where they were recorded, of the layers that quantization hurts most."""
+    found: Sequence[Mapping[str, Any]] = report.details.get("histograms") or ()
+    if not found:
+        return ""
+    drawn = "".join(
+        f'<div class="figure"><h3>{escape(str(item["name"]))}</h3><p class="soft">{escape(str(item.get("what", "")))}</p>'
+        f"{histogram(item['counts'], item['low'], item['high'], str(item['name']), item.get('marks', ()))}</div>"
+        for item in found
+    )
+    return (
+        f'<h2>Worst layers</h2><div class="pair">{drawn}</div>'
+        '<p class="soft">Heights are square roots of counts; dashed lines mark the range that int8 can express.</p>'
+    )
+
+
+def decisions(step: Step) -> str:
+    """What a step did, counted, and what it refused, with reasons."""
+    if not step.changes:
+        return ""
+    done = "".join(
+        f"<li>{count} × {escape(action)}</li>" for action, count in Counter(c.action for c in step.done).items()
+    )
+    refused = [(change.layer, change.action, change.reason) for change in step.skipped]
+    if len(refused) > LISTED:
+        counts = Counter((action, reason) for _, action, reason in refused)
+        refused = [(f"{number} layers", action, reason) for (action, reason), number in counts.most_common()]
+    lines = "".join(
+        f'<tr><td class="text"><code>{escape(layer)}</code></td><td class="text">{escape(action)}</td>'
+        f'<td class="text">{escape(reason)}</td></tr>'
+        for layer, action, reason in refused
+    )
+    listed = (
+        '<p>Refused:</p><div class="scroll"><table><thead><tr><th>layer</th><th class="text">what</th>'
+        f'<th class="text">reason</th></tr></thead><tbody>{lines}</tbody></table></div>'
+        if lines
+        else ""
+    )
+    summary = f"{escape(step.name)}: {len(step.done)} done, {len(step.skipped)} refused"
+    return f"<details><summary>{summary}</summary><ul>{done}</ul>{listed}</details>"
+
+
+def where(report: Report) -> str:
+    """Machine, versions, the command that makes it again."""
+    environment = report.environment
+    rows = [
+        ("CPU", f"{environment.cpu}, {environment.cores} cores ({' '.join(environment.features)})"),
+        ("threads", str(environment.threads or "runtime's default")),
+        ("seed", str(environment.seed)),
+        ("system", f"{environment.system}, Python {environment.python}, compress {environment.compress}"),
+        ("packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items())),
+        ("when", environment.when),
+        *((name, path) for name, path in report.files.items()),
+    ]
+    lines = "".join(f'<tr><td>{escape(name)}</td><td class="text">{escape(value)}</td></tr>' for name, value in rows)
+    return (
+        f'<h2>Machine, versions, command</h2><div class="scroll"><table><tbody>{lines}</tbody></table></div>'
+        f"<pre>{escape(environment.command)}</pre>"
+    )
