@@ -1,0 +1,80 @@
+"""Static quantization whose placement is decided by the clock of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from compress.batches import split_batch
+from compress.errors import DataError
+from compress.graph.exporting import to_graph
+from compress.quantization.placement import check_op_types
+from compress.quantization.rewrites import REWRITES
+from compress.quantization.static import quantize_static
+from compress.quantization.tuning import Choices, tune_latency
+from compress.steps import Change, Step
+
+
+def quantize_tuned(
+    model: nn.Module | ir.Model | str | Path,
+    calibration: Iterable[Any],
+    *,
+    inputs: Sequence[Tensor] | None = None,
+    threads: int | None = None,
+    budget_s: float = 60.0,
+    op_types: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+    rewrites: Iterable[str] | None = None,
+    example_inputs: Sequence[Tensor] | None = None,
+    **options: Any,
+) -> Step:
+    """`quantize_static`, after timing int8 and float forms of the parts that may lose inside the whole model.
+
+    Args:
+        inputs: what to time on; default: one sample of the calibration data, the batch of a latency-bound service.
+        threads: threads to time with, as the file will be run with.
+        budget_s: seconds that the tuning may take, calibration of the final file not counted.
+        op_types, exclude, rewrites: what the tuning starts from; it may leave more in float.
+        options: whatever else `quantize_static` takes.
+
+    Returns:
+        Its Step, with one more change for each decision, its milliseconds in `values`, and a note that says whether
+        int8 is faster than float here.
+    """
+    sample = tuple(inputs) if inputs is not None else _sample(calibration)
+    graph = to_graph(model, example_inputs if example_inputs is not None else _twice(sample))
+    start = Choices(
+        exclude=tuple(exclude),
+        rewrites=tuple(REWRITES) if rewrites is None else tuple(rewrites),
+        op_types=check_op_types(op_types),
+    )
+
+    def build(choices: Choices) -> tuple[ir.Model, tuple[Change, ...]]:
+        step = quantize_static(graph, [sample], threads=threads, **choices.options(), **_cheap(options))
+        return step.model, step.changes
+
+    tuned = tune_latency(graph, build, sample, threads=threads, budget_s=budget_s, start=start)
+    step = quantize_static(graph, calibration, threads=threads, **tuned.choices.options(), **options)
+    return replace(step, changes=(*tuned.changes, *step.changes), notes=(*step.notes, *tuned.notes))
+
+
+def _cheap(options: dict[str, Any]) -> dict[str, Any]:
+    """Candidates differ in speed only, which ranges have no part in."""
+    return {key: value for key, value in options.items() if key != "ranges"}
+
+
+def _sample(calibration: Iterable[Any]) -> tuple[Tensor, ...]:
+    for batch in calibration:
+        inputs, _ = split_batch(batch)
+        return tuple(value[:1] for value in inputs)
+    raise DataError("the calibration data is empty; give at least one batch")
+
+
+def _twice(sample: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat([value, value]) if len(value) == 1 else value for value in sample)
