@@ -30,6 +30,7 @@ from compress.pipeline.outputs import Output
 @click.option("--per-tensor", is_flag=True, help="One weight scale for a whole layer.")
 @click.option("--op-types", metavar="A,B", default="", help="Quantize these operators only.")
 @click.option("--exclude", metavar="NAME", multiple=True, help="Leave this node in float (repeatable).")
+@click.option("--tune-latency", is_flag=True, help="Time int8 and float forms here (about a minute), keep the faster.")
 @click.option("--metric", metavar="MODULE:NAME", help="Your own metric: (outputs, target) -> float, or a class.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Budget: most top-1 points that may be lost.")
 @click.option("--require-speedup", type=click.FloatRange(0, min_open=True), metavar="X", help="Budget: least speed-up.")
@@ -48,6 +49,7 @@ def command(
     per_tensor: bool,
     op_types: str,
     exclude: tuple[str, ...],
+    tune_latency: bool,
     metric: str | None,
     max_drop: float | None,
     require_speedup: float | None,
@@ -71,6 +73,7 @@ def command(
         weight_type=weight_type,
         op_types=tuple(name for name in op_types.split(",") if name),
         exclude=exclude,
+        tune_latency=tune_latency,
     )
     gates = Gates(max_drop=max_drop, require_speedup=require_speedup, max_size=max_size)
     result = quantize(source, data, output=output, options=options, gates=gates, metric=metric, settings=settings)

@@ -31,6 +31,7 @@ _HOMES = {
     "prune": "compress.pruning.prune",
     "quantize_dynamic": "compress.quantization.dynamic",
     "quantize_static": "compress.quantization.static",
+    "quantize_tuned": "compress.quantization.tuned",
     "read_onnx": "compress.onnx_files",
     "save_onnx": "compress.onnx_files",
 }

@@ -128,3 +128,10 @@ def test_the_tuned_file_is_int8_and_says_what_was_tried():
     assert any(node.op_type == "QuantizeLinear" for node in step.model.graph)
     assert any("on this machine" in note for note in step.notes)
     assert all(torch.equal(old, new) for old, new in zip(before, model.state_dict().values()))
+
+
+def test_tuning_belongs_to_the_static_method():
+    from compress.pipeline.quantize import QuantizeOptions
+
+    with pytest.raises(InputError, match="--tune-latency chooses among static int8 forms; method 'dynamic' has none"):
+        QuantizeOptions(method="dynamic", tune_latency=True)

@@ -71,6 +71,7 @@ class Opened:
     inputs: tuple[Tensor, ...]
     batch_size: int = 64
     seed: int = 0
+    threads: int | None = None
 
     @property
     def name(self) -> str:
@@ -164,4 +165,11 @@ def _with_inputs(
     inputs = example_inputs(loaded, input_shape=source.input_shape, data=data, seed=settings.seed)
     if source.input_shape is not None:
         loaded = replace(loaded, input_shape=source.input_shape)
-    return Opened(loaded=loaded, data=data, inputs=inputs, batch_size=wanted.batch_size or 64, seed=settings.seed)
+    return Opened(
+        loaded=loaded,
+        data=data,
+        inputs=inputs,
+        batch_size=wanted.batch_size or 64,
+        seed=settings.seed,
+        threads=settings.threads,
+    )

@@ -31,12 +31,15 @@ class QuantizeOptions:
     weight_type: str = "int8"
     op_types: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    tune_latency: bool = False  # time int8 and float forms on this machine, keep the faster
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"unknown method {self.method!r}; {nearest(self.method, METHODS)}")
         if self.runtime not in RUNTIMES:
             raise InputError(f"unknown runtime {self.runtime!r}; {nearest(self.runtime, RUNTIMES)}")
+        if self.tune_latency and self.method != "static":
+            raise InputError(f"--tune-latency chooses among static int8 forms; method {self.method!r} has none")
 
 
 def quantize(
@@ -58,6 +61,12 @@ def quantize(
     """
     settings, options = settings or Settings(), options or QuantizeOptions()
     output.check_folder()
+    if options.runtime == "torch":
+        from compress.pipeline.quantize_torch import quantize_torch
+
+        return quantize_torch(
+            model, data, output=output, options=options, gates=gates, metric=metric, settings=settings
+        )
     _check_names(options)
     opened = open_inputs(model, data, settings)
     if opened.loaded.kind == "onnx":
@@ -98,10 +107,12 @@ def _float_file(opened: Opened, graph: Any, scratch: Path) -> Path:
 
 def _static(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     from compress.quantization.static import quantize_static
+    from compress.quantization.tuned import quantize_tuned
 
-    return quantize_static(
+    return (quantize_tuned if options.tune_latency else quantize_static)(
         graph,
         opened.calibration(),
+        threads=opened.threads,
         target=options.target,
         ranges=options.ranges,
         per_channel=options.per_channel,
