@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "cli.evaluate",
     "export": "cli.export",
     "finetune": "cli.finetune",
+    "prune": "cli.prune",
     "quantize": "cli.quantize",
     "quickstart": "cli.quickstart",
     "train": "cli.train",

@@ -29,6 +29,7 @@ _HOMES = {
     "open_data": "compress.loading.data",
     "prepare_qat": "compress.quantization.qat",
     "prune": "compress.pruning.prune",
+    "prune_iteratively": "compress.pruning.iterative",
     "quantize_dynamic": "compress.quantization.dynamic",
     "quantize_static": "compress.quantization.static",
     "quantize_tuned": "compress.quantization.tuned",

@@ -161,7 +161,7 @@ def _roots_of(trace: Trace, *labels: Tensor) -> np.ndarray:
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers by name, also those that the state dict leaves out, shared ones under every name."""
-    found = dict(module.named_parameters(remove_duplicate=False))
+    found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     found.update(module.named_buffers(remove_duplicate=False))
     return found
 

@@ -126,12 +126,13 @@ def _chosen(
     for wanted in (*request.include, *request.exclude):
         if not fnmatch.filter(names, wanted):
             raise PruningError(f"no layer is named {wanted!r}; {nearest(wanted, names)}")
-    chosen, refused = [], []
+    chosen: list[tuple[str, nn.Module, str]] = []
+    refused: list[Change] = []
     for path, part in module.named_modules():
         named = (not request.include or _matches(path, request.include)) and not _matches(path, request.exclude)
         if not isinstance(part, MASKED) or not named:
             continue
-        if isinstance(part, (nn.RNNBase, nn.MultiheadAttention)) or isinstance(part, nn.Embedding):
+        if isinstance(part, (nn.RNNBase, nn.MultiheadAttention, nn.Embedding)):
             refused.append(
                 Change(path, "masked", f"{type(part).__name__} holds its weights otherwise; not masked", True)
             )

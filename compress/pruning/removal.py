@@ -16,7 +16,7 @@ from compress.pruning.cost import CostModel
 from compress.pruning.labels import FIXED
 from compress.pruning.patching import follow_literals
 from compress.pruning.scores import score_classes
-from compress.pruning.selection import Selection, choose, reach
+from compress.pruning.selection import Selection, choose, group_numbers, reach
 from compress.pruning.surgery import remove
 from compress.pruning.verifying import Failure, check, involved
 from compress.steps import Change, Step
@@ -132,8 +132,9 @@ def _select(module: nn.Module, channels: Channels, scores: np.ndarray, request: 
     if request.target == "channels" or request.amount == 0:
         return pick(request.amount), ""
     cost, steps = _cost(module, channels, request)
+    groups = None if request.target == "latency" else group_numbers(channels)
     whole = cost(np.zeros(0, dtype=np.int64))
-    removed, left = reach(cost, pick, (1 - request.amount) * whole, steps=steps)
+    removed, left = reach(cost, pick, (1 - request.amount) * whole, steps=steps, groups=groups)
     if left <= (1 - request.amount) * whole * (1.03 if request.target == "latency" else 1.0):
         return removed, ""
     return removed, (

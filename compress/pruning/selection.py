@@ -149,14 +149,21 @@ def _tied_removal(
 
 
 def reach(
-    cost: Callable[[np.ndarray], float], pick: Callable[[float], np.ndarray], goal: float, *, steps: int = 18
+    cost: Callable[[np.ndarray], float],
+    pick: Callable[[float], np.ndarray],
+    goal: float,
+    *,
+    steps: int = 18,
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Find the least amount whose cost is at most `goal`; return the removal and its cost.
+    """Find the least removal whose cost is at most `goal`; return it and its cost.
 
+    Bisection over the amount; then, since rounding moves many families at once, the last move is made family by
+    family (`groups` gives each class's number), each taken back where the goal is met without it.
     Where even the greatest amount costs more, that one is returned.
     """
     low, high = 0.0, 1.0
-    best = pick(high)
+    best, less = pick(high), pick(low)
     reached = cost(best)
     if reached > goal:
         return best, reached
@@ -167,5 +174,26 @@ def reach(
         if value <= goal:
             high, best, reached = middle, removed, value
         else:
-            low = middle
+            low, less = middle, removed
+    if groups is None:
+        return best, reached
+    moved = np.unique(groups[np.setxor1d(best, less)])
+    for group in moved.tolist():
+        trial = np.concatenate([best[groups[best] != group], less[groups[less] == group]])
+        value = cost(trial)
+        if reached < value <= goal:
+            best, reached = trial, value
     return best, reached
+
+
+def group_numbers(channels: Channels) -> np.ndarray:
+    """Number the families for every class; those that keep pace with each other share a number."""
+    numbers = np.full(channels.root.size, -1)
+    for place, family in enumerate(channels.families):
+        numbers[family.classes] = place
+    bundles, _ = _bundles(channels)
+    for bundle in bundles:
+        if bundle.stream is not None:
+            for place, _ in bundle.heads:
+                numbers[channels.families[place].classes] = bundle.stream
+    return numbers

@@ -1,0 +1,234 @@
+"""The job behind `compress prune`: a smaller module, fine-tuned where asked, with its files and figures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress import state
+from compress.errors import InputError, PruningError, nearest
+from compress.evaluation.latency import benchmark
+from compress.evaluation.runners import resized
+from compress.graph.exporting import export
+from compress.graph.parity import compare
+from compress.graph.sparse_storage import store_sparse
+from compress.pipeline.closing import Gates, closing_report
+from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
+from compress.pipeline.outputs import Output, output_folder
+from compress.pruning.denormals import flush_denormals
+from compress.pruning.iterative import prune_iteratively
+from compress.pruning.masks import hold_zeros, make_permanent
+from compress.pruning.prune import prune as prune_module
+from compress.pruning.scores import SCORES
+from compress.reporting.report import Report
+from compress.steps import Step
+from compress.training.loop import fit
+from compress.training.options import TrainOptions
+
+SCORE_BATCHES = 8  # that "taylor" looks at
+LATENCY_SECONDS = 6.0  # for one measurement on the way to a latency target
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """How to prune. The command's and the recipe's names are these.
+
+    `amount` is a fraction of `target`; with `masks`, a fraction of weights or a whole number of them. `finetune_epochs`
+    are spread over the steps of the schedule. `distill` takes the unpruned model as teacher.
+    """
+
+    amount: float = 0.5
+    target: str = "channels"
+    method: str = "l1"
+    scope: str = "uniform"
+    round_to: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    masks: bool = False
+    n: float = 2
+    dim: int = 0
+    schedule: str = "one-shot"
+    steps: int = 1
+    finetune_epochs: int = 0
+    distill: bool = False
+    train: TrainOptions = field(default_factory=lambda: TrainOptions(lr=0.01))
+    sparse_storage: bool = False
+
+
+def prune(
+    model: ModelSource | Any,
+    data: DataSource | Any = None,
+    *,
+    output: Output | str | Path,
+    options: PruneOptions | None = None,
+    gates: Gates | None = None,
+    metric: Any = None,
+    settings: Settings | None = None,
+) -> Report:
+    """Prune a model and leave `model.onnx`, `weights.pt`, `model.pt2` and reports in a folder.
+
+    The report has the model as it was, as it is right after pruning, and (with fine-tuning) as it ships.
+
+    Raises:
+        CompressError: one line for whatever cannot be used.
+    """
+    settings, options = settings or Settings(), options or PruneOptions()
+    output = output if isinstance(output, Output) else Output(Path(output))
+    output.check_folder()
+    opened = open_inputs(model, data, settings)
+    _check(opened, options)
+    with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as name:
+        scratch = Path(name)
+        baseline = scratch / "float.onnx"
+        export(opened.model, opened.inputs, path=baseline)
+        with state.threads(settings.threads):
+            step, tuned = _pruned(opened, options, settings, scratch, baseline)
+        changes, notes = list(step.changes), list(step.notes)
+        module = tuned if tuned is not None else step.model
+        flushed = flush_denormals(module)
+        if flushed:
+            notes.append(f"{flushed} denormal weights set to zero: processors compute with them many times slower")
+        changes.extend(folder.save_module(module, opened.inputs))
+        shipped = folder.save_graph(export(module, opened.inputs).model)
+        if options.sparse_storage:
+            stored, said = _stored_sparse(shipped, scratch, opened)
+            changes.extend(stored)
+            notes.append(said)
+        targets: dict[str, Any] = {f"{opened.name} before": baseline}
+        if tuned is not None:
+            targets["pruned, not fine-tuned"] = scratch / "pruned.onnx"
+            export(step.model, opened.inputs, path=scratch / "pruned.onnx")
+        targets["model.onnx"] = shipped
+        report = closing_report(
+            targets,
+            opened,
+            settings,
+            title=f"{opened.name}, pruned",
+            steps=[replace(step, model=module, changes=tuple(changes), notes=tuple(notes))],
+            gates=gates,
+            metric=metric,
+            files={"model": str(folder.final / "model.onnx"), "weights": str(folder.final / "weights.pt")},
+        )
+        return folder.save_report(report)
+
+
+def _check(opened: Opened, options: PruneOptions) -> None:
+    if opened.loaded.kind == "onnx":
+        raise InputError(f"pruning works before export; give the PyTorch model that {opened.name!r} was made from")
+    if not options.masks and options.method not in SCORES:
+        raise PruningError(f"pruning score {options.method!r} is unknown; {nearest(options.method, SCORES)}")
+    if options.masks and options.target != "channels":
+        raise PruningError(f"masks remove no {options.target}; leave --target and --latency out, or leave --masks out")
+    if (options.finetune_epochs or options.method == "taylor") and opened.data is None:
+        what = "fine-tuning" if options.finetune_epochs else "score 'taylor'"
+        raise InputError(f"{what} needs data; give it with --data (try --data mnist5k)")
+    if options.distill and not options.finetune_epochs:
+        raise InputError("distillation happens while fine-tuning; give --finetune-epochs as well")
+
+
+def _pruned(
+    opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path
+) -> tuple[Step, nn.Module | None]:
+    """Prune by the schedule; return the step, with the module right after pruning, and the fine-tuned module."""
+    arguments = _arguments(opened, options, settings, scratch, baseline)
+    rounds = 1 if options.schedule == "one-shot" else max(options.steps, 1)
+    epochs = _spread(options.finetune_epochs, rounds)
+    tuned: list[nn.Module] = []
+
+    def between(module: nn.Module, number: int, count: int) -> nn.Module | None:
+        if number == count or not epochs[number - 1]:
+            return None
+        return _finetuned(module, opened, options, epochs[number - 1])
+
+    if rounds > 1:
+        step = prune_iteratively(
+            opened.model,
+            opened.inputs,
+            amount=arguments.pop("amount"),
+            schedule_kind=options.schedule,
+            steps=rounds,
+            between=between if options.finetune_epochs else None,
+            **arguments,
+        )
+    else:
+        step = prune_module(opened.model, opened.inputs, **arguments)
+    if epochs[-1]:
+        last = hold_zeros(step.model) if options.masks else step.model
+        tuned.append(make_permanent(_finetuned(last, opened, options, epochs[-1])))
+    return step, tuned[0] if tuned else None
+
+
+def _arguments(
+    opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: getattr(options, name) for name in ("amount", "method", "scope", "include", "exclude")
+    }
+    found |= {"seed": settings.seed, "remove_channels": not options.masks}
+    if options.masks:
+        return found | {"n": options.n, "dim": options.dim}
+    found |= {"target": options.target, "round_to": options.round_to}
+    if options.method == "taylor":
+        loader = opened.calibration()
+        found["data"] = [batch for batch, _ in zip(loader, range(SCORE_BATCHES))]
+    if options.target == "latency":
+        found["latency"] = _latency_meter(opened, settings, scratch, baseline)
+    return found
+
+
+def _latency_meter(opened: Opened, settings: Settings, scratch: Path, baseline: Path) -> Callable[[nn.Module], float]:
+    """Measure the exported file, interleaved with the baseline's: a ratio that the machine's moods leave alone."""
+    one: tuple[Tensor, ...] = tuple(resized(value, 1) for value in opened.inputs)
+
+    def latency(module: nn.Module) -> float:
+        if module is opened.model:
+            return 1.0
+        path = scratch / "candidate.onnx"
+        export(module, opened.inputs, path=path, check=False, overwrite=True)
+        rows = benchmark(
+            {"before": baseline, "after": path}, one, rounds=30, threads=settings.threads, max_seconds=LATENCY_SECONDS
+        )
+        before, after = rows["before"].p50_ms, rows["after"].p50_ms
+        assert before is not None and after is not None
+        return after / before
+
+    return latency
+
+
+def _spread(epochs: int, rounds: int) -> list[int]:
+    """Share epochs over rounds, the later ones first: the last round must recover the most.
+
+    >>> _spread(5, 3), _spread(2, 4)
+    ([1, 2, 2], [0, 0, 1, 1])
+    """
+    return [epochs // rounds + (1 if number >= rounds - epochs % rounds else 0) for number in range(rounds)]
+
+
+def _finetuned(module: nn.Module, opened: Opened, options: PruneOptions, epochs: int) -> nn.Module:
+    train = replace(options.train, epochs=epochs, batch_size=opened.batch_size)
+    teacher = opened.model if options.distill else None
+    module.eval()
+    return fit(module, opened.data, train, teacher=teacher, device="cpu").module.eval()
+
+
+def _stored_sparse(path: Path, scratch: Path, opened: Opened) -> tuple[tuple[Any, ...], str]:
+    """Store mostly-zero weights sparse, and hold the file to what it computed before."""
+    dense = scratch / "dense.onnx"
+    dense.write_bytes(path.read_bytes())
+    stored = store_sparse(path)
+    if stored.after_bytes >= stored.before_bytes:
+        return stored.changes, "sparse storage: no weight has more than two thirds of zeros, so the file stays dense"
+    one = tuple(resized(value, 1) for value in opened.inputs)
+    gap = compare(dense, path, one)
+    if gap.difference > 0:
+        path.write_bytes(dense.read_bytes())
+        return (), f"sparse storage dropped: outputs differ by {gap.difference:g}"
+    return stored.changes, (
+        f"sparse storage: {stored.before_bytes:,} → {stored.after_bytes:,} bytes, same outputs; "
+        "the runtime unfolds the zeros, so the file is smaller and not faster"
+    )
