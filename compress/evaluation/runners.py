@@ -113,7 +113,7 @@ def open_runner(target: Target, *, threads: int | None = None) -> GraphRunner | 
         path = Path(target)
         if path.suffix == ".onnx":
             return GraphRunner(path, threads=threads)
-        if path.suffix == ".pt2":
+        if path.suffix in (".pt2", ".torchscript"):
             from compress.loading.models import open_model
 
             return ModuleRunner(open_model(str(path)).model, threads=threads, path=path)

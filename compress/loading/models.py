@@ -98,9 +98,13 @@ def open_model(
         return _graph(spec.graph.name or "graph", spec, None)
     spec = str(spec)
     suffix = Path(spec).suffix.lower()
-    if suffix in (".onnx", ".pt2"):
+    if suffix in (".onnx", ".pt2", ".torchscript"):
         if weights is not None or arguments:
             raise ModelError(f"{spec!r} carries its own weights; leave --weights and --model-arg out")
+        if suffix == ".torchscript":
+            from compress.loading.torchscript import load_torchscript
+
+            return LoadedModel(Path(spec).stem, load_torchscript(spec).eval(), "module", Path(spec))
         return _graph(Path(spec).stem, read_onnx(spec), Path(spec)) if suffix == ".onnx" else _exported(Path(spec))
     if suffix in SUFFIXES and ":" not in spec:
         return _pickled(Path(spec), weights, trust_pickle)

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from compress.reporting.report import Report
 
 # What a folder may hold; with --overwrite, those of an earlier run that this one does not write again are removed.
-OURS = ("model.onnx", "model.onnx.data", "weights.pt", "model.pt2", "report.json", "report.md", "report.html")
+OURS = (
+    "model.onnx",
+    "model.onnx.data",
+    "weights.pt",
+    "model.pt2",
+    "model.torchscript",
+    "report.json",
+    "report.md",
+    "report.html",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""The job behind `compress quantize --runtime torch`: PyTorch's own int8, measured like any other file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from compress.errors import InputError, nearest
+from compress.loading.torchscript import SUFFIX, save_torchscript
+from compress.pipeline.closing import Gates, closing_report
+from compress.pipeline.inputs import Opened, Settings, open_inputs
+from compress.pipeline.outputs import Output, output_folder
+from compress.quantization import torch_native
+from compress.quantization.targets import resolve_target
+from compress.reporting.report import Report
+from compress.steps import Step
+
+if TYPE_CHECKING:
+    from compress.pipeline.quantize import QuantizeOptions
+
+ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
+QAT_LEARNING_RATE = 1e-3  # a trained model is only nudged
+
+
+def quantize_torch(
+    model: Any,
+    data: Any = None,
+    *,
+    output: Output,
+    options: QuantizeOptions,
+    gates: Gates | None = None,
+    metric: Any = None,
+    settings: Settings | None = None,
+) -> Report:
+    """Quantize a module with torch.ao and leave `model.torchscript` and its reports in a folder.
+
+    Raises:
+        CompressError: one line for whatever cannot be used; an `.onnx` model, which torch.ao cannot take, among them.
+    """
+    settings = settings or Settings()
+    if options.method not in METHODS:
+        raise InputError(f"--runtime torch has no method {options.method!r}; {nearest(options.method, METHODS)}")
+    engine = engine_of(options.target)
+    opened = open_inputs(model, data, settings)
+    if not isinstance(opened.model, nn.Module):
+        raise InputError(f"{opened.name!r} is an ONNX graph, which PyTorch cannot quantize; use --runtime onnx")
+    with output_folder(output) as folder:
+        step = METHODS[options.method](opened, options, engine)
+        path = save_torchscript(step.model, folder.path / f"model{SUFFIX}", opened.inputs)
+        report = closing_report(
+            {f"{opened.name} float32": opened.model, f"int8 ({engine})": path},
+            opened,
+            settings,
+            title=f"{opened.name}, {options.method} int8 by torch.ao, engine {engine}",
+            steps=[step],
+            gates=gates,
+            metric=metric,
+            files={"model": str(path)},
+        )
+        # Packed weights are no parameters: what counts as none was not counted.
+        rows = tuple(
+            row if row.parameters else dataclasses.replace(row, parameters=None, sparsity=None) for row in report.rows
+        )
+        return folder.save_report(dataclasses.replace(report, rows=rows))
+
+
+def engine_of(target: str) -> str:
+    """The engine that a target means: its own name, else this machine's (x86 or qnnpack)."""
+    if target in ENGINES:
+        return target
+    return "qnnpack" if resolve_target(target).activation_signed else "x86"
+
+
+def _dynamic(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
+    return torch_native.quantize_dynamic(
+        opened.model,
+        weight_type=options.weight_type,
+        engine=engine,
+        op_types=options.op_types or None,
+        exclude=options.exclude,
+    )
+
+
+def _static(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
+    return torch_native.quantize_static(
+        opened.model, opened.calibration(), engine=engine, exclude=options.exclude, example_inputs=opened.inputs
+    )
+
+
+def _qat(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
+    from compress.training.loop import fit
+    from compress.training.options import TrainOptions
+
+    opened.loader("train")  # say now what is missing
+    prepared = torch_native.prepare_qat(opened.model, opened.inputs, engine=engine, exclude=options.exclude)
+    epochs = getattr(options, "epochs", None) or 1
+    settings = TrainOptions(epochs=epochs, lr=getattr(options, "lr", None) or QAT_LEARNING_RATE, batch_size=64)
+    # From the middle on: ranges stand still, so that the weights can settle between them.
+    frozen = [lambda run: torch_native.freeze_module(run.module) if run.epoch >= (epochs + 1) // 2 else None]
+    result = fit(prepared.module, opened.data, settings, before_epoch=frozen)
+    trained = dataclasses.replace(prepared, module=result.module.cpu())
+    return torch_native.convert(trained, opened.inputs)
+
+
+METHODS: Mapping[str, Callable[[Opened, Any, str], Step]] = {"dynamic": _dynamic, "qat": _qat, "static": _static}
