@@ -28,6 +28,7 @@ def calibrate(
     batches: Iterable[Any],
     start: Callable[[], Observer],
     *,
+    also: tuple[Sequence[str], Callable[[str, np.ndarray], None]] = ((), lambda name, values: None),
     threads: int | None = None,
     description: str = "calibrating",
 ) -> dict[str, Observer]:
@@ -37,16 +38,22 @@ def calibrate(
         tensor_names: tensors of the main graph, float.
         batches: a re-iterable of batches in any form that `split_batch` reads, any batch size.
         start: makes a fresh observer (`Percentile().start`).
+        also: further tensors, and a function that is shown them in the same pass.
 
     Raises:
         DataError: no samples, or a NaN or infinity in an input or a tensor, which is named.
     """
     observers = {name: start() for name in tensor_names}
 
-    def look(name: str, values: np.ndarray) -> None:
-        observers[name].observe(values)
+    others, show = frozenset(also[0]), also[1]
 
-    run_streaming(graph, tensor_names, batches, look, threads=threads, description=description)
+    def look(name: str, values: np.ndarray) -> None:
+        if name in observers:
+            observers[name].observe(values)
+        if name in others:
+            show(name, values)
+
+    run_streaming(graph, (*tensor_names, *also[0]), batches, look, threads=threads, description=description)
     return observers
 
 

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from compress.graph.folding import constant_array, remove_unused
 from compress.quantization.arithmetic import Grid, grid_for_range, symmetric_scales
-from compress.quantization.kernels import activation_inputs, clip_bounds, has_weight, is_depthwise, weight_axis
+from compress.quantization.kernels import activation_inputs, clip_bounds, weight_axis
 from compress.quantization.naming import Namer
+from compress.quantization.pairs import as_rows, has_pairs, pair_scales
 from compress.quantization.placement import Plan, Site
 from compress.quantization.targets import Target, weight_limit
 from compress.quantization.weights import LIMIT
@@ -23,19 +24,30 @@ CLIP = "compress.clip"  # note on an activation's QuantizeLinear: its range stan
 class WeightOptions:
     """How weights are put on their grid.
 
-    `bits` is for every layer, `layer_bits` for single ones by node name. The target may ask for
-    fewer, but not of depthwise convolutions: ONNX Runtime adds those up in 32 bits everywhere.
+    `bits` is for every layer, `layer_bits` for single ones by node name. Where the target's kernels
+    add u8·s8 products in 16 bits, the scales keep every pair inside them (`pairs.py`); `exact_pairs`
+    so that no code at all has to be shrunk for it, which is what training must start from.
     """
 
     target: Target
     per_channel: bool = True
     bits: int = 8
     layer_bits: Mapping[str, int] = field(default_factory=dict)
+    exact_pairs: bool = False
 
     def bits_of(self, node: ir.Node) -> int:
         if str(node.name) in self.layer_bits:
             return self.layer_bits[str(node.name)]
-        return self.bits if is_depthwise(node) else min(self.bits, self.target.weight_bits)
+        return self.bits
+
+    def in_pairs(self, node: ir.Node) -> bool:
+        """Whether this layer's codes must fit in pairs; seven bits always do."""
+        return self.target.pairs_saturate and has_pairs(node) and self.bits_of(node) == 8
+
+    def scales(self, node: ir.Node, weight: np.ndarray, axis: int | None) -> np.ndarray:
+        if self.in_pairs(node):
+            return pair_scales(as_rows(node, weight), per_row=axis is not None, exact=self.exact_pairs)
+        return symmetric_scales(weight, axis, weight_limit(self.bits_of(node)))
 
 
 def insert(graph: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: WeightOptions) -> None:
@@ -142,7 +154,7 @@ class _Writer:
 
     def weights(self) -> None:
         done: dict[tuple[ir.Value, int | None, int], ir.Value] = {}
-        nodes = [site.node for site in self.plan.sites if has_weight(site.node)] + list(self.plan.stored)
+        nodes = [site.node for site in self.plan.sites if site.weighted] + list(self.plan.stored)
         for node in nodes:
             value, array = node.inputs[1], constant_array(node.inputs[1])
             assert value is not None and array is not None  # the plan took only such nodes
@@ -150,7 +162,7 @@ class _Writer:
             limit = weight_limit(self.options.bits_of(node))
             key = (value, axis, limit)
             if key not in done:
-                scales = symmetric_scales(array, axis, limit)
+                scales = self.options.scales(node, array, axis)
                 scale = self.namer.initializer(self.graph, f"{value.name}_scale", scales)
                 zero = self.namer.initializer(self.graph, f"{value.name}_zero", np.zeros(scales.shape, np.int8))
                 done[key] = self._constant_pair(value, scale, zero, axis=axis, limit=limit)

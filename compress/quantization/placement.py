@@ -43,6 +43,7 @@ class Site:
     output: ir.Value  # what leaves the kernel
     bias: ir.Node | None = None
     clip: ir.Node | None = None
+    weighted: bool = False  # its second input is a weight
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def _site(node: ir.Node) -> Site:
         bounds = clip_bounds(follower)
         if bounds is not None and bounds[0] <= 0 <= bounds[1] and bounds[0] < bounds[1]:
             clip, output = follower, follower.outputs[0]
-    return Site(node, output, bias, clip)
+    return Site(node, output, bias, clip, has_weight(node))
 
 
 def _bias_add(node: ir.Node) -> ir.Node | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from compress.graph.exporting import to_graph
 from compress.graph.folding import fold_constants, infer_shapes
 from compress.graph.naming import matching_nodes
 from compress.quantization.arithmetic import Grid, grid_for_range
+from compress.quantization.bias_correction import ChannelMeans, channel_axes, correct_biases, input_names
 from compress.quantization.calibration import calibrate
 from compress.quantization.finishing import finish
 from compress.quantization.insertion import WeightOptions, insert
@@ -24,6 +25,7 @@ from compress.quantization.observers import Observer, RangeMethod, resolve_range
 from compress.quantization.placement import Plan, plan_placement
 from compress.quantization.rewrites import REWRITES, apply_rewrites
 from compress.quantization.targets import Target, resolve_target, weight_limit
+from compress.quantization.weights import TARGET
 from compress.quantization.weights import fold_weights as _fold
 from compress.steps import Change, Step
 
@@ -43,6 +45,7 @@ def quantize_static(
     exclude: Iterable[str] = (),
     example_inputs: Sequence[Tensor] | None = None,
     rewrites: Iterable[str] | None = None,
+    correct_bias: bool = True,
     fold_weights: bool = True,
     threads: int | None = None,
 ) -> Step:
@@ -59,6 +62,7 @@ def quantize_static(
         exclude: nodes, modules, weights or patterns that stay float.
         example_inputs: a batch of 2 for the export of a module; default: from `calibration`.
         rewrites: names of the exact rewrites to apply first (`rewrites.REWRITES`); None for all of them.
+        correct_bias: take the mean error of rounded weights off the biases (not where weights stay float).
         fold_weights: False leaves weights float behind quantize/dequantize pairs, for training;
             `static.fold_weights` folds them later.
 
@@ -78,15 +82,25 @@ def quantize_static(
     plan = plan_placement(graph, op_types=op_types, exclude=excluded)
     if not plan.sites and not plan.stored:
         raise QuantizationError("nothing in this graph can run in int8; see the float operators with --verbose")
-    weights = WeightOptions(resolved, per_channel, weight_bits, dict(layer_bits or {}))
-    bits = {str(site.node.name): weights.bits_of(site.node) for site in plan.sites}
-    observers = calibrate(graph, plan.observed_tensors, calibration, method.start, threads=threads)
+    weights = WeightOptions(resolved, per_channel, weight_bits, dict(layer_bits or {}), exact_pairs=not fold_weights)
+    correct_bias = correct_bias and fold_weights
+    means, inputs = ChannelMeans(channel_axes(plan) if correct_bias else {}), input_names(plan)
+    observers = calibrate(
+        graph,
+        plan.observed_tensors,
+        calibration,
+        method.start,
+        also=(tuple(means.axes), means.observe),
+        threads=threads,
+    )
     insert(graph, plan, grids_of(plan, observers, resolved), weights)
+    graph.metadata_props[TARGET] = resolved.name
+    if correct_bias:
+        correct_biases(graph, plan, inputs, means)
     if fold_weights:
         graph = finish(_fold(graph))
-    graph.metadata_props["compress.target"] = resolved.name
-    changes = (*rewritten, *(_with_bits(change, bits) for change in plan.changes))
-    return Step("quantize static", graph, changes, _notes(plan, resolved, bits))
+    changes = (*rewritten, *_with_bits(plan, weights))
+    return Step("quantize static", graph, changes, _notes(plan, weights))
 
 
 def fold_weights(graph: ir.Model) -> ir.Model:
@@ -141,21 +155,23 @@ def _example(calibration: Iterable[Any]) -> tuple[Tensor, ...]:
     raise DataError("the calibration data is empty; give at least one batch")
 
 
-def _with_bits(change: Change, bits: Mapping[str, int]) -> Change:
-    node = str(change.values.get("node"))
-    if node not in bits or change.skipped:
-        return change
-    return replace(change, values={**change.values, "weight_bits": bits[node]})
+def _with_bits(plan: Plan, weights: WeightOptions) -> Iterator[Change]:
+    nodes = {str(site.node.name): site.node for site in plan.sites if site.weighted}
+    for change in plan.changes:
+        node = nodes.get(str(change.values.get("node")))
+        if node is None or change.skipped:
+            yield change
+        else:
+            values = {"weight_bits": weights.bits_of(node), "pairs_kept_in_16_bits": weights.in_pairs(node)}
+            yield replace(change, values={**change.values, **values})
 
 
-def _notes(plan: Plan, target: Target, bits: Mapping[str, int]) -> tuple[str, ...]:
+def _notes(plan: Plan, weights: WeightOptions) -> tuple[str, ...]:
+    notes = [f"target {weights.target.name}: {weights.target.description}"]
+    paired = sum(site.weighted and weights.in_pairs(site.node) for site in plan.sites)
+    if paired:
+        notes.append(f"the weights of {paired} layers are scaled so that no sum of two u8·s8 products leaves 16 bits")
     floats = [change for change in plan.changes if change.skipped]
-    notes = [f"target {target.name}: {target.description}"]
-    seven = sum(
-        site.node.op_type in ("Conv", "Gemm", "MatMul") and bits[str(site.node.name)] == 7 for site in plan.sites
-    )
-    if seven:
-        notes.append(f"{seven} layers have 7-bit weights, so that sums of u8·s8 pairs cannot saturate")
     if floats:
         kinds = sorted({str(change.values["op_type"]) for change in floats})
         notes.append(f"{len(floats)} nodes stay in float: {', '.join(kinds)}")

@@ -17,13 +17,18 @@ class Target:
 
     `activation_signed`: arm64 computes s8·s8; on x86 only u8·s8 is fast.
     `weight_bits`: 7 where the kernel adds two u8·s8 products in 16 saturating bits (`vpmaddubsw`,
-    x86 without VNNI): 255·127·2 overflows, 255·64·2 does not, hence weights in −64 … 64 there.
+    x86 without VNNI): 255·127·2 overflows, 255·64·2 does not, so weights in −64 … 64 are safe there.
+    Static quantization keeps most of the eighth bit (`pairs.py`).
     """
 
     name: str
     activation_signed: bool
     weight_bits: int
     description: str
+
+    @property
+    def pairs_saturate(self) -> bool:
+        return self.weight_bits < 8
 
 
 TARGETS = {

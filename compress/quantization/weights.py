@@ -12,7 +12,10 @@ import onnx_ir as ir
 from compress.graph.folding import constant_array, consumers, is_constant, remove_unused
 from compress.quantization.arithmetic import quantize, quantize_bias, scales_that_hold_bias
 from compress.quantization.naming import Namer
+from compress.quantization.pairs import as_rows, from_rows, has_pairs, shrink_pairs
+from compress.quantization.targets import TARGETS
 
+TARGET = "compress.target"  # note on the model: what it was quantized for
 LIMIT = "compress.limit"  # note on a weight's QuantizeLinear: its codes lie in −limit … limit
 
 
@@ -29,9 +32,10 @@ def fold_weights(graph: ir.Model) -> ir.Model:
     graph = graph.clone()
     namer = Namer(graph)
     _hold_biases(graph)
+    saturates = pairs_saturate_in(graph)
     for node in list(graph.graph):
         if node.op_type == "QuantizeLinear" and is_constant(node.inputs[0]):
-            _fold(graph, node, namer)
+            _fold(graph, node, namer, saturates=saturates)
     for node in list(graph.graph):
         bias = _bias_of(node)
         if bias is not None:
@@ -40,20 +44,50 @@ def fold_weights(graph: ir.Model) -> ir.Model:
     return graph
 
 
-def _fold(graph: ir.Model, node: ir.Node, namer: Namer) -> None:
+def codes_of(node: ir.Node, *, saturates: bool) -> np.ndarray | None:
+    """The codes that a QuantizeLinear of a float32 constant makes; None for any other.
+
+    `saturates`: shrink them where a product that reads them would leave 16 bits.
+    """
     value, scale, zero = (constant_array(item) for item in node.inputs[:3])
     if value is None or scale is None or zero is None or value.dtype != np.float32:
-        return
+        return None
     limits = np.iinfo(zero.dtype)
     low, high = int(limits.min), int(limits.max)
     if zero.dtype == np.int8 and LIMIT in node.metadata_props:
         low, high = -limit_of(node), limit_of(node)
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-    point = int(zero.reshape(-1)[0])
-    codes = quantize(value, scale, point, low=low, high=high, dtype=str(zero.dtype), axis=axis if scale.ndim else None)
+    axis = axis_of(node) if scale.ndim else None
+    codes = quantize(value, scale, int(zero.reshape(-1)[0]), low=low, high=high, dtype=str(zero.dtype), axis=axis)
+    return _in_pairs(node, codes) if saturates else codes
+
+
+def axis_of(node: ir.Node) -> int:
+    """The axis along which a QuantizeLinear or DequantizeLinear has its scales."""
+    return node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+
+
+def _fold(graph: ir.Model, node: ir.Node, namer: Namer, *, saturates: bool) -> None:
+    codes = codes_of(node, saturates=saturates)
+    if codes is None:
+        return
     initializer = namer.initializer(graph, f"{node.inputs[0].name}_q", codes)  # type: ignore[union-attr]
     node.outputs[0].replace_all_uses_with(initializer)
     graph.graph.remove(node, safe=True)
+
+
+def pairs_saturate_in(graph: ir.Model) -> bool:
+    """Whether the processor that this graph was quantized for adds u8·s8 products in 16 bits."""
+    target = TARGETS.get(graph.metadata_props.get(TARGET, ""))
+    return target is not None and target.pairs_saturate
+
+
+def _in_pairs(node: ir.Node, codes: np.ndarray) -> np.ndarray:
+    """Codes shrunk where a product that reads them adds in pairs."""
+    for dequantize in consumers(node.outputs[0]):
+        for reader in consumers(dequantize.outputs[0]):
+            if has_pairs(reader) and len(reader.inputs) > 1 and reader.inputs[1] is dequantize.outputs[0]:
+                codes = from_rows(reader, shrink_pairs(as_rows(reader, codes)), codes.shape)
+    return codes
 
 
 def _hold_biases(graph: ir.Model) -> None:
