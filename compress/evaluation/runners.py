@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from compress import state
+import compress.state as state
 from compress.errors import CompressError, InputError, ModelError
 from compress.graph.runtime import Session
 
