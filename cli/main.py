@@ -22,8 +22,10 @@ COMMANDS = {
     "export": "cli.export",
     "finetune": "cli.finetune",
     "prune": "cli.prune",
+    "init": "cli.init",
     "quantize": "cli.quantize",
     "quickstart": "cli.quickstart",
+    "run": "cli.run",
     "train": "cli.train",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,12 @@ def node_times(path: Path, inputs: tuple[Tensor, ...], threads: int | None) -> l
     for _ in range(RUNS):
         session.run(*fed)
     return [
-        {"name": f"{row['node']} ({row['op_type']})", "microseconds": row["microseconds"]} for row in session.profile()
+        {
+            "name": re.sub(r"_token_\d+$", "", row["node"]),
+            "operator": row["op_type"],
+            "microseconds": row["microseconds"],
+        }
+        for row in session.profile()
     ]
 
 

@@ -113,8 +113,12 @@ def export_program(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Any
 
 
 @contextlib.contextmanager
-def output_folder(output: Output | Path | str, *, overwrite: bool = False) -> Iterator[OutputFolder]:
+def output_folder(
+    output: Output | Path | str, *, overwrite: bool = False, scratch: Path | None = None
+) -> Iterator[OutputFolder]:
     """Fill a folder beside `output`, then move its files into place; on any exception nothing is left.
+
+    `scratch` is where to fill it, for callers that clean up after a kill (same file system; default: beside).
 
     Raises:
         OutputError: the place exists already (without `overwrite`), or cannot be written.
@@ -125,7 +129,10 @@ def output_folder(output: Output | Path | str, *, overwrite: bool = False) -> It
     made = [folder for folder in final.absolute().parents if not folder.exists()]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+        prefix, place = (f".{final.name}.", final.parent) if scratch is None else (".half-", scratch)
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
     except OSError as error:
         raise OutputError(f"cannot write {str(final)!r}: {error.strerror or error}; choose another -o") from error
     try:

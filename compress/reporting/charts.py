@@ -54,7 +54,7 @@ def scatter(points: Sequence[Bubble], x_label: str, y_label: str) -> str:
         )
 
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)} against {escape(x_label)}">'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)} against {escape(x_label)}">'
     ]
     for value in ticks(y0, y1):
         y = place(Bubble("", x0, value))[1]

@@ -66,7 +66,7 @@ def cards(report: Report) -> str:
         found.append((f"{base.size_bytes / row.size_bytes:.2f}× smaller", text, row.size_bytes < base.size_bytes))
     if row.speedup is not None:
         text = f"{table.milliseconds(base.p50_ms)} → {table.milliseconds(row.p50_ms)} ms, median"
-        word = "faster" if row.speedup >= 1 else "the speed: slower"
+        word = "faster" if row.speedup >= 1 else "the speed"
         found.append((f"{row.speedup:.2f}× {word}", text, row.speedup >= 1))
     if row.top1 is not None:
         text = f"top-1, change {table.points(row.top1, base.top1)} points" if base.top1 is not None else "top-1"
@@ -229,7 +229,7 @@ def layers(report: Report) -> str:
         kept = having if key == "channels_after" else sorted(having, key=lambda layer: -layer[key])
         scale = max(float(layer.get("channels_before", layer[key])) for layer in having) or 1.0
         bars = "".join(
-            f'<span class="name" title="{escape(str(layer["name"]))}"><bdi>{escape(str(layer["name"]))}</bdi></span>'
+            f'<span class="name" title="{escape(str(layer["name"]))} {escape(str(layer.get("operator", "")))}"><bdi>{escape(str(layer["name"]))}</bdi></span>'
             f'<span class="track"><span class="fill" style="display:block;width:{100 * layer[key] / scale:.1f}%"></span></span>'
             f'<span class="value">{escape(show(layer[key], layer))}</span>'
             for layer in kept[:MOST_LAYERS]

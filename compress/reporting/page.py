@@ -32,6 +32,7 @@ CSS = """
 .cr svg .soft { fill:var(--soft); } .cr svg .axis { stroke:var(--line); } .cr svg .front { stroke:var(--accent); fill:none;
   stroke-width:2; stroke-dasharray:6 4; } .cr svg circle { fill:var(--bar); fill-opacity:.55; stroke:var(--accent); }
 .cr svg .bar { fill:var(--bar); } .cr svg .bar2 { fill:var(--bar2); }
+@media (max-width: 600px) { .cr svg.chart text { font-size:24px; } .cr .bars { grid-template-columns:46% 1fr auto; } }
 .cr .figure { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:12px; }
 .cr .bars { display:grid; grid-template-columns:minmax(90px,32%) 1fr auto; gap:3px 10px; align-items:center; font-size:.85rem; }
 .cr .bars .name { overflow:hidden; text-overflow:ellipsis; white-space:nowrap; direction:rtl; text-align:left; }
@@ -43,7 +44,7 @@ CSS = """
 .cr pre { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:12px; overflow-x:auto; font-size:.85rem; }
 .cr code { font-size:.9em; overflow-wrap:anywhere; }
 .cr details { border:1px solid var(--line); border-radius:10px; background:var(--card); padding:8px 14px; margin:8px 0; }
-.cr summary { cursor:pointer; font-weight:600; }
+.cr summary { cursor:pointer; font-weight:600; } .cr details[open] summary { margin-bottom:8px; }
 """
 
 SCRIPT = """

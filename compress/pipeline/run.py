@@ -1,0 +1,344 @@
+"""The job behind `compress run`: a recipe's stages in order, cached, resumed, measured."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compress import state
+from compress.errors import InputError, OutputError
+from compress.evaluation.runners import open_runner, resized
+from compress.onnx_files import save_onnx
+from compress.pipeline.cache import FOLDER, StageCache, content_key, environment_key, fingerprint, paths_in
+from compress.pipeline.closing import Gates, closing_report
+from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
+from compress.pipeline.outputs import Output, output_folder
+from compress.pipeline.recipe import EvaluateOptions, Recipe, read_recipe
+from compress.pipeline.stages import Export, Finetune, Prune, Quantize, Stage, Work, duration
+from compress.reporting.report import Report
+from compress.steps import Step
+
+
+TIMED_BATCH = 32  # of the forward pass that a plan's costs are worked out from
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One line of a plan: a stage, whether its result is there already, what it will cost otherwise."""
+
+    stage: str
+    options: str
+    cached: bool
+    cost: str
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages as values, in the order they run; the model and the data come with `run`.
+
+    >>> Pipeline((Export(), Quantize())).names
+    ('export', 'quantize')
+    """
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.stages)
+
+    def run(
+        self,
+        model: ModelSource | Any,
+        data: DataSource | Any = None,
+        *,
+        output: Output | str | Path,
+        resume: bool = False,
+        gates: Gates | None = None,
+        evaluate: EvaluateOptions | None = None,
+        settings: Settings | None = None,
+    ) -> Report:
+        """Run the stages and leave the result with its reports in `output`.
+
+        Finished stages are kept in a folder `.stages` there, by content, options and versions, and are not run again;
+        with `resume` an interrupted run goes on where it stopped.
+
+        Raises:
+            CompressError: one line for whatever cannot be used.
+        """
+        settings = settings or Settings()
+        output = output if isinstance(output, Output) else Output(Path(output))
+        _check_place(output, resume=resume)
+        with state.threads(settings.threads):
+            opened = open_inputs(model, data, settings)
+            cache = StageCache(output.path)
+            cache.clean()
+            start = start_key(ModelSource.of(model), DataSource.of(data), opened, settings)
+            baseline = _baseline(opened, cache, start)
+            work, floats = _run_stages(self.stages, opened, cache, start)
+            return _deliver(work, floats, baseline, output, cache, gates, evaluate or EvaluateOptions(), settings)
+
+    def plan(
+        self, model: ModelSource | Any, data: DataSource | Any = None, *, output: Path, settings: Settings
+    ) -> list[Planned]:
+        """Say what `run` would do and cost, from one timed forward pass; nothing is written."""
+        with state.threads(settings.threads):
+            opened = open_inputs(model, data, settings)
+            cache, found = StageCache(output), []
+            key = start_key(ModelSource.of(model), DataSource.of(data), opened, settings)
+            seconds = _seconds_per_sample(opened)
+            for stage in self.stages:
+                key = fingerprint(key, stage)
+                found.append(
+                    Planned(
+                        stage.name, _options(stage), cache.has(stage.name, key), stage.cost(_start(opened), seconds)
+                    )
+                )
+        tests = 0 if opened.test is None else len(opened.test.dataset)  # type: ignore[arg-type]
+        rows = 2 + any(stage.name in ("prune", "finetune") for stage in self.stages)
+        cost = f"about {duration(rows * tests * seconds + 20)}: {rows} models, {tests} samples"
+        return [*found, Planned("evaluate", "", False, cost)]
+
+
+def run(
+    recipe: Recipe | str | Path,
+    *,
+    output: Output | str | Path | None = None,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    settings: Settings | None = None,
+) -> Report:
+    """Run a recipe (a value, or the path of its file); see `Pipeline.run`.
+
+    Raises:
+        CompressError: one line for whatever is wrong with the recipe, or cannot be used.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, overrides)
+    return pipeline_of(recipe).run(
+        recipe.model,
+        recipe.data,
+        output=output_of(recipe, output),
+        resume=resume,
+        gates=recipe.gates,
+        evaluate=recipe.evaluate,
+        settings=settings_of(recipe, settings),
+    )
+
+
+def plan(
+    recipe: Recipe | str | Path,
+    *,
+    output: Output | str | Path | None = None,
+    overrides: Sequence[str] = (),
+    settings: Settings | None = None,
+) -> list[Planned]:
+    """Say what `run` would do and cost; the model and the data are opened, nothing is written."""
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, overrides)
+    place = output_of(recipe, output)
+    return pipeline_of(recipe).plan(
+        recipe.model, recipe.data, output=place.path, settings=settings_of(recipe, settings)
+    )
+
+
+def pipeline_of(recipe: Recipe) -> Pipeline:
+    """The stages that a recipe asks for. An ONNX file has crossed the border already and is not exported."""
+    stages: list[Stage] = []
+    if recipe.prune is not None:
+        stages.append(Prune(recipe.prune))
+    if recipe.finetune is not None:
+        stages.append(Finetune(recipe.finetune, distill=recipe.distill))
+    if not str(recipe.model.spec).endswith(".onnx"):
+        stages.append(Export())
+    if recipe.quantize is not None:
+        stages.append(Quantize(recipe.quantize))
+    return Pipeline(tuple(stages))
+
+
+def output_of(recipe: Recipe, output: Output | str | Path | None) -> Output:
+    """Where to write: what the caller says, else what the recipe does.
+
+    Raises:
+        InputError: neither says.
+    """
+    if output is None:
+        if recipe.out is None:
+            raise InputError('there is no place to write to; give -o DIR, or out = "DIR" in the recipe')
+        return Output(Path(recipe.out))
+    return output if isinstance(output, Output) else Output(Path(output))
+
+
+def settings_of(recipe: Recipe, settings: Settings | None) -> Settings:
+    """The recipe's seed and threads, unless the command gives threads."""
+    settings = settings or Settings()
+    return replace(settings, seed=recipe.seed, threads=settings.threads or recipe.threads)
+
+
+def start_key(source: ModelSource, data: DataSource, opened: Opened, settings: Settings) -> str:
+    """What every stage depends on: the model, its weights, the data, by content; seed, versions, threads."""
+    if isinstance(source.spec, (str, Path)):
+        model: Any = [str(source.spec), source.weights, source.model_args, source.input_shape]
+    else:
+        model = [type(source.spec).__name__, _state_key(opened.model)]
+    files = [*paths_in(source.spec), *paths_in(source.weights), *paths_in(data.spec), *paths_in(data.classes)]
+    named = data if isinstance(data.spec, (str, Path, type(None))) else [data.spec.name, data.spec.sizes()]
+    contents = [content_key(path) for path in files]
+    return fingerprint(model, named, contents, settings.seed, environment_key())
+
+
+def _state_key(model: Any) -> str:
+    import hashlib
+
+    if not isinstance(model, nn.Module):
+        import onnx_ir as ir
+
+        return hashlib.sha256(ir.to_proto(model).SerializeToString(deterministic=True)).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(dtype=_bytes_type()).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _bytes_type() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _check_place(output: Output, *, resume: bool) -> None:
+    """A folder that holds nothing but stages is a killed run: it may be resumed, but not by accident."""
+    path = output.path
+    if resume or output.overwrite:
+        replace(output, overwrite=True).check_folder()
+        return
+    if path.is_dir() and [item.name for item in path.iterdir()] == [FOLDER]:
+        raise OutputError(
+            f"{str(path)!r} holds an interrupted run; add --resume to go on, or --overwrite, or choose another -o"
+        )
+    output.check_folder()
+
+
+def _start(opened: Opened) -> Work:
+    return Work(opened, opened.model)
+
+
+def _run_stages(
+    stages: Sequence[Stage], opened: Opened, cache: StageCache, key: str
+) -> tuple[Work, tuple[nn.Module | None, Path | None]]:
+    """Run or read back each stage; also return the trained module and its float file, where there are such."""
+    work = _start(opened)
+    module: nn.Module | None = None
+    float_file: Path | None = None
+    for stage in stages:
+        key = fingerprint(key, stage)
+        work = work.after(_once(stage, work, cache, key))
+        if isinstance(work.model, nn.Module):
+            module = work.model
+        elif isinstance(stage, Export):
+            float_file = cache.folder(stage.name, key) / "model.onnx"
+    return work, (module, float_file)
+
+
+def _once(stage: Stage, work: Work, cache: StageCache, key: str) -> Step:
+    if cache.has(stage.name, key):
+        return cache.step(stage.name, key, stage.restore(work, cache.folder(stage.name, key)))
+    with state.seeded(work.opened.seed):
+        step = stage.run(work, cache.working(stage.name, key))
+    half = cache.half()
+    stage.save(step, half)
+    folder = cache.finish(half, stage.name, key, step)
+    # Read back: a run that is not interrupted goes on from the very bytes that a resumed one would.
+    return replace(step, model=stage.restore(work, folder))
+
+
+def _baseline(opened: Opened, cache: StageCache, key: str) -> Path:
+    """The float model as it came, as an ONNX file: what everything is measured beside."""
+    path = opened.loaded.path
+    if opened.loaded.kind == "onnx" and path is not None:
+        return path
+    if not cache.has("baseline", key):
+        from compress.graph.exporting import to_graph
+
+        half = cache.half()
+        save_onnx(to_graph(opened.model, opened.inputs), half / "model.onnx")
+        cache.finish(half, "baseline", key)
+    return cache.folder("baseline", key) / "model.onnx"
+
+
+def _deliver(
+    work: Work,
+    floats: tuple[nn.Module | None, Path | None],
+    baseline: Path,
+    output: Output,
+    cache: StageCache,
+    gates: Gates | None,
+    evaluate: EvaluateOptions,
+    settings: Settings,
+) -> Report:
+    opened, (module, float_file) = work.opened, floats
+    names = [step.name for step in work.steps]
+    with output_folder(replace(output, overwrite=True), scratch=cache.root) as folder:
+        shipped = folder.save_graph(work.model)
+        refused = folder.save_module(module, opened.inputs) if module is not None else ()
+        steps = [*work.steps, *([Step("save", module, refused)] if refused else [])]
+        quantized = _has(names, "quantize")
+        targets: dict[str, Any] = {f"{opened.name} float32": baseline}
+        if module is not None and float_file is not None and quantized:
+            targets[_name(names, "float32")] = float_file
+        final = _name(names, "int8" if quantized else "float32") if names else "as it came"
+        targets[final] = shipped
+        report = closing_report(
+            targets,
+            opened,
+            settings,
+            title=f"{opened.name}: {', '.join(names)}",
+            steps=steps,
+            gates=gates,
+            metric=evaluate.metric,
+            rounds=evaluate.rounds,
+            batch=evaluate.batch,
+            files={"model": str(folder.onnx), "page": str(folder.path / "report.html")},
+            shipped=shipped,
+            gated=[final],
+        )
+        return folder.save_report(report)
+
+
+def _name(names: Sequence[str], kind: str) -> str:
+    words = [word for word, stage in (("pruned", "prune"), ("finetuned", "finetune")) if _has(names, stage)]
+    return " + ".join([*words, kind]) if words or kind == "int8" else f"exported {kind}"
+
+
+def _has(names: Sequence[str], stage: str) -> bool:
+    return any(name.startswith(stage) for name in names)
+
+
+def _options(stage: Stage) -> str:
+    options = getattr(stage, "options", None)
+    if options is None:
+        return ""
+    default = type(options)()
+    changed = {key: value for key, value in vars(options).items() if value != getattr(default, key)}
+    return ", ".join(f"{key}={value}" for key, value in changed.items()) or "defaults"
+
+
+def _seconds_per_sample(opened: Opened) -> float:
+    runner = open_runner(opened.model)
+    inputs = tuple(resized(value, TIMED_BATCH) for value in opened.inputs)
+    runner(*inputs)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        runner(*inputs)
+        times.append(time.perf_counter() - start)
+    return min(times) / TIMED_BATCH
+
+
+def forget(output: Path) -> None:
+    """Remove the finished stages that a run has kept in its output folder."""
+    shutil.rmtree(output / FOLDER, ignore_errors=True)

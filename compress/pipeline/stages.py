@@ -1,0 +1,201 @@
+"""The stages of a recipe as values: what each does, what it costs, how its result is kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from compress.errors import InputError
+from compress.onnx_files import read_onnx, save_onnx
+from compress.pipeline.inputs import Opened
+from compress.pipeline.quantize import METHODS, QuantizeOptions
+from compress.pipeline.recipe import PruneOptions
+from compress.steps import Step
+from compress.training.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Work:
+    """What travels from stage to stage. `model` is a module before the border and a graph after it."""
+
+    opened: Opened
+    model: nn.Module | ir.Model
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def is_graph(self) -> bool:
+        return isinstance(self.model, ir.Model)
+
+    def after(self, step: Step) -> Work:
+        return replace(self, model=step.model, steps=(*self.steps, step))
+
+
+class Stage(Protocol):
+    """One stage. `run` makes its step; `save` and `restore` keep the step's model in a folder.
+
+    `working` outlives a kill: a stage that can continue by itself leaves its checkpoints there.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, work: Work, working: Path) -> Step: ...
+
+    def save(self, step: Step, folder: Path) -> None: ...
+
+    def restore(self, work: Work, folder: Path) -> Any: ...
+
+    def cost(self, work: Work, seconds_per_sample: float) -> str: ...
+
+
+class ModuleStage:
+    """A stage whose result is a module, kept as a plain state dict: no pickled code in the cache."""
+
+    def save(self, step: Step, folder: Path) -> None:
+        torch.save(step.model.state_dict(), folder / "weights.pt")
+
+    def restore(self, work: Work, folder: Path) -> nn.Module:
+        from compress.loading.checkpoints import load_state_dict
+
+        assert isinstance(work.model, nn.Module)
+        module = copy.deepcopy(work.model)
+        state = torch.load(folder / "weights.pt", weights_only=True)
+        load_state_dict(module, state, str(folder))  # cuts layers to a pruned stage's shapes
+        return module
+
+
+class GraphStage:
+    """A stage whose result is a graph, kept as an ONNX file."""
+
+    def save(self, step: Step, folder: Path) -> None:
+        save_onnx(step.model, folder / "model.onnx")
+
+    def restore(self, work: Work, folder: Path) -> ir.Model:
+        return read_onnx(folder / "model.onnx")
+
+
+@dataclass(frozen=True)
+class Prune(ModuleStage):
+    """Channels really removed."""
+
+    options: PruneOptions = field(default_factory=PruneOptions)
+    name: str = "prune"
+
+    def run(self, work: Work, working: Path) -> Step:
+        from compress.pruning.prune import prune
+
+        chosen = {key: value for key, value in vars(self.options).items() if value is not None}
+        if self.options.method == "taylor":
+            chosen["data"] = work.opened.calibration()
+        return prune(_module(work, self.name), work.opened.inputs, seed=work.opened.seed, **chosen)
+
+    def cost(self, work: Work, seconds_per_sample: float) -> str:
+        return "seconds to a minute: one trace, scores, one check"
+
+
+@dataclass(frozen=True)
+class Finetune(ModuleStage):
+    """Training on from the weights there are, from the float model's answers too where `distill`."""
+
+    options: TrainOptions = field(default_factory=TrainOptions)
+    distill: bool = False
+    name: str = "finetune"
+
+    def run(self, work: Work, working: Path) -> Step:
+        from compress.training.loop import fit
+
+        module = _module(work, self.name)
+        work.opened.loader("train")  # says what is missing, before anything is started
+        teacher = work.opened.model if self.distill else None
+        options = replace(self.options, seed=work.opened.seed or self.options.seed)
+        result = fit(module, work.opened.data, options, teacher=teacher, output=working, resume=True)
+        last = result.final
+        words = ", ".join(f"{key} {last[key]:.4f}" for key in ("train/loss", "eval/loss", "eval/top1") if key in last)
+        notes = (f"trained for {len(result.history)} epochs: {words}",)
+        return Step("finetune", result.module.eval(), notes=notes)
+
+    def cost(self, work: Work, seconds_per_sample: float) -> str:
+        data = work.opened.data
+        if data is None or data.train is None:
+            return "cannot run: there is no training data"
+        passes = 4 if self.distill else 3  # forward, twice that for backward, and the teacher
+        samples = len(data.train)  # type: ignore[arg-type]
+        seconds = self.options.epochs * samples * seconds_per_sample * passes
+        return f"about {duration(seconds)}: {self.options.epochs} epochs of {samples} samples"
+
+
+@dataclass(frozen=True)
+class Export(GraphStage):
+    """Batch-norm folded, then the module as an ONNX graph, checked against it."""
+
+    name: str = "export"
+
+    def run(self, work: Work, working: Path) -> Step:
+        from compress.fusion.batchnorm import fuse
+        from compress.graph.exporting import export
+
+        fused = fuse(_module(work, self.name), work.opened.inputs)
+        step = export(fused.model, work.opened.inputs)
+        return Step("fuse, export", step.model, (*fused.changes, *step.changes), (*fused.notes, *step.notes))
+
+    def cost(self, work: Work, seconds_per_sample: float) -> str:
+        return "seconds to a minute: one trace, one comparison with PyTorch"
+
+
+@dataclass(frozen=True)
+class Quantize(GraphStage):
+    """The graph in int8."""
+
+    options: QuantizeOptions = field(default_factory=QuantizeOptions)
+    name: str = "quantize"
+
+    def run(self, work: Work, working: Path) -> Step:
+        return METHODS[self.options.method](work.model, work.opened, self.options)
+
+    def cost(self, work: Work, seconds_per_sample: float) -> str:
+        if self.options.method == "dynamic":
+            return "seconds: weights only"
+        data = work.opened.data
+        part = None if data is None else data.calibration if data.calibration is not None else data.train
+        if part is None:
+            return "cannot run: there is no calibration data"
+        samples = len(part)  # type: ignore[arg-type]
+        return f"about {duration(samples * seconds_per_sample)} and a few seconds: {samples} samples calibrate"
+
+
+def _module(work: Work, stage: str) -> nn.Module:
+    if isinstance(work.model, nn.Module):
+        return work.model
+    raise InputError(
+        f"stage {stage} works on a PyTorch module, and {work.opened.name!r} is an ONNX graph; leave it out"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Format a rough time.
+
+    >>> duration(200)
+    '3 min'
+    """
+    return (
+        f"{max(1, round(seconds))} s"
+        if seconds < 90
+        else f"{round(seconds / 60)} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+STAGES: dict[str, Callable[..., Any]] = {
+    "prune": Prune,
+    "finetune": Finetune,
+    "export": Export,
+    "quantize": Quantize,
+}
