@@ -197,3 +197,20 @@ def test_shapes_are_named(state):
     misshapen = {**state, "last.weight": torch.zeros(5, 4), "extra": torch.zeros(1)}
     with pytest.raises(WeightsError, match=r"1 of another shape \(last\.weight is 5×4, expected 2×4\)"):
         load_state_dict(net(), misshapen)
+
+
+def test_a_pruned_checkpoint_shrinks_the_layers():
+    pruned = net(width=3)
+    module = net(width=4)
+    load_state_dict(module, pruned.state_dict())
+    assert module.first.out_features == 3
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(module.eval()(x), pruned.eval()(x), rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_wider_layers_is_refused():
+    with pytest.raises(
+        WeightsError,
+        match=r"'w' .* Sequential: 7 of another shape \(first\.weight is 5×3, expected 4×3, .*not a pruned version",
+    ):
+        load_state_dict(net(width=4), net(width=5).state_dict(), "weights 'w'")
