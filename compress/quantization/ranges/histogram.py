@@ -59,7 +59,7 @@ class Histogram:
         self._cover(other.low, other.high)
         shift = self.exponent - other.exponent
         if shift < 0:  # the other's bins are wider: widen ours to them
-            self._widen(other.exponent, self.low, self.high)
+            self._widen(other.exponent, min(self.low, 0.0), max(self.high, 0.0))
             shift = 0
         self._place(other.counts, other.offset, shift)
 
@@ -70,12 +70,12 @@ class Histogram:
         if not first and self._fits(seen_low, seen_high, self.exponent, self.offset):
             self.low, self.high = seen_low, seen_high
             return
-        # A width below the resolution of the values themselves would only move bins, not separate values.
-        span = max(seen_high - seen_low, max(abs(seen_low), abs(seen_high)) * 2.0**-22)
-        exponent = max(NARROWEST, math.ceil(math.log2(max(span, 2.0**-140) / len(self.counts))))
+        # Zero is always covered: every range will hold it, so nothing finer than a share of that is of use.
+        bottom, top = min(seen_low, 0.0), max(seen_high, 0.0)
+        exponent = max(NARROWEST, math.ceil(math.log2(max(top - bottom, 2.0**-140) / len(self.counts))))
         if not first:
             exponent = max(exponent, self.exponent)
-        self._widen(exponent, seen_low, seen_high, first=first)
+        self._widen(exponent, bottom, top, first=first)
         self.low, self.high = seen_low, seen_high
 
     def _fits(self, low: float, high: float, exponent: int, offset: int) -> bool:
