@@ -27,6 +27,12 @@ from compress.pipeline.outputs import Output
 @click.option("--target", metavar="CPU", default="auto", show_default=True, help="auto, x86-vnni, x86-avx2, arm64, …")
 @click.option("--ranges", metavar="NAME", default="minmax", show_default=True, help="minmax, percentile, entropy, mse.")
 @click.option("--weight-type", metavar="TYPE", default="int8", show_default=True, help="Dynamic: int8, uint8, float16.")
+@click.option(
+    "--weight-bits", type=click.IntRange(4, 8), default=8, show_default=True, help="Fewer are simulated in int8."
+)
+@click.option("--epochs", type=click.IntRange(1), help="QAT: epochs of training (default 2).")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="QAT: learning rate (default 0.001).")
+@click.option("--scales", metavar="NAME", default="learned", show_default=True, help="QAT: learned, observed, fixed.")
 @click.option("--per-tensor", is_flag=True, help="One weight scale for a whole layer.")
 @click.option("--op-types", metavar="A,B", default="", help="Quantize these operators only.")
 @click.option("--exclude", metavar="NAME", multiple=True, help="Leave this node in float (repeatable).")
@@ -46,6 +52,10 @@ def command(
     target: str,
     ranges: str,
     weight_type: str,
+    weight_bits: int,
+    epochs: int | None,
+    lr: float | None,
+    scales: str,
     per_tensor: bool,
     op_types: str,
     exclude: tuple[str, ...],
@@ -70,6 +80,10 @@ def command(
         target=target,
         ranges=ranges,
         per_channel=not per_tensor,
+        weight_bits=weight_bits,
+        epochs=epochs,
+        lr=lr,
+        scales=scales,
         weight_type=weight_type,
         op_types=tuple(name for name in op_types.split(",") if name),
         exclude=exclude,

@@ -31,6 +31,10 @@ class QuantizeOptions:
     weight_type: str = "int8"
     op_types: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    weight_bits: int = 8  # fewer are simulated inside int8
+    scales: str = "learned"  # of qat: learned, observed, fixed
+    epochs: int | None = None  # of qat
+    lr: float | None = None  # of qat
     tune_latency: bool = False  # time int8 and float forms on this machine, keep the faster
 
     def __post_init__(self) -> None:
@@ -75,7 +79,7 @@ def quantize(
         graph = to_graph(opened.model, opened.inputs)
         step = METHODS[options.method](graph, opened, options)
         shipped = folder.save_graph(step.model)
-        targets = {f"{opened.name} float32": _float_file(opened, graph, Path(scratch)), "int8": shipped}
+        targets = {_float_name(opened): _float_file(opened, graph, Path(scratch)), "int8": shipped}
         report = closing_report(
             targets,
             opened,
@@ -99,6 +103,10 @@ def _check_names(options: QuantizeOptions) -> None:
     resolve_ranges(options.ranges)
 
 
+def _float_name(opened: Opened) -> str:
+    return opened.name if "float" in opened.name else f"{opened.name} float32"
+
+
 def _float_file(opened: Opened, graph: Any, scratch: Path) -> Path:
     """The float model as the runtime would be given it: the user's own file, else the exported one."""
     path = opened.loaded.path
@@ -116,6 +124,7 @@ def _static(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
         target=options.target,
         ranges=options.ranges,
         per_channel=options.per_channel,
+        weight_bits=options.weight_bits,
         op_types=options.op_types or None,
         exclude=options.exclude,
         example_inputs=opened.inputs,
@@ -134,5 +143,15 @@ def _dynamic(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     )
 
 
-METHODS: Mapping[str, Callable[[Any, Opened, QuantizeOptions], Step]] = {"static": _static, "dynamic": _dynamic}
+def _qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
+    from compress.pipeline.qat import quantize_qat
+
+    return quantize_qat(graph, opened, options)
+
+
+METHODS: Mapping[str, Callable[[Any, Opened, QuantizeOptions], Step]] = {
+    "static": _static,
+    "dynamic": _dynamic,
+    "qat": _qat,
+}
 RUNTIMES = ("onnx", "torch")

@@ -197,8 +197,9 @@ def _read_table(given: Mapping[str, Any], kind: type, table: str, places: Places
     try:
         return kind(**values)
     except InputError as error:  # the value's own checks: say where it came from
-        key = next((key for key in given if key.replace("-", "_") in str(error)), None)
-        raise InputError(f"{places.of(table, key) if key else places.of(None, table)}: {error}") from error
+        guilty = next((key for key in given if key.replace("-", "_") in str(error)), None)
+        place = places.of(table, guilty) if guilty else places.of(None, table)
+        raise InputError(f"{place}: {error}") from error
 
 
 def _converted(value: Any, hint: Any, table: str | None, key: str, places: Places) -> Any:

@@ -24,7 +24,6 @@ from compress.pipeline.stages import Export, Finetune, Prune, Quantize, Stage, W
 from compress.reporting.report import Report
 from compress.steps import Step
 
-
 TIMED_BATCH = 32  # of the forward pass that a plan's costs are worked out from
 
 

@@ -1,0 +1,56 @@
+"""The job behind `--method qat`: the int8 graph trained as it will ship, taught by the float model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from compress.graph.module import GraphModule
+from compress.pipeline.inputs import Opened
+from compress.quantization.qat import QATSchedule, convert, prepare_qat
+from compress.steps import Step
+from compress.training.loop import fit
+from compress.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from compress.pipeline.quantize import QuantizeOptions
+
+EPOCHS = 2
+LEARNING_RATE = 1e-3  # a trained model is only nudged
+BATCH = 64
+
+
+def quantize_qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
+    """Calibrate, train on the training part with the float model as teacher, convert.
+
+    Ranges are frozen for the last half of the epochs, so that the weights settle on a grid that stands still.
+
+    Raises:
+        InputError: there is no training or calibration data.
+    """
+    opened.loader("train")  # says what is missing before calibration runs
+    epochs = options.epochs or EPOCHS
+    prepared = prepare_qat(
+        graph,
+        opened.calibration(),
+        scales=options.scales,
+        target=options.target,
+        ranges=options.ranges,
+        per_channel=options.per_channel,
+        weight_bits=options.weight_bits,
+        op_types=options.op_types or None,
+        exclude=options.exclude,
+        example_inputs=opened.inputs,
+    )
+    schedule = QATSchedule(freeze_ranges_from=(epochs + 1) // 2 if epochs > 1 else None)
+    teacher: nn.Module = opened.model if isinstance(opened.model, nn.Module) else GraphModule(graph)
+    result = fit(
+        prepared,
+        opened.data,
+        TrainOptions(epochs=epochs, lr=options.lr or LEARNING_RATE, batch_size=BATCH, seed=opened.seed),
+        teacher=teacher,
+        before_epoch=[lambda run: schedule.apply(run.module, run.epoch)],
+    )
+    step = convert(result.module)
+    return Step(step.name, step.model, step.changes, (*step.notes, f"trained for {epochs} epochs as the int8 graph"))
