@@ -253,6 +253,7 @@ def _integer_dtype(value: ir.Value) -> torch.dtype | None:
         ir.DataType.INT8: torch.int8,
         ir.DataType.UINT8: torch.uint8,
         ir.DataType.INT16: torch.int16,
+        ir.DataType.UINT16: torch.uint16,
         ir.DataType.INT32: torch.int32,
     }
     return integers.get(value.dtype) if value.dtype is not None else None

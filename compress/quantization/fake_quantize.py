@@ -22,6 +22,7 @@ from compress.errors import QuantizationError, nearest
 SCALES = ("learned", "observed", "fixed")
 SMALLEST_RATIO = 2.0**-7  # a learned scale may shrink to this share of the calibrated one
 SMALLEST_SCALE = 2.0**-40
+NO_BOUNDS = (-math.inf, math.inf)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -102,7 +103,7 @@ class FakeQuantize(nn.Module):
         *,
         scales: str = "learned",
         axis: int | None = None,
-        bounds: tuple[float, float] = (-math.inf, math.inf),
+        bounds: tuple[float, float] = NO_BOUNDS,
         momentum: float = 0.05,
     ) -> None:
         super().__init__()
@@ -118,7 +119,7 @@ class FakeQuantize(nn.Module):
         if scales == "learned":
             self.ratio = nn.Parameter(torch.ones_like(scale))
             # The ratio at which it was frozen. Not by requires_grad: DDP wants a gradient from every parameter.
-            self.register_buffer("held", torch.full_like(scale, math.nan))
+            self.register_buffer("held", torch.ones_like(scale))
 
     # --- the grid now ---
 
@@ -155,7 +156,7 @@ class FakeQuantize(nn.Module):
         if self.observing and self.training and self.scales == "observed":
             self._observe(x.detach())
         if not self.quantizing:
-            return x
+            return x if self.bounds == NO_BOUNDS else torch.clamp(x, *self.bounds)
         scale, factor = self.unit, 1.0
         if self.scales == "learned" and self.observing:
             with torch.no_grad():
@@ -225,6 +226,11 @@ class WeightFakeQuantize(FakeQuantize):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.masked(x))
+
+    def on_grid(self, weight: Tensor) -> Tensor:
+        """Return the weight as it ships: its codes times its scale."""
+        with torch.no_grad():
+            return fake_quantize(self.masked(weight), self.scale, 0, self.low, self.high, axis=self.axis)
 
     def _observe(self, x: Tensor) -> None:
         axes = [i for i in range(x.dim()) if self.axis is None or i != self.axis % x.dim()]

@@ -7,7 +7,6 @@ step = convert(module)                       the trained int8 graph, held agains
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from compress.batches import split_batch
-from compress.errors import DataError, QuantizationError
+from compress.errors import QuantizationError
+from compress.graph.folding import consumers
 from compress.graph.module import GraphModule, set_initializer
 from compress.graph.plan import Replacement, to_torch
 from compress.graph.runtime import Session
-from compress.quantization.fake_quantize import FakeQuantize, WeightFakeQuantize
+from compress.quantization.arithmetic import symmetric_scales
+from compress.quantization.fake_quantize import NO_BOUNDS, FakeQuantize, WeightFakeQuantize
 from compress.quantization.insertion import CLIP
 from compress.quantization.kernels import MOVING
+from compress.quantization.pairs import has_pairs
 from compress.quantization.static import fold_weights, quantize_static
-from compress.quantization.weights import LIMIT
+from compress.quantization.weights import LIMIT, pairs_saturate_in
 from compress.state import evaluating
 from compress.steps import Change, Step
 
 RANGES = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
 AGREEMENT = 0.995  # share of samples whose first class must be the same in ONNX Runtime
+SAFE_IN_PAIRS = 64  # codes of this magnitude never overflow a 16-bit sum of two u8·s8 products
 STEPS = 2.0  # largest difference of an output, in quantization steps
-_NO_BOUNDS = (-math.inf, math.inf)
 
 
 class QuantizedGraph(GraphModule):
@@ -71,7 +73,7 @@ class QuantizedGraph(GraphModule):
         return duplicate
 
     def write_back(self) -> ir.Model:
-        """Return the graph with the weights, scales and zero points as they are now, weights still float."""
+        """Return the graph with the scales and zero points as they are now, the weights float but on their grids."""
         graph = super().write_back()
         for name, quantizer in self.quantizers.items():
             set_initializer(graph, name, quantizer.scale)
@@ -83,7 +85,7 @@ class QuantizedGraph(GraphModule):
             if isinstance(quantizer, WeightFakeQuantize):
                 weight = self._parameters.get(self.names.get(source, ""))
                 if weight is not None:
-                    set_initializer(graph, source, quantizer.masked(weight))
+                    set_initializer(graph, source, quantizer.on_grid(weight))
             elif node.inputs[2] is not None:
                 set_initializer(graph, _name(node.inputs[2]), quantizer.zero_point)
         return graph
@@ -287,15 +289,24 @@ def _grids(graph: ir.Model, scales: str) -> Iterator[tuple[str, FakeQuantize]]:
         axis = node.attributes["axis"].as_int() if scale.size > 1 and "axis" in node.attributes else None
         step = to_torch(scale)
         if LIMIT in node.metadata_props:
-            weight = _initial(node.inputs[0])
-            limit = int(node.metadata_props[LIMIT])
-            yield name, WeightFakeQuantize(step, limit, scales=scales, axis=axis, zeros=_pruned(weight))
+            yield name, _weight_grid(graph, node, step, axis, scales)
             continue
         low, high = RANGES[zero.dtype]
         point = int(zero.numpy().reshape(-1)[0])
         # A constant's grid fits it exactly as it is.
         source = "fixed" if _initial(node.inputs[0]) is not None else scales
-        yield name, FakeQuantize(step, point, low, high, scales=source, bounds=bounds.get(name, _NO_BOUNDS))
+        yield name, FakeQuantize(step, point, low, high, scales=source, bounds=bounds.get(name, NO_BOUNDS))
+
+
+def _weight_grid(graph: ir.Model, node: ir.Node, scale: Tensor, axis: int | None, scales: str) -> WeightFakeQuantize:
+    limit, weight = int(node.metadata_props[LIMIT]), _initial(node.inputs[0])
+    readers = (reader for pair in consumers(node.outputs[0]) for reader in consumers(pair.outputs[0]))
+    if limit > SAFE_IN_PAIRS and pairs_saturate_in(graph) and any(has_pairs(reader) for reader in readers):
+        # While weights move, no pair of them may leave 16 bits: seven bits never do (see pairs.py).
+        limit = SAFE_IN_PAIRS
+        if weight is not None:
+            scale = torch.from_numpy(symmetric_scales(weight.numpy(), axis, limit)).reshape(scale.shape)
+    return WeightFakeQuantize(scale, limit, scales=scales, axis=axis, zeros=_pruned(weight))
 
 
 def _bounds(graph: ir.Model) -> dict[str, tuple[float, float]]:
@@ -304,7 +315,7 @@ def _bounds(graph: ir.Model) -> dict[str, tuple[float, float]]:
     for node in graph.graph:
         if node.op_type == "QuantizeLinear" and CLIP in node.metadata_props:
             low, high = (float(word) for word in node.metadata_props[CLIP].split())
-            before = found.get(_name(node.inputs[1]), _NO_BOUNDS)
+            before = found.get(_name(node.inputs[1]), NO_BOUNDS)
             found[_name(node.inputs[1])] = max(low, before[0]), min(high, before[1])
     return found
 
