@@ -19,7 +19,6 @@ from compress.onnx_files import save_onnx
 from compress.quantization.dynamic import quantize_dynamic
 
 GENERATOR = np.random.default_rng(0)
-LARGEST = {("int8", "x86-avx2"): 64, ("int8", "x86-vnni"): 127, ("uint8", "any"): 127}
 
 
 def graph_of(op_type, weights, *, shape=("n", 48), attributes=None, outputs=1):
@@ -40,21 +39,20 @@ def floats(*shape, scale=1.0):
     return (GENERATOR.standard_normal(shape) * scale).astype(np.float32)
 
 
-def codes_of(weight, limit):
-    """Symmetric codes and scales per column: max|w| / limit."""
-    scales = np.maximum(np.abs(weight).max(axis=0) / limit, 2.0**-40).astype(np.float32)
-    return np.clip(np.rint(weight / scales), -limit, limit).astype(np.int64), scales
+def stored(step, name):
+    """(codes around zero, scales, zero point) as they stand in the graph."""
+    constants = {key: value.const_value.numpy() for key, value in step.model.graph.initializers.items()}
+    return constants[f"{name}_codes"].astype(np.int64) - np.int64(constants[f"{name}_zero"]), constants[f"{name}_scale"]
 
 
-def reference_matmul(x, weight, limit):
+def reference_matmul(x, weight_codes, weight_scales):
     """DynamicQuantizeLinear over the whole tensor as ONNX defines it, then exact integer products."""
     low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     scale = np.float32((np.float32(high) - np.float32(low)) / np.float32(255))
     if scale == 0:
-        return np.zeros((*x.shape[:-1], weight.shape[1]), np.float32)
+        return np.zeros((*x.shape[:-1], weight_codes.shape[1]), np.float32)
     zero = np.clip(np.rint(-low / scale), 0, 255)
     codes = np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.int64)
-    weight_codes, weight_scales = codes_of(weight, limit)
     return ((codes - int(zero)) @ weight_codes).astype(np.float32) * (scale * weight_scales)
 
 
@@ -64,7 +62,7 @@ def test_matmul_is_the_reference_arithmetic(weight_type, target):
     weight, x = floats(48, 32), np.abs(floats(5, 48))
     weight[:, :4], x[0] = 3.0, 4.0
     step = quantize_dynamic(graph_of("MatMul", [weight]), weight_type=weight_type, target=target)
-    expected = reference_matmul(x, weight, LARGEST[weight_type, target])
+    expected = reference_matmul(x, *stored(step, "w0"))
     for optimize in (True, False):
         (result,) = Session(step.model, optimize=optimize).run(x)
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-4)
@@ -79,10 +77,10 @@ def test_matmul_error_is_bounded_by_the_steps(seed, spread, shift):
     weight = generator.standard_normal((40, 12)).astype(np.float32)
     x = ((generator.standard_normal((3, 40)) + shift) * spread).astype(np.float32)
     (result,) = Session(
-        quantize_dynamic(graph_of("MatMul", [weight], shape=("n", 40)), target="x86-avx2").model, threads=1
+        quantize_dynamic(graph_of("MatMul", [weight], shape=("n", 40)), weight_type="uint8").model, threads=1
     ).run(x)
     step_x = (max(x.max(), 0) - min(x.min(), 0)) / 255
-    step_w = np.abs(weight).max(axis=0) / 64
+    step_w = np.abs(weight).max(axis=0) / 127
     # The zero point is rounded too: up to half a step is cut off at one end.
     bound = np.abs(x).sum(1, keepdims=True) * step_w / 2 + np.abs(weight).sum(0) * step_x + 40 * step_x * step_w / 2
     assert (np.abs(result - x @ weight) <= bound * 1.01 + 1e-6).all()
@@ -97,8 +95,7 @@ def test_gemm(attributes, bias):
     weights, x = [weight, floats(32)] if bias else [weight], floats(5, 48)
     original = graph_of("Gemm", weights, attributes=attributes)
     step = quantize_dynamic(original, target="x86-avx2")
-    matrix = (weight.T if attributes.get("transB") else weight) * np.float32(attributes.get("alpha", 1.0))
-    expected = reference_matmul(x, matrix, 64)
+    expected = reference_matmul(x, *stored(step, "w0"))
     expected = expected + weights[1] * attributes.get("beta", 1.0) if bias else expected
     (result,) = Session(step.model).run(x)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-3)
@@ -106,15 +103,15 @@ def test_gemm(attributes, bias):
     np.testing.assert_allclose(result, Session(original).run(x)[0], atol=0.05 * np.abs(expected).max())
 
 
-def reference_lstm(x, w, r, b, limit):
+def reference_lstm(x, w, r, b):
     """One direction; x and h are quantized anew at each use, as the kernel does; gates i, o, f, c as ONNX orders them."""
-    length, batch, hidden = len(x), x.shape[1], r.shape[1]
-    gates_x = reference_matmul(x.reshape(length * batch, -1), w.T, limit).reshape(length, batch, -1)
+    length, batch, hidden = len(x), x.shape[1], len(r[0])
+    gates_x = reference_matmul(x.reshape(length * batch, -1), *w).reshape(length, batch, -1)
     bias = b[: 4 * hidden] + b[4 * hidden :]
     h = c = np.zeros((batch, hidden), np.float32)
     states = []
     for step in range(length):
-        i, o, f, g = np.split(gates_x[step] + reference_matmul(h, r.T, limit) + bias, 4, axis=1)
+        i, o, f, g = np.split(gates_x[step] + reference_matmul(h, *r) + bias, 4, axis=1)
         c = 1 / (1 + np.exp(-f)) * c + 1 / (1 + np.exp(-i)) * np.tanh(g)
         h = 1 / (1 + np.exp(-o)) * np.tanh(c)
         states.append(h)
@@ -130,7 +127,8 @@ def test_lstm_is_the_reference_arithmetic(weight_type, target):
     step = quantize_dynamic(graph, weight_type=weight_type, target=target)
     assert [n.op_type for n in step.model.graph] == ["DynamicQuantizeLSTM"]
     states, last, _ = Session(step.model).run(x)
-    expected = reference_lstm(x, w[0], r[0], b[0], LARGEST[weight_type, target])
+    parts = [[part[0] for part in stored(step, f"layer_{role}")] for role in "WR"]
+    expected = reference_lstm(x, *parts, b[0])
     np.testing.assert_allclose(states[:, 0], expected, atol=2e-3)
     np.testing.assert_array_equal(states[-1, 0], last[0])
     assert np.abs(states - Session(graph).run(x)[0]).max() < 0.02
@@ -333,13 +331,21 @@ def test_zeros_and_single_samples_run():
     assert result[0, 3] == 0 and np.isfinite(result).all()
 
 
-def test_the_processor_decides_the_bits():
-    graph = graph_of("MatMul", [floats(48, 32)])
-    for target, largest in (("x86-avx2", 64), ("x86-vnni", 127), ("arm64", 127)):
+def test_the_processor_decides_the_codes():
+    """Without VNNI no pair of one sign exceeds 128, and the weights are still nearer than in 7 bits."""
+    weight = floats(48, 32)
+    graph, errors = graph_of("MatMul", [weight]), {}
+    for target in ("x86-avx2", "x86-vnni", "arm64"):
         step = quantize_dynamic(graph, target=target)
-        stored = next(v for name, v in step.model.graph.initializers.items() if name.endswith("_codes"))
-        assert np.abs(stored.const_value.numpy().astype(int)).max() == largest
-        assert any("keep to 7 bits" in note for note in step.notes) == (target == "x86-avx2")
+        codes, scales = stored(step, "w0")
+        errors[target] = float(np.square(codes * scales - weight).mean())
+        pairs = codes.reshape(24, 2, 32)
+        largest = max(np.maximum(pairs, 0).sum(1).max(), np.maximum(-pairs, 0).sum(1).max())
+        assert (largest <= 128) == (target == "x86-avx2")
+        assert any("no pair of products overflows" in note for note in step.notes) == (target == "x86-avx2")
+    seven = np.abs(weight).max(0) / 63
+    seven_bits = float(np.square(np.rint(weight / seven) * seven - weight).mean())
+    assert errors["x86-vnni"] == errors["arm64"] < errors["x86-avx2"] < seven_bits
 
 
 def test_old_opsets_are_refused():

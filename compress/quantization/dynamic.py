@@ -14,7 +14,7 @@ from compress.graph.folding import constant_tensor, fold_constants, remove_unuse
 from compress.graph.naming import layer_of, matching_nodes
 from compress.quantization.dynamic_operators import FLOAT16, INT8, SMALLEST_ELEMENTS, Refused, Rewriter
 from compress.quantization.naming import Namer, name_everything
-from compress.quantization.targets import Target, resolve_target, weight_limit
+from compress.quantization.targets import Target, resolve_target
 from compress.steps import Change, Step
 
 WEIGHT_TYPES = ("float16", "int8", "uint8")
@@ -46,7 +46,7 @@ def quantize_dynamic(
         op_types: which operators, by ONNX or PyTorch name (default: all but convolutions, which this can only shrink).
         exclude: nodes, modules or weights to leave alone, by name or pattern.
         example_inputs: one batch, where `model` is a module.
-        target: the processor; on x86 without VNNI int8 weights keep to 7 bits, because its kernel saturates.
+        target: the processor; x86 without VNNI adds products in 16 bits, and int8 weights are chosen not to overflow them.
 
     Raises:
         QuantizationError: unknown weight type or operator.
@@ -62,8 +62,7 @@ def quantize_dynamic(
         )
     name_everything(graph)
     left_out = matching_nodes(graph, exclude) if exclude else set()
-    limit = weight_limit(processor.weight_bits)
-    rewriter = Rewriter(graph, weight_type, limit, Namer(graph))
+    rewriter = Rewriter(graph, weight_type, processor.pairs_saturate, Namer(graph))
     changes = [
         change
         for node in list(graph.graph.all_nodes())
@@ -134,9 +133,9 @@ def _notes(changes: Sequence[Change], weight_type: str, processor: Target) -> tu
     notes = []
     if not any(not change.skipped for change in changes):
         notes.append("nothing was quantized: the graph has no linear, recurrent or embedding layer that could be")
-    elif weight_type == "int8" and processor.weight_bits < 8:
+    elif weight_type == "int8" and processor.pairs_saturate:
         notes.append(
-            f"int8 weights keep to {processor.weight_bits} bits, because the {processor.name} kernel saturates beyond; "
-            "uint8 keeps all 8 and is somewhat slower"
+            f"int8 weights are chosen so that no pair of products overflows the 16 bits of the {processor.name} kernel; "
+            "uint8 weights have no such limit and are up to a fifth slower"
         )
     return tuple(notes)

@@ -12,8 +12,9 @@ file, where it would run a DequantizeLinear anew each time):
     weights w        →  Cast(wq) · sw
     Gather(E, i)     →  Cast(Gather(Eq, i)) · Gather(sE, i)      one scale per row; only the rows read are widened
 
-Weights are symmetric with a scale per output channel, max|w| / limit. int8 codes lie in ±limit around 0, uint8 codes in
-±127 around 128.
+Weights are symmetric with a scale per output channel. int8 codes lie in ±127 around 0, uint8 codes in ±127 around 128.
+Where the kernel adds u8·s8 products in pairs of 16 saturating bits (x86 without VNNI), int8 codes are chosen so that no
+pair overflows (`pairs.py`); its u8·u8 kernel has no such limit.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ import onnx_ir as ir
 from compress.graph.folding import constant_array, replace_node
 from compress.quantization.arithmetic import symmetric_scales
 from compress.quantization.naming import Namer
+from compress.quantization.pairs import pair_scales, shrink_pairs
 
+LIMIT = 127  # largest magnitude of a code
 MICROSOFT = "com.microsoft"
 # Below this a table or weight is not worth the extra nodes: scales and nodes eat what the codes save.
 SMALLEST_ELEMENTS = 1024
@@ -44,7 +47,7 @@ class Rewriter:
 
     graph: ir.Model
     weight_type: str  # "int8", "uint8" or "float16"
-    limit: int  # largest magnitude of a code that an int8 kernel multiplies
+    pairs_saturate: bool  # whether the int8 kernel adds products in pairs of 16 bits
     name: Namer
     inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
     stored: dict[tuple[ir.Value, str], ir.Value] = field(default_factory=dict)
@@ -59,13 +62,21 @@ class Rewriter:
             value.name = self.name(f"{name}_{op_type}")
         return made
 
-    def codes(self, weight: np.ndarray, axis: int, *, limit: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
-        """(codes, scales along `axis`, zero point) of a weight."""
-        limit = (127 if self.weight_type == "uint8" else self.limit) if limit is None else limit
-        scales = symmetric_scales(weight, axis, limit)
+    def multiplied(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """(codes, scales, zero point) of a matrix (inputs, outputs) that an int8 kernel multiplies with."""
+        if self.weight_type == "uint8" or not self.pairs_saturate:
+            return self.stored_codes(weight, axis=1)
+        rows = np.ascontiguousarray(weight.T, dtype=np.float32)
+        scales = pair_scales(rows)
+        codes = shrink_pairs(np.clip(np.rint(rows / scales[:, None]), -LIMIT, LIMIT).astype(np.int32))
+        return codes.T.astype(np.int8), scales, 0
+
+    def stored_codes(self, weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """(codes, scales along `axis`, zero point) of any weight: 255 steps, max|w| / 127 each."""
+        scales = symmetric_scales(weight, axis, LIMIT)
         shape = [1] * weight.ndim
         shape[axis] = -1
-        rounded = np.clip(np.rint(np.asarray(weight, np.float32) / scales.reshape(shape)), -limit, limit)
+        rounded = np.clip(np.rint(np.asarray(weight, np.float32) / scales.reshape(shape)), -LIMIT, LIMIT)
         if self.weight_type == "uint8":
             return (rounded + 128).astype(np.uint8), scales, 128
         return rounded.astype(np.int8), scales, 0
@@ -109,7 +120,7 @@ def run_lstm(rewriter: Rewriter, node: ir.Node) -> str:
     for index, role in ((1, "W"), (2, "R")):
         # (directions, 4·hidden, inputs) as ONNX has it; the kernel wants inputs before hidden units.
         weight = np.transpose(_weight(node, index), (0, 2, 1))
-        each = [rewriter.codes(direction, axis=1) for direction in weight]
+        each = [rewriter.multiplied(direction) for direction in weight]
         scales = np.stack([scale for _, scale, _ in each])
         zero = np.full(scales.shape, each[0][2], each[0][0].dtype)
         codes.append(rewriter.initializer(f"{node.name}_{role}_codes", np.stack([code for code, _, _ in each])))
@@ -145,7 +156,7 @@ def store_convolution(rewriter: Rewriter, node: ir.Node) -> str:
 
 def store_embedding(rewriter: Rewriter, node: ir.Node) -> str:
     table = _table(node)
-    codes, scales, zero = rewriter.codes(table.reshape(len(table), -1), axis=0, limit=127)
+    codes, scales, zero = rewriter.stored_codes(table.reshape(len(table), -1), axis=0)
     codes = codes.reshape(table.shape)
     scale_shape = (len(table), *[1] * (table.ndim - 1))
     label = node.inputs[0].name  # type: ignore[union-attr]
@@ -238,7 +249,7 @@ def _integer_matmul(rewriter: Rewriter, node: ir.Node, weight: np.ndarray) -> tu
     if source.dtype not in (None, ir.DataType.FLOAT):
         raise Refused(f"its input is {source.dtype.name.lower()}, not float32")
     name = node.name or node.op_type
-    codes, scales, zero = rewriter.codes(weight, axis=1)
+    codes, scales, zero = rewriter.multiplied(weight)
     made = []
     if source not in rewriter.inputs:  # queries, keys and values are all made from one tensor
         quantize = rewriter.node("DynamicQuantizeLinear", [source], f"{source.name}_quantize", num_outputs=3)
@@ -270,7 +281,7 @@ def _store(rewriter: Rewriter, node: ir.Node, index: int, *, rows: int) -> None:
 
     def widened() -> ir.Value:
         lead = weight.shape[:rows]
-        codes, scales, zero = rewriter.codes(weight.reshape(int(np.prod(lead)), -1), axis=0, limit=127)
+        codes, scales, zero = rewriter.stored_codes(weight.reshape(int(np.prod(lead)), -1), axis=0)
         stored = rewriter.initializer(f"{value.name}_codes", codes.reshape(weight.shape))
         scale = rewriter.initializer(f"{value.name}_scale", scales.reshape(*lead, *[1] * (weight.ndim - rows)))
         made = _widened(rewriter, stored, zero, f"{value.name}")
