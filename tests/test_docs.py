@@ -15,6 +15,7 @@ import torch
 
 import compress
 from cli.main import COMMANDS, main
+from compress.pipeline.recipe import parse_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -40,7 +41,7 @@ def commands(page):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with what the pages name: `quickstart/`, `my.py`, `photos/`, `images.npz`."""
+    """A folder with what the pages name: `quickstart/`, `my.py`, `photos/`, `images.npz`, `half.toml`."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("docs")
@@ -55,6 +56,8 @@ def workplace(tmp_path_factory):
                 Image.fromarray(pixels).save(folder / "photos" / part / name / f"{index}.jpg")
     x, y = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), rng.integers(0, 3, 60)
     np.savez(folder / "images.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+
+    (folder / "half.toml").write_text(blocks(ROOT / "docs" / "recipes.md", "toml")[0])
 
     module = compress.load("compress.pipeline.quickstart:build")
     (folder / "quickstart").mkdir()
@@ -97,6 +100,12 @@ def test_options_in_the_text_exist(page):
         }
     for option in set(re.findall(r"`(--[a-z-]+)", page.read_text())):
         assert option in known, f"{page.name} names {option}, which no command has"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_recipes_are_recipes(page):
+    for block in blocks(page, "toml"):
+        parse_recipe(block)
 
 
 @pytest.mark.slow
