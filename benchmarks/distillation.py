@@ -10,6 +10,7 @@ the test images. The interval is of the paired difference (same pruned model, sa
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
 from compress.loading.data import open_data
 from compress.loading.models import open_model
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--samples", type=int, help="train on the first so many images only; default: all")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=sorted(WAYS), help="this way (repeatable; default: all)")
     arguments = parser.parse_args()
@@ -53,6 +56,8 @@ def main() -> None:
     data = open_data(
         str(SHARED / "cifar10.npz"), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), calibration_samples=256
     )
+    if arguments.samples:
+        data = dataclasses.replace(data, train=Subset(data.train, range(arguments.samples)))
     student = prune(teacher, torch.randn(2, 3, 32, 32), amount=arguments.amount).model
     counts = [sum(parameter.numel() for parameter in module.parameters()) for module in (teacher, student)]
     print(f"{arguments.model}: {counts[0]} parameters, pruned to {counts[1]}; {len(data.train)} training images")

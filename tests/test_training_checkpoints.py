@@ -38,7 +38,7 @@ def stop_after(epochs):
 
 def same_history(first, second):
     def plain(rows):
-        return [{key: value for key, value in row.items() if key != "train_seconds"} for row in rows]
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
     return plain(first) == plain(second)
 

@@ -324,6 +324,9 @@ def test_too_few_classes():
         fit(module, TinyData(), TrainOptions())
     with pytest.raises(TrainingError, match="label 4 is out of range: the model gives 3 classes"):
         fit(module, DataLoader(TinyData().train, batch_size=50), TrainOptions())
+    negative = [(torch.randn(4, 16), torch.tensor([0, 1, 2, -1]))]
+    with pytest.raises(TrainingError, match="the loss refuses a label: Target -1 is out of bounds"):
+        fit(perceptron(), negative, TrainOptions())
 
 
 def test_batch_that_does_not_divide():

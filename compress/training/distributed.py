@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed
 
 from compress.errors import InputError
 
@@ -43,11 +43,11 @@ class World:
         distributed.all_gather_object(found, value)
         return found
 
-    def share_buffers(self, module: nn.Module) -> None:
-        """Give every process the buffers of the first (running statistics differ without synchronization)."""
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the values that the first one has."""
         if self.size > 1:
-            for buffer in module.buffers():
-                distributed.broadcast(buffer, src=0)
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
         if self.size > 1:

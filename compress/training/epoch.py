@@ -88,7 +88,7 @@ def _backward(run: Run, batch: Batch, count: int, share: float | Tensor, tally: 
     with autocast(run.options, run.world.device):
         output = _forward(run, inputs)
         if run.step == 0:
-            check_classes(output, target)
+            check_classes(output, target, run.batches.classes)
         loss = _guarded(run.objective, inputs, output, target)
     value = float(loss.detach())
     if not math.isfinite(value):
@@ -135,26 +135,29 @@ def evaluate_epoch(
     return tally.over(world, "eval")
 
 
-def check_classes(output: Any, target: Any) -> None:
+def check_classes(output: Any, target: Any, declared: int | None = None) -> None:
     """Refuse labels that the model has no output for (on CUDA they would be an assertion in a kernel).
 
     Raises:
-        TrainingError: such a label.
+        TrainingError: such a label, or fewer outputs than the classes that the data declares.
     """
-    if is_classification(output, target) and target.numel():
-        highest = int(target.max())
-        if highest >= output.shape[1]:
-            raise TrainingError(
-                f"label {highest} is out of range: the model gives {output.shape[1]} classes; "
-                "build it for the classes of the data (for torchvision: --model-arg num_classes=N)"
-            )
+    if not is_classification(output, target) or not target.numel():
+        return
+    given, advice = output.shape[1], "build it for the classes of the data (for torchvision: --model-arg num_classes=N)"
+    if declared is not None and given < declared:
+        raise TrainingError(f"the model gives {given} classes, the data has {declared}; {advice}")
+    highest = int(target.max())
+    if highest >= given:
+        raise TrainingError(f"label {highest} is out of range: the model gives {given} classes; {advice}")
 
 
 def _guarded(objective: Any, inputs: Any, output: Any, target: Any) -> Tensor:
     try:
         loss = objective(inputs, output, target)
-    except IndexError:
+    except IndexError as error:
         check_classes(output, target)
+        raise TrainingError(f"the loss refuses a label: {str(error).splitlines()[0]}") from error
+    except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         if isinstance(output, Tensor) and isinstance(target, Tensor):

@@ -12,6 +12,7 @@ import traceback
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,12 @@ LAUNCHED = "COMPRESS_LAUNCHED"  # set in the processes that `launch` starts
 
 def available_processes() -> int:
     """How many processes this machine can bind to a device each: its GPUs, else its cores."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() if torch.cuda.is_available() else _cores()
+
+
+def _cores() -> int:
+    """The cores that this process may use, which containers limit (systems without affinity: all)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_nproc(count: int) -> None:
@@ -64,7 +70,7 @@ def launch(count: int, command: Sequence[str]) -> None:
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
+            rank, failure = min(error.failures.items(), key=lambda item: _moment(item[1]))
             raise _own_error(rank, failure.exitcode, failure.message) from None
         except SignalException as error:
             raise KeyboardInterrupt from error
@@ -106,6 +112,14 @@ def _write_error_file(error: BaseException) -> None:
     Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
 
 
+def _moment(failure: Any) -> float:
+    """When a process failed. The launcher counts seconds; what its end did to the others is often quicker."""
+    message = failure.message
+    return float(
+        message["extraInfo"].get("time", failure.timestamp) if isinstance(message, dict) else failure.timestamp
+    )
+
+
 def _own_error(rank: int, exit_code: int, message: object) -> CompressError:
     if isinstance(message, dict):
         info = message.get("extraInfo", {})
@@ -124,7 +138,7 @@ def _environment(count: int) -> Iterator[None]:
     """What the processes inherit: their mark, and no more threads than their share of the cores."""
     before = dict(os.environ)
     os.environ[LAUNCHED] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // count)))
     try:
         yield
     finally:

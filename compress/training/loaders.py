@@ -35,6 +35,7 @@ class Batches:
     sampler: EpochSampler | None
     steps: int | None  # optimizer steps per epoch; None where the loader does not tell its length
     generator: Any | None = None  # the random state of a loader that is not ours
+    classes: int | None = None  # as the data declares them
 
 
 def open_batches(data: Any, options: TrainOptions, world: World) -> Batches:
@@ -120,4 +121,5 @@ def _from_data(data: TrainData, options: TrainOptions, world: World) -> Batches:
     if part is not None and len(part):
         shared = ShareSampler(part, world=world.size, rank=world.rank)
         evaluation = data.loader(options.evaluate_on, batch_size=size, sampler=shared, **common)
-    return Batches(open_epoch, evaluation, sampler, -(-sampler.size // options.batch_size))
+    steps = -(-sampler.size // options.batch_size)
+    return Batches(open_epoch, evaluation, sampler, steps, classes=getattr(data, "num_classes", None))

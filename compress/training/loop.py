@@ -80,7 +80,8 @@ def fit(
 
     Args:
         data: has `.train`, `.test` and `.loader(part, …)` as `compress.open_data` returns it, or is a pair of loaders
-            (training, evaluation or None) whose batches `compress.batches.split_batch` reads.
+            (training, evaluation or None) whose batches `compress.batches.split_batch` reads. Batch size, order and
+            workers of a pair are its own.
         teacher: distil from this model, see `TrainOptions.distill_weight`.
         loss: a function (output, target) → mean over the samples, instead of `options.loss`.
         output: a folder for checkpoints, `history.json`, the learning curves, TensorBoard events.
@@ -137,7 +138,6 @@ def _start(
     if batches.steps is None and options.warmup_epochs:
         raise TrainingError("warmup_epochs needs a training loader that knows its length")
     trained = _copy(module).to(world.device)
-    _check_num_classes(trained, data)
     watched = _watched(batches, options, loss)
     rising = watched.endswith("top1")
     stack.enter_context(recomputed(trained, options.recompute))
@@ -190,17 +190,6 @@ def _wrap(module: nn.Module, options: TrainOptions, world: World) -> nn.Module:
     return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=options.find_unused_parameters)
 
 
-def _check_num_classes(module: nn.Module, data: Any) -> None:
-    """Refuse early a classifier whose last linear layer is too small for the classes that the data declares."""
-    wanted = getattr(data, "num_classes", None)
-    last = [part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv2d))][-1:]
-    if wanted and last and isinstance(last[0], nn.Linear) and 1 < last[0].out_features < wanted:
-        raise TrainingError(
-            f"the model gives {last[0].out_features} classes, the data has {wanted}; build it for the classes of the data "
-            f"(for torchvision: --model-arg num_classes={wanted})"
-        )
-
-
 def _resume(run: Run) -> tuple[str, ...]:
     path = run.last_path
     assert path is not None
@@ -225,17 +214,25 @@ def _epochs(
         _call(before_epoch, run)
         record: Record = {"epoch": run.epoch + 1, **train_epoch(run), "lr": run.schedule.lr}
         trained = time.perf_counter() - started
-        run.world.share_buffers(run.module)
+        _share_statistics(run)
         if run.batches.evaluation is not None:
             with run.judged() as judged:
                 record |= evaluate_epoch(judged, run.batches.evaluation, loss, run.world, run.options)
-        best = _finish_epoch(run, record | {"step": run.step, "train_seconds": round(trained, 3)})
+        best = _finish_epoch(run, record | {"step": run.step, "seconds": round(trained, 3)})
         _call(after_epoch, run)
         done = run.epoch == run.options.epochs or run.stopping.exhausted
         if best or done or run.epoch % run.options.checkpoint_every == 0:
             run.save(best=best)
         _publish(run, board)
     return run.stopping.exhausted and run.epoch < run.options.epochs
+
+
+def _share_statistics(run: Run) -> None:
+    """Running statistics differ between processes unless batch-norm is synchronized: those of the first count."""
+    buffers = dict(run.module.named_buffers())
+    run.world.share(buffers.values())
+    if run.average:
+        run.world.share(value for name, value in run.average.values.items() if name in buffers)
 
 
 def _finish_epoch(run: Run, record: Record) -> bool:
