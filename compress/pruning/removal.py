@@ -18,7 +18,7 @@ from compress.pruning.patching import follow_literals
 from compress.pruning.scores import score_classes
 from compress.pruning.selection import Selection, choose, group_numbers, reach
 from compress.pruning.surgery import remove
-from compress.pruning.verifying import Failure, check, involved
+from compress.pruning.verifying import Agreement, Failure, check, involved
 from compress.steps import Change, Step
 
 TARGETS = ("channels", "macs", "parameters", "latency")
@@ -50,6 +50,7 @@ class Removal:
     step: Step
     channels: Channels
     removed: np.ndarray
+    error: float = 0.0  # largest difference from the zeroed original, relative to the largest output
 
 
 def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Request) -> Removal:
@@ -68,18 +69,18 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
             break
         candidate = remove(module, channels, removed)
         follow_literals(candidate, channels, removed, patches)
-        failure = check(candidate, module, channels, removed, inputs)
-        if failure is None:
+        verdict = check(candidate, module, channels, removed, inputs)
+        if isinstance(verdict, Agreement):
             if short:
                 raise PruningError(f"{short}; {_locks(channels)}")
             notes.extend(_notes(channels, removed))
             return Removal(
                 Step("prune", candidate, tuple(_changes(channels, removed)), tuple(notes)), channels, removed
             )
-        if failure.path not in patches:
-            patches.add(failure.path)
+        if verdict.path not in patches:
+            patches.add(verdict.path)
             continue
-        channels = _lock_failure(channels, failure, removed)
+        channels = _lock_failure(channels, verdict, removed)
     if request.amount == 0 or request.may_be_nothing:
         removed = np.zeros(0, dtype=np.int64)
         same = remove(module, channels, removed)
@@ -171,7 +172,7 @@ def _lock_failure(channels: Channels, failure: Failure, removed: np.ndarray) -> 
     for family in channels.families:
         if culprits & set(family.classes.tolist()):
             reasons.update(
-                dict.fromkeys(family.classes.tolist(), f"sizes fixed in the forward of {place}: {failure.reason}")
+                dict.fromkeys(family.classes.tolist(), f"sizes fixed in the forward before {place}: {failure.reason}")
             )
     return channels.without(reasons)
 

@@ -27,15 +27,23 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """Largest difference of the outputs, relative to the largest output."""
+
+    error: float
+
+
 def check(
     candidate: nn.Module, module: nn.Module, channels: Channels, removed: np.ndarray, inputs: tuple
-) -> Failure | None:
-    """Run the pruned module against the zeroed original; None where they agree."""
+) -> Agreement | Failure:
+    """Run the pruned module against the zeroed original."""
     outputs, seen, failure = _watched(candidate, inputs)
     if failure is not None:
         return failure
-    if agree(outputs, zeroed_outputs(module, channels, removed, inputs)):
-        return None
+    error = difference(outputs, zeroed_outputs(module, channels, removed, inputs))
+    if error <= TOLERANCE:
+        return Agreement(error)
     _, nodes = zeroed_nodes(module, channels, removed, inputs)  # once more, with what the layers gave on the way
     return _first_difference(channels, removed, seen, nodes) or Failure("", "outputs differ from the zeroed original's")
 
