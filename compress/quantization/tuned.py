@@ -16,7 +16,7 @@ from compress.errors import DataError
 from compress.graph.exporting import to_graph
 from compress.quantization.placement import check_op_types
 from compress.quantization.rewrites import REWRITES
-from compress.quantization.static import quantize_static
+from compress.quantization.static import prepare, quantize_static
 from compress.quantization.tuning import Choices, tune_latency
 from compress.steps import Change, Step
 
@@ -55,9 +55,15 @@ def quantize_tuned(
         op_types=check_op_types(op_types),
     )
 
+    rewritten: dict[tuple[str, ...], tuple[ir.Model, tuple[Change, ...]]] = {}
+
     def build(choices: Choices) -> tuple[ir.Model, tuple[Change, ...]]:
-        step = quantize_static(graph, [sample], threads=threads, **choices.options(), **_cheap(options))
-        return step.model, step.changes
+        if choices.rewrites not in rewritten:
+            rewritten[choices.rewrites] = prepare(graph, [sample], rewrites=choices.rewrites)
+        prepared, changes = rewritten[choices.rewrites]
+        wanted = {**choices.options(), **_cheap(options), "rewrites": ()}
+        step = quantize_static(prepared, [sample], threads=threads, **wanted)
+        return step.model, (*changes, *step.changes)
 
     tuned = tune_latency(graph, build, sample, threads=threads, budget_s=budget_s, start=start)
     step = quantize_static(graph, calibration, threads=threads, **tuned.choices.options(), **options)
