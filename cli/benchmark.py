@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import data_options, examples, models_options, report_option, run_options
+from cli.options import data_options, examples, models_options, overwrite_option, report_option, run_options
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 
@@ -22,6 +22,7 @@ from compress.pipeline.inputs import DataSource, ModelSource, Settings
 @data_options
 @click.option("--rounds", type=click.IntRange(1), default=50, show_default=True, help="How often all take a turn.")
 @report_option
+@overwrite_option
 @run_options
 def command(sources: list[ModelSource], data: DataSource, rounds: int, report: Path | None, settings: Settings) -> None:
     """Time models, interleaved round by round; --batch-size samples a run (default 1).

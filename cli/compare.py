@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import Size, data_options, examples, models_options, report_option, run_options
+from cli.options import Size, data_options, examples, models_options, overwrite_option, report_option, run_options
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 
@@ -26,6 +26,7 @@ from compress.pipeline.inputs import DataSource, ModelSource, Settings
 @click.option("--max-size", type=Size(), help="Gate: largest file, such as 5MB.")
 @click.option("--rounds", type=click.IntRange(1), default=50, show_default=True, help="Rounds of timing.")
 @report_option
+@overwrite_option
 @run_options
 def command(
     sources: list[ModelSource],

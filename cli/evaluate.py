@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import data_options, examples, model_options, report_option, run_options
+from cli.options import data_options, examples, model_options, overwrite_option, report_option, run_options
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 
@@ -23,6 +23,7 @@ from compress.pipeline.inputs import DataSource, ModelSource, Settings
 @click.option("--baseline", metavar="MODEL", help="Also report the change from, and the agreement with, this model.")
 @click.option("--metric", metavar="MODULE:NAME", help="Your own metric: (outputs, target) -> float, or a class.")
 @report_option
+@overwrite_option
 @run_options
 def command(
     source: ModelSource,

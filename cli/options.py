@@ -112,11 +112,35 @@ RUN = [
     click.option("--quiet", is_flag=True, help="No progress."),
     click.option("--verbose", is_flag=True, help="Everything done and refused; tracebacks."),
 ]
-REPORT = [
-    click.option(
-        "--report", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as .md, .json or .html."
-    ),
-]
+
+
+def _remember_overwrite(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    ctx.meta["compress.overwrite"] = value
+    return value
+
+
+def _check_report(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse before any work a report file of an unknown kind, or one that exists already."""
+    if path is not None:
+        from compress.files import check_writable
+        from compress.reporting.report import check_suffix
+
+        check_suffix(path)
+        check_writable(path, overwrite=ctx.meta.get("compress.overwrite", False))
+    return path
+
+
+# Eager: --report is checked against it, wherever the two stand on the command line.
+OVERWRITE = click.option(
+    "--overwrite", is_flag=True, is_eager=True, callback=_remember_overwrite, help="Replace what is there."
+)
+REPORT = click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    callback=_check_report,
+    help="Also write it as .md, .json or .html.",
+)
 
 
 def _with(options: list[Function], wrapper: Function) -> Function:
@@ -190,25 +214,32 @@ def output_options(what: str = "folder", *, required: bool = True) -> Function:
         def wrapper(*, out: Path | None, overwrite: bool, **rest: Any) -> Any:
             return command(output=Output(out, overwrite=overwrite) if out else None, **rest)
 
-        options = [
-            click.option(
-                "-o",
-                "--out",
-                type=click.Path(path_type=Path),
-                required=required,
-                metavar="OUT",
-                help=f"The {what} to write.",
-            ),
-            click.option("--overwrite", is_flag=True, help="Replace what OUT holds."),
-        ]
-        return _with(options, wrapper)
+        place = click.option(
+            "-o",
+            "--out",
+            type=click.Path(path_type=Path),
+            required=required,
+            metavar="OUT",
+            help=f"The {what} to write.",
+        )
+        return _with([place, OVERWRITE], wrapper)
 
     return decorate
 
 
 def report_option(command: Function) -> Function:
-    """Add --report FILE; the command receives `report: Path | None`."""
-    return _with(REPORT, command)
+    """Add --report FILE, checked at once; the command receives `report: Path | None`."""
+    return _with([REPORT], command)
+
+
+def overwrite_option(command: Function) -> Function:
+    """Add --overwrite to a command whose only file is that of --report."""
+
+    @functools.wraps(command)
+    def wrapper(*, overwrite: bool, **rest: Any) -> Any:
+        return command(**rest)
+
+    return _with([OVERWRITE], wrapper)
 
 
 def configure_logging(*, quiet: bool, verbose: bool) -> None:

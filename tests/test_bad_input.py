@@ -162,6 +162,9 @@ def test_output_that_exists(place):
     refused("export", "net.py:build", "--input-shape", "2,1,8,8", "-o", "net.onnx", says="--overwrite")
     refused("quickstart", "-o", "out", says="exists already")
     refused("compare", "net.onnx", "--input-shape", "2,1,8,8", "--report", "data.npz", says=".md, .json, .html")
+    (place / "r.md").write_text("keep")
+    refused("compare", "net.onnx", "--input-shape", "2,1,8,8", "--report", "r.md", says="exists already")
+    assert (place / "r.md").read_text() == "keep"
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/1"), reason="needs a folder that cannot be written")

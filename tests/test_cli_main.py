@@ -102,6 +102,11 @@ def test_every_verb_ends_with_two_examples(verb):
     assert len(found) == 2 and all(line.startswith(f"compress {verb}") for line in found)
 
 
+@pytest.mark.parametrize("verb", sorted(COMMANDS))
+def test_every_verb_speaks_json(verb):
+    assert re.search(r"^  --json ", invoke(verb, "--help").stdout, re.M)
+
+
 def test_help_is_quick_to_import():
     code = "import cli.main, cli.options, cli.quantize, sys; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

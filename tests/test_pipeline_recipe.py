@@ -1,10 +1,10 @@
 """Recipes are read strictly: every mistake has its line, its nearest name, its type in words."""
 
 import pytest
+from tiny_recipe import RECIPE
 
 from compress.errors import InputError
 from compress.pipeline.recipe import commented_recipe, parse_recipe, read_recipe
-from tiny_recipe import RECIPE
 
 
 def test_every_table_becomes_its_value():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny_recipe import prepare
 
 from cli.main import main
 from compress.errors import InputError, OutputError
@@ -21,7 +22,6 @@ from compress.pipeline.run import Pipeline, plan, run
 from compress.pipeline.stages import Export, Finetune, Prune, Quantize
 from compress.reporting.record import figures
 from compress.training.options import TrainOptions
-from tiny_recipe import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -33,6 +33,7 @@ def compare(
     """
     settings = settings or Settings()
     opened, targets = _open_all(models, data, settings)
+    last = list(targets.values())[-1]
     return closing_report(
         targets,
         opened,
@@ -43,6 +44,7 @@ def compare(
         rounds=rounds,
         batch=batch,
         memory=memory,
+        shipped=last if isinstance(last, Path) and last.suffix == ".onnx" else None,
     )
 
 
@@ -70,8 +72,13 @@ def evaluate(
         threads=settings.threads,
         latency=False,
     )
+    intervals = [(row.name, *row.extra["top1_interval"]) for row in rows if "top1_interval" in row.extra]
     return Report(
         rows=rows,
+        notes=tuple(
+            f"{name}: top-1 between {100 * low:.2f} and {100 * high:.2f} % (95 %, {rows[0].samples} samples)"
+            for name, low, high in intervals
+        ),
         title=f"Accuracy on {opened.data.name if opened.data else 'no data'}",
         environment=describe(threads=settings.threads, seed=settings.seed),
     )

@@ -1,0 +1,111 @@
+"""The measuring and compressing commands on a tiny model: one JSON document on stdout, gates, files."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from tiny_recipe import prepare
+
+from cli.main import main
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with a factory, data, and the factory's ONNX file."""
+    import os
+
+    folder, before = tmp_path_factory.mktemp("commands"), os.getcwd()
+    prepare(folder)
+    os.chdir(folder)
+    try:
+        result = CliRunner().invoke(main, ["export", "net.py:build", "--data", "data.npz", "-o", "net.onnx", "--json"])
+    finally:
+        os.chdir(before)
+    assert result.exit_code == 0, result.stderr
+    return folder, json.loads(result.stdout)
+
+
+@pytest.fixture
+def place(prepared, monkeypatch):
+    monkeypatch.chdir(prepared[0])
+    return prepared[0]
+
+
+def spoken(*arguments, code=0):
+    """Run a command with --json; its stdout is one document, its stderr at most a line."""
+    result = CliRunner().invoke(main, [*(str(argument) for argument in arguments), "--json", "--threads", "1"])
+    assert result.exit_code == code, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_export_writes_a_file_that_the_runtime_takes_at_any_batch(prepared, place):
+    row = prepared[1]["rows"][0]
+    assert row["size_bytes"] == (place / "net.onnx").stat().st_size and row["macs"] > 0
+    session = onnxruntime.InferenceSession(str(place / "net.onnx"))
+    (scores,) = session.run(None, {session.get_inputs()[0].name: np.zeros((5, 1, 8, 8), np.float32)})
+    assert scores.shape == (5, 4)
+
+
+def test_evaluate_a_module_beside_its_file(place):
+    data = spoken("evaluate", "net.onnx", "--baseline", "net.py:build", "--data", "data.npz")
+    base, row = data["rows"]
+    assert row["top1"] == base["top1"] and row["agreement"] == 1.0 and row["samples"] == 40
+    assert row["p50_ms"] is None
+    assert data["environment"]["threads"] == 1
+    assert len(data["notes"]) == 2 and "95 %" in data["notes"][0]
+
+
+def test_evaluate_with_a_metric_of_ones_own(place):
+    (place / "own.py").write_text(
+        "def right(outputs, target):\n    return (outputs.argmax(1) == target).float().mean()\n"
+    )
+    row = spoken("evaluate", "net.onnx", "--data", "data.npz", "--metric", "own.py:right")["rows"][0]
+    assert row["metric"] == pytest.approx(row["top1"])
+
+
+def test_benchmark_times_all_and_measures_files_memory(place):
+    data = spoken("benchmark", "net.py:build", "net.onnx", "--data", "data.npz", "--rounds", "5", "--batch-size", "3")
+    module, file = data["rows"]
+    assert module["speedup"] == 1.0 and file["speedup"] == pytest.approx(module["p50_ms"] / file["p50_ms"])
+    assert file["throughput"] == pytest.approx(3000 / file["p50_ms"])
+    assert file["peak_memory_bytes"] > 0 and module["peak_memory_bytes"] is None
+    assert module["top1"] is None
+
+
+def test_compare_marks_the_rows_that_fail_a_gate(place):
+    report = place / "gate.md"
+    arguments = ["compare", "net.onnx", "net.py:build", "--data", "data.npz", "--rounds", "5"]
+    data = spoken(*arguments, "--max-drop", "0.5")
+    assert data["passed"] is True and [gate["passed"] for gate in data["gates"]] == [True]
+    result = CliRunner().invoke(main, [*arguments, "--require-speedup", "1000", "--report", str(report)])
+    assert result.exit_code == 3
+    assert "✗ build" in result.stdout and "✗ net" not in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("compress: not met: build: ")
+    assert "✗ **failed** build" in report.read_text()
+
+
+def test_a_gate_on_what_was_not_measured_fails(place):
+    data = spoken("compare", "net.onnx", "net.py:build", "--input-shape", "2,1,8,8", "--max-drop", "1", code=3)
+    assert data["gates"][0]["value"] is None and data["gates"][0]["passed"] is False
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic", "qat"])
+def test_quantize_leaves_the_file_that_it_measured(place, method):
+    out = place / method
+    more = ["--epochs", "1"] if method == "qat" else []
+    data = spoken("quantize", "net.py:build", "--data", "data.npz", "--method", method, "-o", out, *more)
+    base, row = data["rows"]
+    assert row["path"] == str(out / "model.onnx") and row["size_bytes"] == (out / "model.onnx").stat().st_size
+    assert row["samples"] == 40 and row["agreement"] is not None and row["speedup"] is not None
+    assert base["speedup"] == 1.0
+    assert json.loads((out / "report.json").read_text())["rows"] == data["rows"]
+    assert (out / "report.html").stat().st_size < 3_000_000 and "| model" in (out / "report.md").read_text()
+    if row["speedup"] < 1:
+        assert any("is slower than" in note for note in data["notes"])
+
+
+def test_quantize_takes_an_onnx_file_from_elsewhere(place):
+    data = spoken("quantize", "net.onnx", "--data", "data.npz", "-o", place / "from_file")
+    assert data["rows"][0]["path"] == "net.onnx"  # the user's own file is the baseline, not a copy of it
