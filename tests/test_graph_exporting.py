@@ -252,6 +252,20 @@ def test_parity_sees_shapes_nan_and_the_worst_output():
         compare(lambda x: None, lambda x: None, (torch.ones(2),))
 
 
+def test_parity_of_tiny_outputs_and_of_integers():
+    tiny = torch.full((3,), 1e-12)
+    assert compare(lambda x: x, lambda x: x * 1.001, (tiny,)).agrees
+    assert not compare(lambda x: x, lambda x: x * 1.5, (tiny,)).agrees
+    assert compare(lambda x: x * 0, lambda x: x * 0 + 1e-9, (tiny,)).agrees
+
+    class Classes(nn.Module):
+        def forward(self, x):
+            return x.argmax(1)
+
+    step = export(Classes(), torch.randn(2, 5))
+    assert step.changes[0].values["max_difference"] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t"])
 def test_torchvision_models(name):

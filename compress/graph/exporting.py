@@ -232,7 +232,7 @@ def _agree(module: nn.Module, graph: ir.Model, inputs: tuple[Tensor, ...], names
 
 
 def _worst(parities: Sequence[Parity]) -> Parity | None:
-    return max(parities, key=lambda parity: parity.difference / parity.tolerance, default=None)
+    return max(parities, key=lambda parity: parity.excess, default=None)
 
 
 def _own_tensors(graph: ir.Model) -> None:

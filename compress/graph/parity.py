@@ -35,6 +35,11 @@ class Parity:
     differences: Mapping[str, float] = field(default_factory=dict)  # of every output
 
     @property
+    def excess(self) -> float:
+        """Difference as a multiple of the tolerance: how parities are ranked."""
+        return _excess(self.difference, self.tolerance)
+
+    @property
     def agrees(self) -> bool:
         return self.difference <= self.tolerance
 
@@ -50,8 +55,8 @@ def compare(
     """Run both on `inputs` (one batch) and return where and how much they differ.
 
     Each may be a module (run in eval mode), a graph, an `.onnx` file, a `Session`, or a function
-    of tensors. An output agrees where max |a − b| ≤ relative tolerance · max |a| + 1e-6;
-    integers and booleans must be equal.
+    of tensors. An output agrees where max |a − b| ≤ relative tolerance · max |a| + 1e-6 (of tiny outputs, such as
+    random weights give, less: a hundredth of max |a|); integers and booleans must be equal.
     """
     run_first, run_second = _runner(first), _runner(second)
     names = output_names or next((s.output_names for s in (run_second, run_first) if isinstance(s, Session)), None)
@@ -62,7 +67,7 @@ def compare(
     labels = list(names) if names and len(names) == len(rows) else [f"output_{index}" for index in range(len(rows))]
     if not rows:
         raise ParityError("the models return no tensors, so there is nothing to compare")
-    worst = max(range(len(rows)), key=lambda i: rows[i][0] / rows[i][2] if rows[i][2] else rows[i][0] * np.inf or 0.0)
+    worst = max(range(len(rows)), key=lambda index: _excess(rows[index][0], rows[index][2]))
     difference, scale, tolerance = rows[worst]
     return Parity(labels[worst], difference, scale, tolerance, {n: row[0] for n, row in zip(labels, rows)})
 
@@ -131,4 +136,12 @@ def _difference(a: np.ndarray, b: np.ndarray, relative: float | None) -> tuple[f
     difference = float("inf") if np.isnan(apart).any() else float(apart.max())
     finite = np.abs(wide_a[np.isfinite(wide_a)])
     scale = float(finite.max()) if finite.size else 0.0
-    return difference, scale, relative * scale + ABSOLUTE_TOLERANCE
+    # Without the limit, every output below 1e-6 would agree with every other.
+    absolute = min(ABSOLUTE_TOLERANCE, scale / 100) if scale else ABSOLUTE_TOLERANCE
+    return difference, scale, relative * scale + absolute
+
+
+def _excess(difference: float, tolerance: float) -> float:
+    if tolerance:
+        return difference / tolerance
+    return float("inf") if difference else 0.0
