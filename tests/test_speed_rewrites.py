@@ -386,6 +386,13 @@ def test_padding_stops_at_a_concat():
     assert change.skipped and ("input or output" in change.reason or "Concat" in change.reason)
 
 
+def test_padding_never_divides_by_its_zeros():
+    body = "a = Conv(x, w1) p = Conv<group: int = 12, kernel_shape: ints = [1, 1]>(a, d) q = Div(a, p) y = Conv(q, w2)"
+    constants = {"w1": np.ones((12, 4, 1, 1)), "d": np.ones((12, 1, 1, 1)), "w2": np.ones((2, 12, 1, 1))}
+    (change,) = padding.apply(graph_of(body, constants=constants))
+    assert change.skipped and "would divide by the zeros" in change.reason
+
+
 def test_padding_declines_to_double_the_work():
     (change,) = padding.apply(_inverted_residual(9, gate=False))
     assert change.skipped and "9 → 16" in change.reason

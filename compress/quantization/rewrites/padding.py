@@ -168,6 +168,8 @@ def _through(node: ir.Node, region: _Region) -> list[ir.Value | None]:
         return [node.inputs[0], node.outputs[0]]
     if node.domain != "" or node.op_type not in _BINARY:
         raise Refused(f"its channels reach {name_of(node)} ({node.op_type}), which may mix them")
+    if node.op_type == "Div" and constant_array(node.inputs[1]) is None:
+        raise Refused(f"{name_of(node)} would divide by the zeros")
     linked: list[ir.Value | None] = [node.outputs[0]]
     for position, value in enumerate(node.inputs):
         array = constant_array(value)
