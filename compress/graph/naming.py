@@ -12,6 +12,9 @@ from compress.errors import InputError, nearest
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # "['', 'layer1', 'layer1.0', 'conv2d_3']": modules, then the operation
 
+SIGNATURE_KIND = "pkg.torch.export.graph_signature.InputSpec.kind"  # what the exporter notes on an initializer
+PARAMETER = "PARAMETER"
+
 
 def name_after_modules(graph: ir.Model) -> None:
     """Name nodes of a fresh export after the module they come from ("layer1.0.conv1/Conv"), in place.
@@ -32,7 +35,12 @@ def name_after_modules(graph: ir.Model) -> None:
             if value.name and not value.is_graph_output():
                 value.name = name if index == 0 else _free(f"{name}.{index}", used)
     for value in (*graph.graph.inputs, *graph.graph.initializers.values()):
+        # A parameter of one number (the β of a Swish) would pass for a constant without its note.
+        scalar = value.shape is not None and value.shape.is_static() and value.shape.numpy() in ((), (1,))
+        kind = value.metadata_props.get(SIGNATURE_KIND) if scalar else None
         value.metadata_props.clear()
+        if kind == PARAMETER:
+            value.metadata_props[SIGNATURE_KIND] = kind
     for part in graph.graphs():
         part.metadata_props.clear()
     graph.metadata_props.clear()

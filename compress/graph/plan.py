@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from compress.errors import UnsupportedOperatorError, nearest
+from compress.graph.naming import PARAMETER, SIGNATURE_KIND
 from compress.graph.operator_node import OperatorNode, Run
 from compress.graph.operators import FIXED_INPUTS, HOST_INPUTS, OPERATORS
 
 DOMAINS = ("", "ai.onnx")
-_SIGNATURE_KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def is_trainable(value: ir.Value) -> bool:
     if tensor is None or not tensor.dtype.is_floating_point() or tensor.dtype.bitwidth < 16:
         return False
     read_as_data = any(use.idx not in FIXED_INPUTS.get(use.node.op_type, ()) for use in value.uses())
-    kind = value.metadata_props.get(_SIGNATURE_KIND)
+    kind = value.metadata_props.get(SIGNATURE_KIND)
     if kind is not None:
-        return kind == "PARAMETER" and read_as_data
+        return kind == PARAMETER and read_as_data
     return read_as_data and tensor.size > 1
 
 
