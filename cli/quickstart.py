@@ -16,7 +16,7 @@ from compress.pipeline.outputs import Output
     short_help="The whole way on real digits, in two minutes.",
     epilog=examples("compress quickstart", "compress quickstart --epochs 1 -o quickstart-short --json"),
 )
-@click.option("--epochs", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--data", metavar="SPEC", default="mnist5k", show_default=True, help="28×28 grey images of ten classes.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=Path("quickstart"), show_default=True, metavar="OUT"
