@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -229,10 +230,8 @@ def test_the_command(tmp_path, residual):
     from compress.pipeline.outputs import Output
     from compress.pipeline.quantize import QuantizeOptions, quantize
 
-    arrays = {"x": torch.rand(60, 12, 12, 3).mul(255).byte().numpy(), "y": torch.randint(0, 4, (60,)).numpy()}
-    import numpy as np
-
-    np.savez(tmp_path / "data.npz", **arrays)
+    x, y = torch.rand(60, 12, 12, 3).mul(255).byte().numpy(), torch.randint(0, 4, (60,)).numpy()
+    np.savez(tmp_path / "data.npz", x=x, y=y)
     report = quantize(
         ModelSource(residual),
         DataSource(str(tmp_path / "data.npz"), batch_size=10),
@@ -246,6 +245,22 @@ def test_the_command(tmp_path, residual):
     assert row.size_bytes == (tmp_path / "out" / "model.torchscript").stat().st_size
     assert row.p50_ms is not None and row.top1 is not None and row.agreement is not None and row.parameters is None
     assert (tmp_path / "out" / "report.json").is_file()
+    for option, value in (("--ranges", {"ranges": "entropy"}), ("--weight-bits", {"weight_bits": 4})):
+        with pytest.raises(InputError, match=f"--runtime torch has no {option}; .*use --runtime onnx"):
+            quantize(
+                ModelSource(residual),
+                DataSource(str(tmp_path / "data.npz")),
+                output=Output(tmp_path / "none"),
+                options=QuantizeOptions(method="static", runtime="torch", **value),
+            )
+    qat = quantize(
+        ModelSource(residual),
+        DataSource(str(tmp_path / "data.npz"), batch_size=10),
+        output=Output(tmp_path / "qat"),
+        options=QuantizeOptions(method="qat", runtime="torch", epochs=2),
+        settings=Settings(quiet=True),
+    )
+    assert any("trained for 2 epochs" in note for note in qat.notes)
     graph_message = "is an ONNX graph, which PyTorch cannot quantize; use --runtime onnx"
     from compress.graph.exporting import export
 

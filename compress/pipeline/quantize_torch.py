@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from compress.pipeline.quantize import QuantizeOptions
 
 ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
-QAT_LEARNING_RATE = 1e-3  # a trained model is only nudged
+EPOCHS = 2
+LEARNING_RATE = 1e-3  # a trained model is only nudged
+BATCH = 64
 
 
 def quantize_torch(
@@ -43,6 +45,7 @@ def quantize_torch(
     settings = settings or Settings()
     if options.method not in METHODS:
         raise InputError(f"--runtime torch has no method {options.method!r}; {nearest(options.method, METHODS)}")
+    _check_options(options)
     engine = engine_of(options.target)
     opened = open_inputs(model, data, settings)
     if not isinstance(opened.model, nn.Module):
@@ -95,14 +98,36 @@ def _qat(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
     from compress.training.options import TrainOptions
 
     opened.loader("train")  # say now what is missing
+    epochs = options.epochs or EPOCHS
     prepared = torch_native.prepare_qat(opened.model, opened.inputs, engine=engine, exclude=options.exclude)
-    epochs = getattr(options, "epochs", None) or 1
-    settings = TrainOptions(epochs=epochs, lr=getattr(options, "lr", None) or QAT_LEARNING_RATE, batch_size=64)
-    # From the middle on: ranges stand still, so that the weights can settle between them.
-    frozen = [lambda run: torch_native.freeze_module(run.module) if run.epoch >= (epochs + 1) // 2 else None]
-    result = fit(prepared.module, opened.data, settings, before_epoch=frozen)
-    trained = dataclasses.replace(prepared, module=result.module.cpu())
-    return torch_native.convert(trained, opened.inputs)
+
+    def freeze(run: Any) -> None:
+        """From the middle on ranges stand still, so that the weights can settle between them."""
+        if epochs > 1 and run.epoch >= (epochs + 1) // 2:
+            torch_native.freeze_module(run.module)
+
+    result = fit(
+        prepared.module,
+        opened.data,
+        TrainOptions(epochs=epochs, lr=options.lr or LEARNING_RATE, batch_size=BATCH, seed=opened.seed),
+        teacher=opened.model,
+        before_epoch=[freeze],
+    )
+    step = torch_native.convert(dataclasses.replace(prepared, module=result.module.cpu()), opened.inputs)
+    return dataclasses.replace(step, notes=(*step.notes, f"trained for {epochs} epochs with simulated int8"))
+
+
+def _check_options(options: QuantizeOptions) -> None:
+    """Refuse what torch.ao has no setting for, instead of leaving it unheeded."""
+    for option, value, default in (
+        ("--ranges", options.ranges, "minmax"),
+        ("--per-tensor", options.per_channel, True),
+        ("--weight-bits", options.weight_bits, 8),
+        ("--scales", options.scales, "learned"),
+        ("--tune-latency", options.tune_latency, False),
+    ):
+        if value != default:
+            raise InputError(f"--runtime torch has no {option}; leave it out, or use --runtime onnx")
 
 
 METHODS: Mapping[str, Callable[[Opened, Any, str], Step]] = {"dynamic": _dynamic, "qat": _qat, "static": _static}
