@@ -25,6 +25,7 @@ _HOMES = {
     "Report": "compress.reporting.report",
     "Step": "compress.steps",
     "TrainOptions": "compress.training.options",
+    "adaround": "compress.quantization.adaround",
     "benchmark": "compress.evaluation.latency",
     "compare": "compress.pipeline.compare",
     "convert": "compress.quantization.qat",
