@@ -220,7 +220,7 @@ def main() -> None:
 
         names = [*torchvision.models.list_models(module=torchvision.models), *EXTRA]
     print(
-        "| model | MACs left | parameters left | error | effect | seconds | peak GB | verdict |\n|---|---|---|---|---|---|---|"
+        "| model | MACs left | parameters left | error | effect | seconds | peak GB | verdict |\n|---|---|---|---|---|---|---|---|"
     )
     good = 0
     for name in names:

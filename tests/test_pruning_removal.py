@@ -114,7 +114,7 @@ def pruned(request):
 
 
 def test_removing_equals_zeroing(pruned):
-    name, module, removal, inputs = pruned
+    name, module, removal, _ = pruned
     assert removal.error < 1e-5
     share = sum(p.numel() for p in removal.step.model.parameters()) / sum(p.numel() for p in module.parameters())
     assert share < 0.67 if name != "grouped" else share < 0.8

@@ -1,0 +1,204 @@
+"""`compress prune` from a shell: files that reload anywhere, figures, budgets, refusals."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+
+import compress
+from cli.main import main
+from compress.errors import InputError, PruningError, WeightsError
+from compress.graph.runtime import Session
+from compress.graph.sparse_storage import store_sparse
+from compress.loading.fitting import fit_to_state_dict
+from compress.pipeline.inputs import ModelSource
+from compress.pipeline.outputs import Output
+from compress.pipeline.prune import PruneOptions, prune
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.b = nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.Conv2d(32, 32, 3)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        return self.head(self.b(self.n(self.a(x)).relu()).relu().mean((2, 3)))
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "net.py").write_text(SOURCE)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 96)
+    x = rng.integers(0, 50, (96, 8, 8)).astype(np.uint8) + (20 * y[:, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=x[:64], y_train=y[:64], x_test=x[64:], y_test=y[64:])
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["prune", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_files_reload_and_agree(place):
+    out = place / "out"
+    done = run(
+        f"{place}/net.py:build", "--data", place / "data.npz", "-o", out, "--finetune-epochs", 1, "--distill", "--json"
+    )
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert [name for name in rows if "pruned" in name] == ["pruned, not fine-tuned"]
+    assert rows["model.onnx"]["macs"] < 0.4 * next(iter(rows.values()))["macs"]
+    model = compress.load(f"{place}/net.py:build", weights=str(out / "weights.pt")).eval()
+    assert model.a.out_channels == 16 and type(model).__name__ == "Net"
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        wanted = model(x)
+        assert torch.allclose(torch.export.load(out / "model.pt2").module()(x), wanted, atol=1e-5)
+    assert np.allclose(Session(out / "model.onnx").run(x)[0], wanted.numpy(), atol=1e-4)
+    again = compress.prune(model, x[:2], amount=0.5).model
+    assert again.a.out_channels == 8
+
+
+def test_masks_schedule_and_sparse_storage(place):
+    out = place / "out"
+    done = run(
+        f"{place}/net.py:build", "--data", place / "data.npz", "-o", out, "--masks", "--amount", 0.9,
+        "--schedule", "agp", "--steps", 2, "--finetune-epochs", 2, "--sparse-storage", "--verbose",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert "zeros alone do not speed up dense kernels" in done.stdout + done.stderr
+    assert "the file is smaller and not faster" in done.stdout + done.stderr
+    state = torch.load(out / "weights.pt", weights_only=True)
+    assert (state["b.weight"] == 0).float().mean() == pytest.approx(0.9, abs=0.005)
+    assert len(onnx.load(out / "model.onnx").graph.sparse_initializer) >= 1
+
+
+def test_latency_target_measures_the_exported_file(place):
+    report = prune(
+        f"{place}/net.py:build",
+        f"{place}/data.npz",
+        output=place / "out",
+        options=PruneOptions(amount=0.1, target="latency"),
+    )
+    assert report.rows[-1].macs < report.rows[0].macs
+
+
+def test_verbose_lists_every_layer(place):
+    done = run(f"{place}/net.py:build", "--data", place / "data.npz", "-o", place / "out", "--verbose")
+    assert "32 → 16 channels" in done.stdout + done.stderr and "output of the model" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--amount", "1.5"], "amount 1.5 is outside [0, 1)"),
+        (["--exclude", "heat"], "no layer is named 'heat'; did you mean 'head'?"),
+        (["--macs", "0.999"], "cannot be removed: the closest reached is"),
+        (["--method", "l9"], "pruning score 'l9' is unknown"),
+        (["--latency", "0.5", "--macs", "0.5"], "--latency and --macs are two targets"),
+        (["--masks", "--macs", "0.5"], "masks remove no macs"),
+        (["--distill"], "give --finetune-epochs as well"),
+        (["--schedule", "lineal", "--steps", "2"], "pruning schedule 'lineal' is unknown; did you mean 'linear'?"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(place, arguments, text):
+    done = run(f"{place}/net.py:build", "--data", place / "data.npz", "-o", place / "out", *arguments)
+    assert done.exit_code == 2 and text in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (place / "out").exists()
+
+
+def test_data_is_asked_for_where_needed(place):
+    source = ModelSource(f"{place}/net.py:build", input_shape=(2, 1, 8, 8))
+    for options, text in (
+        (PruneOptions(finetune_epochs=1), "fine-tuning needs data"),
+        (PruneOptions(method="taylor"), "score 'taylor' needs data"),
+    ):
+        with pytest.raises(InputError, match=text):
+            prune(source, output=Output(place / "out"), options=options)
+
+
+def test_an_onnx_file_is_refused(place):
+    model = compress.load(f"{place}/net.py:build").eval()
+    compress.export(model, (torch.randn(2, 1, 8, 8),), path=place / "net.onnx")
+    with pytest.raises(InputError, match=r"pruning works before export; give the PyTorch model that"):
+        prune(str(place / "net.onnx"), output=place / "out")
+
+
+def test_a_folder_that_exists_is_left_alone(place):
+    (place / "out").mkdir()
+    (place / "out" / "mine.txt").write_text("x")
+    done = run(f"{place}/net.py:build", "-o", place / "out", "--input-shape", "2,1,8,8")
+    assert done.exit_code == 2 and "exists already" in done.stderr
+
+
+# -- state dicts ------------------------------------------------------------------------------------------------
+def test_larger_state_dicts_are_refused():
+    small, large = torch.nn.Linear(4, 3), torch.nn.Linear(8, 3)
+    with pytest.raises(
+        WeightsError, match=r"'weight' is \(3, 8\) and the architecture has \(3, 4\): not a pruned version"
+    ):
+        fit_to_state_dict(small, large.state_dict())
+    fit_to_state_dict(large, small.state_dict())
+    assert large.in_features == 4 and large(torch.randn(1, 4)).shape == (1, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "maxvit_t", "regnet_y_400mf", "shufflenet_v2_x0_5"])
+def test_torchvision_architectures_reload(name, tmp_path):
+    from compress.loading.torchvision_ops import torchvision
+
+    x = torch.randn(2, 3, 224, 224)
+    model = compress.prune(torchvision.models.get_model(name).eval(), x).model
+    torch.save(model.state_dict(), tmp_path / "pruned.pt")
+    again = compress.load(name, weights=str(tmp_path / "pruned.pt")).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+# -- sparse storage ---------------------------------------------------------------------------------------------
+def test_sparse_storage_is_smaller_and_computes_the_same(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(8, 64, 3), torch.nn.Flatten(), torch.nn.Linear(64 * 36, 32)).eval()
+    pruned = compress.prune(model, amount=0.9, remove_channels=False).model
+    x = torch.randn(2, 8, 8, 8)
+    path = tmp_path / "model.onnx"
+    compress.export(pruned, (x,), path=path)
+    before = Session(path).run(x)[0]
+    stored = store_sparse(path)
+    assert path.stat().st_size == stored.after_bytes < 0.5 * stored.before_bytes
+    assert np.array_equal(Session(path).run(x)[0], before)
+    onnx.checker.check_model(onnx.load(path))
+    saved = sum(change.values["saved_bytes"] for change in stored.changes)
+    assert stored.before_bytes - stored.after_bytes == pytest.approx(saved, abs=600)
+
+
+def test_sparse_storage_leaves_what_would_grow(tmp_path):
+    model = compress.prune(torch.nn.Linear(64, 64), amount=0.5, remove_channels=False).model
+    path = tmp_path / "model.onnx"
+    compress.export(model, (torch.randn(2, 64),), path=path)
+    held = path.read_bytes()
+    stored = store_sparse(path)
+    assert path.read_bytes() == held and stored.changes[0].reason == "50% zeros: smaller dense"
+
+
+def test_unreachable_targets_are_named():
+    with pytest.raises(PruningError, match="the closest reached is"):
+        compress.prune(
+            torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.Linear(32, 4)),
+            torch.randn(2, 4),
+            amount=0.99,
+            target="macs",
+        )
