@@ -1,4 +1,4 @@
-"""Dynamic int8: the arithmetic against NumPy, every layer really run in int8, refusals with reasons."""
+"""Dynamic int8: the arithmetic of NumPy, layers really run in int8, refusals with reasons."""
 
 import sys
 

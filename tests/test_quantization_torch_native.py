@@ -1,4 +1,4 @@
-"""torch.ao behind one door: dynamic, static, QAT; reloaded files; the ONNX path where torch has none."""
+"""torch.ao behind one door: dynamic, static, QAT; reloaded files; where torch has none."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Constant folding, shape inference, small questions about a graph and its values."""
+"""Constant folding, shape inference, small questions about a graph or its values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TorchScript files: the one form in which PyTorch's own int8 modules reload without their code."""
+"""TorchScript files: the form in which PyTorch's int8 modules reload without their code."""
 
 from __future__ import annotations
 

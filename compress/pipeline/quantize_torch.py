@@ -1,4 +1,4 @@
-"""The job behind `compress quantize --runtime torch`: PyTorch's own int8, measured like any other file."""
+"""The job behind `quantize --runtime torch`: PyTorch's int8, measured like any other file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dynamic quantization: int8 weights now, int8 activations on the range each input turns out to have."""
+"""Dynamic quantization: int8 weights now, activations quantized as each input comes."""
 
 from __future__ import annotations
 

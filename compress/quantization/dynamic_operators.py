@@ -1,4 +1,4 @@
-"""How each operator runs, or is stored, with int8 or float16 weights; one function per operator.
+"""How each operator runs, or is stored, with int8 or float16 weights: one function each.
 
 Run in int8 (the activation is quantized at run time, on its own range, by DynamicQuantizeLinear):
 
