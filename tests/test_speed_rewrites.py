@@ -24,6 +24,7 @@ from compress.quantization.rewrites import (
     silu,
     spatial_mean,
 )
+from compress.quantization.rewrites.matching import keep_float
 
 X = np.linspace(-8, 8, 2 * 4 * 6 * 6, dtype=np.float32).reshape(2, 4, 6, 6)
 
@@ -98,6 +99,15 @@ def test_hard_sigmoid_with_any_slope(alpha, beta):
     body = f"y = HardSigmoid<alpha: float = {alpha:.6f}, beta: float = {beta:.6f}>(x)"
     graph, _ = rewritten(graph_of(body), hard_swish.apply, tolerance=1e-4)
     assert op_types(graph) == ["Add", "Clip", "Mul"]
+
+
+def test_what_hangs_on_a_float_layer_is_left_as_float_runs_it_fastest():
+    graph = _inverted_residual(24)
+    keep_float(graph, {"Conv_0", "Conv_2"})
+    changes = apply_rewrites(graph)
+    assert "HardSwish" in op_types(graph)
+    assert any("the layer before it stays in float" in change.reason for change in changes)
+    assert not any("padded" in change.values for change in changes)
 
 
 def test_falling_hard_sigmoid_is_refused():

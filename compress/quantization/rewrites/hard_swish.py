@@ -24,6 +24,7 @@ from compress.quantization.rewrites.matching import (
     number,
     other_operand,
     produced_by,
+    stays_float,
     with_number,
 )
 from compress.steps import Change
@@ -45,6 +46,8 @@ def _hard_swish(graph: ir.Model, node: ir.Node) -> Change:
     x = node.inputs[0]
     if x is None or not is_float32(x):
         return Change(name_of(node), ACTION, "its input is not float32", skipped=True)
+    if stays_float(x.producer()):
+        return Change(name_of(node), ACTION, "the layer before it stays in float", skipped=True)
     return _write_hard_swish(graph, node, x)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx_ir as ir
 from compress.graph.folding import add_initializer, constant_array, replace_node, unique_name
 
 _STANDARD = ("", "ai.onnx")
+_FLOAT = "compress.float"  # note on a node that will stay in float, so that nothing is rewritten for its sake
 
 
 def nodes(graph: ir.Model, *op_types: str) -> Iterator[ir.Node]:
@@ -62,6 +63,18 @@ def has_one_reader(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
+def keep_float(graph: ir.Model, names: Collection[str]) -> ir.Model:
+    """Note, in place, that the nodes of these names will stay in float; rewrites leave alone what hangs on them."""
+    for node in graph.graph:
+        if node.name in names:
+            node.metadata_props[_FLOAT] = "yes"
+    return graph
+
+
+def stays_float(node: ir.Node | None) -> bool:
+    return node is not None and _FLOAT in node.metadata_props
+
+
 def is_float32(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
@@ -86,7 +99,7 @@ class Replacement:
         """Append a node; return its output, of the type and shape of `like` where given."""
         name = unique_name(self._graph, f"{name_of(self._old)}_{op_type.lower()}_{len(self._nodes)}")
         node = ir.node(op_type, inputs, attributes=attributes, domain=domain, name=name)
-        node.metadata_props.update(self._old.metadata_props)
+        node.metadata_props.update({key: text for key, text in self._old.metadata_props.items() if key != _FLOAT})
         output = node.outputs[0]
         output.name = unique_name(self._graph, f"{name}_output")
         source = like if like is not None else inputs[0]

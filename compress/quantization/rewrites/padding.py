@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from compress.graph.folding import add_initializer, constant_array
 from compress.quantization.kernels import is_depthwise
-from compress.quantization.rewrites.matching import name_of, nodes
+from compress.quantization.rewrites.matching import name_of, nodes, stays_float
 from compress.steps import Change
 
 MULTIPLE = 16
@@ -76,6 +76,8 @@ def apply(graph: ir.Model, *, multiple: int = MULTIPLE, only: frozenset[str] | N
     seen: set[ir.Node] = set()
     for node in nodes(graph, "Conv"):
         if not is_depthwise(node) or node in seen or (only is not None and name_of(node) not in only):
+            continue
+        if stays_float(node):
             continue
         channels = _channels(node)
         padded = -(-channels // multiple) * multiple
