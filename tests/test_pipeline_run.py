@@ -15,9 +15,9 @@ from tiny_recipe import prepare
 
 from cli.main import main
 from compress.errors import InputError, OutputError
-from compress.pipeline import run as running
-from compress.pipeline.inputs import Settings
-from compress.pipeline.recipe import PruneOptions, read_recipe
+from compress.pipeline.inputs import ModelSource, Settings
+from compress.pipeline.prune import PruneOptions
+from compress.pipeline.recipe import Recipe
 from compress.pipeline.run import Pipeline, plan, run
 from compress.pipeline.stages import Export, Finetune, Prune, Quantize
 from compress.reporting.record import figures
@@ -108,9 +108,7 @@ def test_dry_run_prints_costs_and_writes_nothing(here):
 
 def test_places_that_are_taken(finished, here, monkeypatch):
     with pytest.raises(InputError, match="no place to write to; give -o DIR"):
-        run(here, overrides=['out=""'] if False else [], output=None) if read_recipe(here).out is None else run(
-            running.Recipe(model=read_recipe(here).model)
-        )
+        run(Recipe(model=ModelSource("net.py:build")))
     (here.parent / "out" / ".stages").mkdir(parents=True)
     with pytest.raises(OutputError, match="holds an interrupted run; add --resume"):
         run(here)

@@ -73,6 +73,11 @@ class StageCache:
         for item in self.root.glob(".half-*"):
             shutil.rmtree(item, ignore_errors=True)
 
+    def finished(self) -> None:
+        """Remove checkpoints of stages that were begun and are not part of the run that has ended."""
+        for item in self.root.glob("*.work"):
+            shutil.rmtree(item, ignore_errors=True)
+
     def folder(self, name: str, key: str) -> Path:
         return self.root / f"{name}-{key}"
 

@@ -73,12 +73,15 @@ def evaluate(
         latency=False,
     )
     intervals = [(row.name, *row.extra["top1_interval"]) for row in rows if "top1_interval" in row.extra]
+    notes = [
+        f"{name}: top-1 between {100 * low:.2f} and {100 * high:.2f} % (95 %, {rows[0].samples} samples)"
+        for name, low, high in intervals
+    ]
+    if not notes and metric is None:
+        notes.append("no accuracy: the first output and the targets are no classification; give your own with --metric")
     return Report(
         rows=rows,
-        notes=tuple(
-            f"{name}: top-1 between {100 * low:.2f} and {100 * high:.2f} % (95 %, {rows[0].samples} samples)"
-            for name, low, high in intervals
-        ),
+        notes=tuple(notes),
         title=f"Accuracy on {opened.data.name if opened.data else 'no data'}",
         environment=describe(threads=settings.threads, seed=settings.seed),
     )

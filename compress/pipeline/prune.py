@@ -24,12 +24,14 @@ from compress.pruning.denormals import flush_denormals
 from compress.pruning.iterative import prune_iteratively
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.pruning.prune import prune as prune_module
+from compress.pruning.recalibration import recalibrate_batchnorm
 from compress.pruning.scores import SCORES
 from compress.reporting.report import Report
 from compress.steps import Step
 from compress.training.loop import fit
 from compress.training.options import TrainOptions
 
+RECALIBRATED = "batch-norm statistics were measured anew on the calibration data"
 SCORE_BATCHES = 8  # that "taylor" looks at
 LATENCY_SECONDS = 6.0  # for one measurement on the way to a latency target
 
@@ -39,7 +41,7 @@ class PruneOptions:
     """How to prune. The command's and the recipe's names are these.
 
     `amount` is a fraction of `target`; with `masks`, a fraction of weights or a whole number of them. `finetune_epochs`
-    are spread over the steps of the schedule. `distill` takes the unpruned model as teacher.
+    are spread over the steps of the schedule. `recalibrate` measures batch-norm statistics anew after pruning. `distill` takes the unpruned model as teacher.
     """
 
     amount: float = 0.5
@@ -54,6 +56,7 @@ class PruneOptions:
     dim: int = 0
     schedule: str = "one-shot"
     steps: int = 1
+    recalibrate: bool = False
     finetune_epochs: int = 0
     distill: bool = False
     train: TrainOptions = field(default_factory=lambda: TrainOptions(lr=0.01))
@@ -81,13 +84,13 @@ def prune(
     output = output if isinstance(output, Output) else Output(Path(output))
     output.check_folder()
     opened = open_inputs(model, data, settings)
-    _check(opened, options)
+    check_pruning(opened, options)
     with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as name:
         scratch = Path(name)
         baseline = scratch / "float.onnx"
         export(opened.model, opened.inputs, path=baseline)
         with state.threads(settings.threads):
-            step, tuned = _pruned(opened, options, settings, scratch, baseline)
+            step, tuned = pruned(opened, options, settings, scratch, baseline)
         changes, notes = list(step.changes), list(step.notes)
         module = tuned if tuned is not None else step.model
         flushed = flush_denormals(module)
@@ -117,21 +120,26 @@ def prune(
         return folder.save_report(report)
 
 
-def _check(opened: Opened, options: PruneOptions) -> None:
+def check_pruning(opened: Opened, options: PruneOptions) -> None:
     if opened.loaded.kind == "onnx":
         raise InputError(f"pruning works before export; give the PyTorch model that {opened.name!r} was made from")
     if not options.masks and options.method not in SCORES:
         raise PruningError(f"pruning score {options.method!r} is unknown; {nearest(options.method, SCORES)}")
     if options.masks and options.target != "channels":
         raise PruningError(f"masks remove no {options.target}; leave --target and --latency out, or leave --masks out")
-    if (options.finetune_epochs or options.method == "taylor") and opened.data is None:
-        what = "fine-tuning" if options.finetune_epochs else "score 'taylor'"
+    needs = {
+        "fine-tuning": options.finetune_epochs,
+        "score 'taylor'": options.method == "taylor",
+        "recalibration": options.recalibrate,
+    }
+    if any(needs.values()) and opened.data is None:
+        what = next(name for name, needed in needs.items() if needed)
         raise InputError(f"{what} needs data; give it with --data (try --data mnist5k)")
     if options.distill and not options.finetune_epochs:
         raise InputError("distillation happens while fine-tuning; give --finetune-epochs as well")
 
 
-def _pruned(
+def pruned(
     opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path
 ) -> tuple[Step, nn.Module | None]:
     """Prune by the schedule; return the step, with the module right after pruning, and the fine-tuned module."""
@@ -157,6 +165,9 @@ def _pruned(
         )
     else:
         step = prune_module(opened.model, opened.inputs, **arguments)
+    if options.recalibrate:
+        loader = opened.calibration()
+        step = replace(step, model=recalibrate_batchnorm(step.model, loader), notes=(*step.notes, RECALIBRATED))
     if epochs[-1]:
         last = hold_zeros(step.model) if options.masks else step.model
         tuned.append(make_permanent(_finetuned(last, opened, options, epochs[-1])))

@@ -73,8 +73,7 @@ def quantize(
         )
     _check_names(options)
     opened = open_inputs(model, data, settings)
-    if opened.loaded.kind == "onnx":
-        open_runner(opened.model, threads=settings.threads)(*opened.inputs)  # an operator that cannot run is named here
+    check_runs(opened)
     with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as scratch:
         graph = to_graph(opened.model, opened.inputs)
         step = METHODS[options.method](graph, opened, options)
@@ -101,6 +100,18 @@ def _check_names(options: QuantizeOptions) -> None:
 
     resolve_target(options.target)
     resolve_ranges(options.ranges)
+
+
+def check_runs(opened: Opened) -> None:
+    """Run the model once, so that what it refuses (an operator, a shape, labels) is said before hours of work.
+
+    Raises:
+        ModelError, InputError: it does not run on these inputs.
+        DataError: the data has labels for which it has no output.
+    """
+    scores = open_runner(opened.model, threads=opened.threads)(*opened.inputs)[0]
+    if opened.data is not None and scores.dim() == 2 and scores.is_floating_point():
+        opened.data.check_labels(scores.shape[1])
 
 
 def _float_name(opened: Opened) -> str:

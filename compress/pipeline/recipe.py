@@ -15,23 +15,11 @@ from typing import Any
 from compress.errors import InputError, nearest
 from compress.pipeline.closing import Gates
 from compress.pipeline.inputs import DataSource, ModelSource
+from compress.pipeline.prune import PruneOptions
 from compress.pipeline.quantize import QuantizeOptions
 from compress.training.options import TrainOptions
 
 UNITS = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
-
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """How to remove channels; the names are those of `compress.prune`."""
-
-    amount: float = 0.5
-    method: str = "l1"
-    target: str = "channels"
-    scope: str = "uniform"
-    round_to: int | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +64,8 @@ TABLES: dict[str, type] = {
 TOP = {"out": str, "seed": int, "threads": int | None}
 # Keys that are read besides the fields of a table's class.
 EXTRA = {"finetune": {"distill": bool}}
+# Fields that another table says, or that a later stage would undo.
+ELSEWHERE = {"prune": {"train", "sparse_storage"}}
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -177,7 +167,7 @@ def _build(content: dict[str, Any], places: Places) -> Recipe:
 
 def _read_table(given: Mapping[str, Any], kind: type, table: str, places: Places) -> Any:
     hints = typing.get_type_hints(kind)
-    names = [item.name for item in dataclasses.fields(kind)]
+    names = [item.name for item in dataclasses.fields(kind) if item.name not in ELSEWHERE.get(table, ())]
     values = {}
     for key, value in given.items():
         name = key.replace("-", "_")

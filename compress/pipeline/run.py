@@ -19,6 +19,7 @@ from compress.pipeline.cache import FOLDER, StageCache, content_key, environment
 from compress.pipeline.closing import Gates, closing_report
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.outputs import Output, output_folder
+from compress.pipeline.quantize import check_runs
 from compress.pipeline.recipe import EvaluateOptions, Recipe, read_recipe
 from compress.pipeline.stages import Export, Finetune, Prune, Quantize, Stage, Work, duration
 from compress.reporting.report import Report
@@ -75,12 +76,15 @@ class Pipeline:
         _check_place(output, resume=resume)
         with state.threads(settings.threads):
             opened = open_inputs(model, data, settings)
+            check_runs(opened)
             cache = StageCache(output.path)
             cache.clean()
             start = start_key(ModelSource.of(model), DataSource.of(data), opened, settings)
             baseline = _baseline(opened, cache, start)
             work, floats = _run_stages(self.stages, opened, cache, start)
-            return _deliver(work, floats, baseline, output, cache, gates, evaluate or EvaluateOptions(), settings)
+            report = _deliver(work, floats, baseline, output, cache, gates, evaluate or EvaluateOptions(), settings)
+            cache.finished()
+            return report
 
     def plan(
         self, model: ModelSource | Any, data: DataSource | Any = None, *, output: Path, settings: Settings

@@ -13,12 +13,17 @@ import torch
 from torch import nn
 
 from compress.errors import InputError
+from compress.evaluation.size import sparsity
+from compress.graph.exporting import to_graph
 from compress.onnx_files import read_onnx, save_onnx
-from compress.pipeline.inputs import Opened
+from compress.pipeline.inputs import Opened, Settings
+from compress.pipeline.prune import PruneOptions, check_pruning, pruned
 from compress.pipeline.quantize import METHODS, QuantizeOptions
-from compress.pipeline.recipe import PruneOptions
+from compress.pruning.masks import hold_zeros, make_permanent
 from compress.steps import Step
 from compress.training.options import TrainOptions
+
+FEW = 0.01  # share of zero weights below which nobody has masked anything
 
 
 @dataclass(frozen=True)
@@ -83,18 +88,23 @@ class GraphStage:
 
 @dataclass(frozen=True)
 class Prune(ModuleStage):
-    """Channels really removed."""
+    """Channels really removed, or weights masked."""
 
     options: PruneOptions = field(default_factory=PruneOptions)
     name: str = "prune"
 
     def run(self, work: Work, working: Path) -> Step:
-        from compress.pruning.prune import prune
-
-        chosen = {key: value for key, value in vars(self.options).items() if value is not None}
-        if self.options.method == "taylor":
-            chosen["data"] = work.opened.calibration()
-        return prune(_module(work, self.name), work.opened.inputs, seed=work.opened.seed, **chosen)
+        opened, options = (
+            replace(work.opened, loaded=replace(work.opened.loaded, model=_module(work, self.name))),
+            self.options,
+        )
+        check_pruning(opened, options)
+        settings = Settings(threads=opened.threads, seed=opened.seed)
+        baseline = working / "before.onnx"
+        if options.target == "latency":
+            save_onnx(to_graph(opened.model, opened.inputs), baseline)
+        step, tuned = pruned(opened, options, settings, working, baseline)
+        return replace(step, model=tuned if tuned is not None else step.model)
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:
         return "seconds to a minute: one trace, scores, one check"
@@ -114,12 +124,16 @@ class Finetune(ModuleStage):
         module = _module(work, self.name)
         work.opened.loader("train")  # says what is missing, before anything is started
         teacher = work.opened.model if self.distill else None
+        masked = sparsity(module) > FEW
+        if masked:
+            module = hold_zeros(module)  # what masks have zeroed stays zero
         options = replace(self.options, seed=work.opened.seed or self.options.seed)
         result = fit(module, work.opened.data, options, teacher=teacher, output=working, resume=True)
+        trained = make_permanent(result.module) if masked else result.module
         last = result.final
         words = ", ".join(f"{key} {last[key]:.4f}" for key in ("train/loss", "eval/loss", "eval/top1") if key in last)
         notes = (f"trained for {len(result.history)} epochs: {words}",)
-        return Step("finetune", result.module.eval(), notes=notes)
+        return Step("finetune", trained.eval(), notes=notes)
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:
         data = work.opened.data
