@@ -21,7 +21,10 @@ DOMAINS = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class Replacement:
-    """A value that the graph's nodes do not compute, but a module does, from other values by name."""
+    """A value that the graph's nodes do not compute, but a module does, from other values by name.
+
+    Where the value is an initializer, all that read it read what the module makes of it.
+    """
 
     module: torch.nn.Module
     inputs: tuple[str, ...]
@@ -107,6 +110,7 @@ class Compiler:
         self.known: dict[str, Tensor] = {}
         self.host: set[str] = set()
         self.slots: dict[tuple[str, bool], int] = {}  # (value, host copy?) → slot
+        self.changed: dict[str, int] = {}  # initializer that a module replaces → slot of the result
         self.plan = Plan()
 
     def compile(self) -> Plan:
@@ -116,12 +120,20 @@ class Compiler:
         self.plan.inputs = [self._slot(value.name or "") for value in self.graph.inputs]
         needed = self._needed()
         check_supported([node for node in needed if not self._replaced(node)])
-        calls = [call for node in needed for call in self._calls(node)]
+        calls = list(self._changed_initializers())
+        calls += [call for node in needed for call in self._calls(node)]
         self.plan.outputs = [self._read(value.name or "", host=False) for value in self.graph.outputs]
         self.plan.dtypes = [_integer_dtype(value) for value in self.graph.outputs]
         self.plan.instructions = list(self._with_lifetimes(calls))
         self.plan.template += [None] * (len(self.slots) - len(self.plan.template))
         return self.plan
+
+    def _changed_initializers(self) -> Iterator[tuple[str, Run, tuple[int, ...], tuple[int, ...], bool]]:
+        for name, change in self.replacements.items():
+            if name in self.trained:
+                sources = tuple(self._read(given, host=False) for given in change.inputs)
+                self.changed[name] = self._slot(f"{name} replaced")
+                yield repr(name), change.module, sources, (self.changed[name],), True
 
     def _replaced(self, node: ir.Node) -> bool:
         return any(output.name in self.replacements for output in node.outputs)
@@ -202,6 +214,8 @@ class Compiler:
         """Return the slot to read a value from; a constant has one in host memory, one on the device."""
         if name is None:
             return self._slot("", host=True)  # never filled: an absent input
+        if name in self.changed:
+            return self.changed[name]
         if name in self.known:
             slot = self._slot(name, host=host)
             if host:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from compress.errors import QuantizationError, nearest
+from compress.graph.operators_quantize import RoundThrough
 
 SCALES = ("learned", "observed", "fixed")
 SMALLEST_RATIO = 2.0**-7  # a learned scale may shrink to this share of the calibrated one
@@ -236,6 +237,24 @@ class WeightFakeQuantize(FakeQuantize):
         axes = [i for i in range(x.dim()) if self.axis is None or i != self.axis % x.dim()]
         largest = x.abs().amax(axes) if axes else x.abs()
         self.unit.copy_((largest / self.high).clamp(min=SMALLEST_SCALE))
+
+
+class BiasFakeQuantize(nn.Module):
+    """A bias on the grid of the int32 accumulator that it is added to: s = s_x · s_w, straight through.
+
+    Without it a layer's output differs from the file's by half of that, enough to round some of it the other way.
+    """
+
+    def __init__(self, activation: FakeQuantize, weight: FakeQuantize) -> None:
+        super().__init__()
+        self._grids = (activation, weight)  # in a tuple: they are submodules elsewhere
+
+    def forward(self, bias: Tensor) -> Tensor:
+        activation, weight = self._grids
+        if not weight.quantizing or not activation.quantizing:
+            return bias
+        scale = activation.scale * weight.scale
+        return RoundThrough.apply(bias / scale) * scale
 
 
 class _Learned(torch.autograd.Function):

@@ -24,12 +24,12 @@ from compress.graph.module import GraphModule, set_initializer
 from compress.graph.plan import Replacement, to_torch
 from compress.graph.runtime import Session
 from compress.quantization.arithmetic import symmetric_scales
-from compress.quantization.fake_quantize import NO_BOUNDS, FakeQuantize, WeightFakeQuantize
+from compress.quantization.fake_quantize import NO_BOUNDS, BiasFakeQuantize, FakeQuantize, WeightFakeQuantize
 from compress.quantization.insertion import CLIP
 from compress.quantization.kernels import MOVING
 from compress.quantization.pairs import has_pairs
 from compress.quantization.static import fold_weights, quantize_static
-from compress.quantization.weights import LIMIT, pairs_saturate_in
+from compress.quantization.weights import LIMIT, bias_of, pairs_saturate_in
 from compress.state import evaluating
 from compress.steps import Change, Step
 
@@ -48,7 +48,7 @@ class QuantizedGraph(GraphModule):
 
     def __init__(self, graph: ir.Model, *, scales: str, changes: Sequence[Change], notes: Sequence[str]) -> None:
         grids = dict(_grids(graph, scales))
-        super().__init__(graph, replacements=dict(_replacements(graph, grids)))
+        super().__init__(graph, replacements={**dict(_replacements(graph, grids)), **dict(_biases(graph, grids))})
         # By name only: as submodules they stand in `replacements`, once each.
         self._grid_keys = {
             name: next(key for key, part in self.replacements.items() if part is module)
@@ -347,6 +347,19 @@ def _replacements(graph: ir.Model, grids: Mapping[str, FakeQuantize]) -> Iterato
         # What is on the grid already, moved only, stays as it is: rounding it again would cost and change nothing.
         module = same if _on_grid(before.inputs[0], name) else grids[name]
         yield _name(node.outputs[0]), Replacement(module, (_name(before.inputs[0]),))
+
+
+def _biases(graph: ir.Model, grids: Mapping[str, FakeQuantize]) -> Iterator[tuple[str, Replacement]]:
+    """Yield for each bias that becomes int32 what rounds it to the accumulator's grid."""
+    for node in graph.graph:
+        found = bias_of(node)
+        if found is None or len(found[2].uses()) != 1:
+            continue
+        pair = (value.producer() if value is not None else None for value in node.inputs[:2])
+        activation, weight = (grids.get(_name(part.inputs[1])) if part is not None else None for part in pair)
+        if activation is not None and weight is not None:
+            name = _name(found[2])
+            yield name, Replacement(BiasFakeQuantize(activation, weight), (name,))
 
 
 def _on_grid(value: ir.Value | None, scale: str) -> bool:

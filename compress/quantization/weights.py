@@ -37,7 +37,7 @@ def fold_weights(graph: ir.Model) -> ir.Model:
         if node.op_type == "QuantizeLinear" and is_constant(node.inputs[0]):
             _fold(graph, node, namer, saturates=saturates)
     for node in list(graph.graph):
-        bias = _bias_of(node)
+        bias = bias_of(node)
         if bias is not None:
             _fold_bias(graph, node, *bias, namer)
     remove_unused(graph)
@@ -93,7 +93,7 @@ def _in_pairs(node: ir.Node, codes: np.ndarray) -> np.ndarray:
 def _hold_biases(graph: ir.Model) -> None:
     """Raise weight scales where a bias would not fit an int32 in units of s_x · s_w."""
     for node in list(graph.graph):
-        found = _bias_of(node)
+        found = bias_of(node)
         if found is None:
             continue
         _, _, bias = found
@@ -111,7 +111,7 @@ def _hold_biases(graph: ir.Model) -> None:
             quantizer.inputs[1].const_value = tensor  # type: ignore[union-attr]
 
 
-def _bias_of(node: ir.Node) -> tuple[ir.Node, int, ir.Value] | None:
+def bias_of(node: ir.Node) -> tuple[ir.Node, int, ir.Value] | None:
     """(node that reads it, position, value) of a float bias behind a quantized product; None where there is none."""
     if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
         return None
