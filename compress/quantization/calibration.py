@@ -94,6 +94,17 @@ def run_streaming(
     return seen
 
 
+def all_rows(session: Session, inputs: Sequence[np.ndarray], *, rows: int = 16) -> tuple[np.ndarray, ...]:
+    """The outputs for all samples of `inputs`, run a few at a time, or as many as a fixed batch takes."""
+    rows = _fixed_batch(session) or rows
+    found = []
+    for first in range(0, len(inputs[0]), rows):
+        size = min(rows, len(inputs[0]) - first)
+        outputs = session.run(*(_piece(array, first, rows, _fixed_batch(session)) for array in inputs))
+        found.append(tuple(value[:size] for value in outputs))
+    return tuple(np.concatenate(parts) for parts in zip(*found))
+
+
 def _fixed_batch(session: Session) -> int | None:
     """The batch size that the graph insists on; None where it takes any."""
     sizes = {shape[0] for shape in session.input_shapes if shape and isinstance(shape[0], int)}

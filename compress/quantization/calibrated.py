@@ -1,0 +1,124 @@
+"""A float graph with the ranges of its tensors: calibrated once, quantized as often as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_ir as ir
+
+from compress.quantization.arithmetic import Grid, grid_for_range
+from compress.quantization.bias_correction import ChannelMeans, channel_axes, correct_biases, input_names
+from compress.quantization.calibration import calibrate
+from compress.quantization.finishing import finish
+from compress.quantization.insertion import WeightOptions, insert
+from compress.quantization.kernels import HEAVY
+from compress.quantization.observers import Observer, RangeMethod
+from compress.quantization.placement import Plan, plan_placement
+from compress.quantization.targets import Target
+from compress.quantization.weights import TARGET, fold_weights
+from compress.steps import Change, Step
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What `observe` learnt. Any part of what was planned then may be quantized without looking at data again."""
+
+    graph: ir.Model  # float; not to be changed
+    ranges: Mapping[str, tuple[float, float]]  # of every tensor that may be quantized
+    means: ChannelMeans
+    weights: WeightOptions
+    op_types: tuple[str, ...] | None  # those to quantize; None for the default
+    layers: tuple[str, ...]  # nodes with weights or products that the plan quantizes, in order of the graph
+    excluded: tuple[str, ...] = ()  # nodes that stay float whatever is asked
+
+    def quantize(
+        self, *, exclude: Collection[str] = (), only: Collection[str] | None = None, fold: bool = True
+    ) -> Step:
+        """Quantize all that was planned but the nodes `exclude`, or of its layers those of `only` alone (node names)."""
+        graph, out = self.graph.clone(), {*exclude, *self.excluded}
+        if only is not None:
+            out |= set(self.layers) - set(only)
+        nodes = {node for node in graph.graph if node.name in out}
+        plan = plan_placement(graph, op_types=self.op_types, exclude=nodes)
+        inputs = input_names(plan)
+        insert(graph, plan, grids_of(plan, self.ranges, self.weights.target), self.weights)
+        graph.metadata_props[TARGET] = self.weights.target.name
+        correct_biases(graph, plan, inputs, self.means)
+        if fold:
+            graph = finish(fold_weights(graph))
+        return Step("quantize static", graph, tuple(_with_bits(plan, self.weights)), _notes(plan, self.weights))
+
+
+def observe(
+    graph: ir.Model,
+    plan: Plan,
+    calibration: Iterable[Any],
+    method: RangeMethod,
+    weights: WeightOptions,
+    *,
+    op_types: tuple[str, ...] | None = None,
+    correct_bias: bool = True,
+    threads: int | None = None,
+) -> Calibrated:
+    """Calibrate the tensors of `plan`, made for `graph`, in one pass over the data."""
+    means = ChannelMeans(channel_axes(plan) if correct_bias else {})
+    show = (tuple(means.axes), means.observe)
+    observers = calibrate(graph, plan.observed_tensors, calibration, method.start, also=show, threads=threads)
+    layers = tuple(str(site.node.name) for site in plan.sites if site.node.op_type in HEAVY)
+    return Calibrated(graph, ranges_of(plan, observers), means, weights, op_types, layers)
+
+
+def ranges_of(plan: Plan, observers: Mapping[str, Observer]) -> dict[str, tuple[float, float]]:
+    """The range of every tensor of the plan: the union over its group of what was seen."""
+    groups: dict[str, tuple[float, float]] = {}
+    for group, names in plan.observed.items():
+        first, *others = (observers[name] for name in names)
+        for other in others:
+            first.merge(other)
+        groups[group] = first.range()
+    return {name: groups[group] for name, group in plan.tensors.items()}
+
+
+def grids_of(plan: Plan, ranges: Mapping[str, tuple[float, float]], target: Target) -> dict[str, Grid]:
+    """One grid for each group of the plan, from ranges of tensors."""
+    spans: dict[str, tuple[float, float]] = {}
+    for name, group in plan.tensors.items():
+        low, high = spans.get(group, ranges[name])
+        spans[group] = min(low, ranges[name][0]), max(high, ranges[name][1])
+    grids = {group: grid_for_range(*found, signed=target.activation_signed) for group, found in spans.items()}
+    for site in plan.sites:
+        if site.node.op_type == "GlobalAveragePool" and str(site.output.name) in plan.tensors:
+            source, result = (
+                plan.tensors[str(getattr(value, "name", ""))] for value in (site.node.inputs[0], site.output)
+            )
+            # The kernel refuses s_x / (s_y · H · W) ≥ 256. A mean is never known better than this anyway.
+            if grids[result].scale < grids[source].scale / 128:
+                low, high = spans[result]
+                widest = grids[source].scale / 128 * 255
+                grids[result] = grid_for_range(low, max(high, low + widest), signed=target.activation_signed)
+    return grids
+
+
+def _with_bits(plan: Plan, weights: WeightOptions) -> Iterator[Change]:
+    nodes = {str(site.node.name): site.node for site in plan.sites if site.weighted}
+    for change in plan.changes:
+        node = nodes.get(str(change.values.get("node")))
+        if node is None or change.skipped:
+            yield change
+        else:
+            values = {"weight_bits": weights.bits_of(node), "pairs_kept_in_16_bits": weights.in_pairs(node)}
+            yield replace(change, values={**change.values, **values})
+
+
+def _notes(plan: Plan, weights: WeightOptions) -> tuple[str, ...]:
+    notes = [f"target {weights.target.name}: {weights.target.description}"]
+    paired = sum(site.weighted and weights.in_pairs(site.node) for site in plan.sites)
+    if paired:
+        notes.append(f"the weights of {paired} layers are scaled so that no sum of two u8·s8 products leaves 16 bits")
+    floats = [change for change in plan.changes if change.skipped]
+    if floats:
+        kinds = sorted({str(change.values["op_type"]) for change in floats})
+        notes.append(f"{len(floats)} nodes stay in float: {', '.join(kinds)}")
+    return tuple(notes)

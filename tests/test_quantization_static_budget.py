@@ -1,0 +1,89 @@
+"""Sensitivity finds the layer that was broken on purpose; the budget leaves it, and no more, in float."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compress.errors import DataError, QuantizationError
+from compress.graph.exporting import to_graph
+from compress.graph.runtime import Session
+from compress.quantization.budget import quantize_within
+from compress.quantization.sensitivity import compare_outputs, rank_layers
+from compress.quantization.static import calibrate_static, quantize_static
+
+
+@pytest.fixture(scope="module")
+def case():
+    """(graph, batches, name of its bad node): the second convolution gets four bits, the others eight."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    data = [torch.randn(4, 3, 8, 8) for _ in range(4)]
+    graph = to_graph(model, (data[0],))
+    bad = [node.name for node in graph.graph if node.op_type == "Conv"][1]
+    return graph, data, bad
+
+
+def test_the_broken_layer_ranks_first(case):
+    graph, data, bad = case
+    calibrated, _ = calibrate_static(graph, data, layer_bits={bad: 4}, correct_bias=False, threads=1)
+    ranking = rank_layers(calibrated, data, samples=8, threads=1)
+    assert ranking[0].node == bad and ranking[0].error > 10 * ranking[1].error
+    assert [item.error for item in ranking] == sorted((item.error for item in ranking), reverse=True)
+    # The figure is that of a graph with this layer alone in int8, by hand.
+    others = [name for name in calibrated.layers if name != bad]
+    alone = quantize_static(graph, data, exclude=others, layer_bits={bad: 4}, correct_bias=False, threads=1).model
+    inputs = torch.cat(data)[:8]
+    a, b = (
+        Session(graph, threads=1).run(inputs)[0].astype(float),
+        Session(alone, threads=1).run(inputs)[0].astype(float),
+    )
+    assert ranking[0].error == pytest.approx(np.square(a - b).sum() / np.square(a).sum(), rel=0.05)
+    assert ranking[0].as_change().values["sensitivity"] == ranking[0].error
+    with pytest.raises(DataError, match="the data is empty"):
+        rank_layers(calibrated, [])
+
+
+def fidelity(graph, data):
+    """A score in (−∞, 1]: 1 less the relative error of the output."""
+    inputs = torch.cat(data)
+    expected = Session(graph, threads=1).run(inputs)
+
+    def score(candidate):
+        return 1 - compare_outputs(expected, Session(candidate, threads=1).run(inputs))[0]
+
+    return score
+
+
+def test_the_budget_leaves_the_fewest_layers_in_float(case):
+    graph, data, bad = case
+    score = fidelity(graph, data)
+    whole = score(quantize_static(graph, data, layer_bits={bad: 4}, correct_bias=False, threads=1).model)
+    one = score(quantize_static(graph, data, exclude=[bad], correct_bias=False, threads=1).model)
+    assert one > whole
+    result = quantize_within(
+        graph, data, score, max_drop=1 - (whole + one) / 2, layer_bits={bad: 4}, correct_bias=False
+    )
+    assert result.met and result.trials[0].float_layers == ()
+    left = [change.layer for change in result.step.skipped if change.reason == "left in float for accuracy"]
+    assert len(left) == 1 and result.score == score(result.step.model) == pytest.approx(one)
+    assert "inside the accuracy budget" in result.step.notes[-1]
+
+
+def test_a_generous_budget_costs_one_trial(case):
+    graph, data, _ = case
+    result = quantize_within(graph, data, fidelity(graph, data), max_drop=2.0, baseline=1.0, threads=1)
+    assert result.met and len(result.trials) == 1 and result.ranking == ()
+
+
+def test_an_impossible_budget_returns_the_best_found(case):
+    graph, data, _ = case
+    score = fidelity(graph, data)
+    result = quantize_within(
+        graph, data, score, max_drop=0, baseline=2.0, max_float_layers=2, correct_bias=False, threads=1
+    )
+    assert not result.met
+    assert result.score == max(trial.score for trial in result.trials) == score(result.step.model)
+    assert "outside the accuracy budget" in result.step.notes[-1]
+    with pytest.raises(QuantizationError, match="max_drop must be 0 or more, not -1"):
+        quantize_within(graph, data, score, max_drop=-1)
