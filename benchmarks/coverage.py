@@ -78,6 +78,7 @@ def measure(name: str) -> dict[str, Any]:
     loaded = open_model(name)
     side = min(LARGEST_SIDE, loaded.input_shape[-1])
     inputs = example_inputs(loaded, input_shape=(2, 3, side, side))
+    settle_batchnorm(loaded.model, inputs)
     exported = compress.export(loaded.model, inputs)
     loaded = None  # the graph has weights of its own
     with tempfile.TemporaryDirectory() as folder:
@@ -104,6 +105,21 @@ def measure(name: str) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "result": "ok" if finite else "outputs are not finite",
     }
+
+
+def settle_batchnorm(module: Any, inputs: Any) -> None:
+    """Give batch-norm the statistics of `inputs`, in place; without them deep random networks fade to 1e-14."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    layers = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average
+        layer.train()
+    with torch.no_grad():
+        module(*inputs)
+    module.eval()
 
 
 def _in_process(name: str, timeout: float) -> dict[str, Any]:
