@@ -95,6 +95,7 @@ def test_the_error_of_the_failing_process_is_raised(capfd):
     assert "in callback" in shown  # the traceback, once
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job():
     if available_processes() < 2:
         pytest.skip("needs two CPU cores")

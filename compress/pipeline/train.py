@@ -213,7 +213,7 @@ def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
             job.settings,
             title=f"{opened.name}, {'fine-tuned' if job.finetune else 'trained'}",
             steps=[Step("train", module, (_summary(result), *refused), result.notes)],
-            notes=_sentences(job, result),
+            notes=_sentences(job, opened, result),
             files={
                 "model": str(folder.final / "model.onnx"),
                 "weights": str(folder.final / f"weights.{job.weights_format}"),
@@ -250,13 +250,18 @@ def _summary(result: FitResult) -> Change:
     return Change("model", f"trained for {len(result.history)} epochs", values=values)
 
 
-def _sentences(job: TrainJob, result: FitResult) -> list[str]:
+def _sentences(job: TrainJob, opened: Opened, result: FitResult) -> list[str]:
     shown = (
         f"{100 * result.best_score:.2f} %"
         if result.watched.endswith("top1") and result.best_score is not None
         else f"{result.best_score:.4g}"
     )
-    words = [f"best epoch: {result.best_epoch} of {len(result.history)}, {result.watched} {shown}"]
+    words = (
+        ["its batch-norm and dropout stayed as the file has them: in eval mode"]
+        if opened.loaded.kind != "module"
+        else []
+    )
+    words += [f"best epoch: {result.best_epoch} of {len(result.history)}, {result.watched} {shown}"]
     if result.stopped_early:
         words.append(
             f"stopped early: no improvement in {job.options.patience} epochs; the best epoch's weights were kept"
