@@ -83,7 +83,8 @@ def fit_layer(layer: nn.Module) -> bool:
     elif isinstance(layer, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = layer.weight.shape
     elif isinstance(layer, nn.RNNBase):
-        layer.input_size, layer.hidden_size = layer.weight_ih_l0.shape[1], layer.weight_hh_l0.shape[1]
+        first, recurrent = layer.get_parameter("weight_ih_l0"), layer.get_parameter("weight_hh_l0")
+        layer.input_size, layer.hidden_size = first.shape[1], recurrent.shape[1]
         layer._init_flat_weights()
     elif isinstance(layer, nn.MultiheadAttention):
         _fit_attention(layer)

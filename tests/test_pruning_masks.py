@@ -1,6 +1,7 @@
 """Masks against `torch.nn.utils.prune` and by hand; schedules; sparsity kept through training and export."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_sparsity_stays_through_export_and_quantization():
 def test_schedules_rise_to_the_amount(amount, steps, kind):
     totals = schedule(kind, amount, steps)
     assert len(totals) == steps and totals[-1] == pytest.approx(amount)
-    assert all(a < b for a, b in zip(totals, totals[1:]))
+    assert all(a < b for a, b in itertools.pairwise(totals))
     left = 1.0
     for total in totals:
         left *= 1 - next_fraction(total, left)

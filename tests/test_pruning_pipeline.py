@@ -125,6 +125,7 @@ def test_data_is_asked_for_where_needed(place):
     for options, text in (
         (PruneOptions(finetune_epochs=1), "fine-tuning needs data"),
         (PruneOptions(method="taylor"), "score 'taylor' needs data"),
+        (PruneOptions(recalibrate=True), "recalibration needs data"),
     ):
         with pytest.raises(InputError, match=text):
             prune(source, output=Output(place / "out"), options=options)
@@ -142,6 +143,23 @@ def test_a_folder_that_exists_is_left_alone(place):
     (place / "out" / "mine.txt").write_text("x")
     done = run(f"{place}/net.py:build", "-o", place / "out", "--input-shape", "2,1,8,8")
     assert done.exit_code == 2 and "exists already" in done.stderr
+
+
+def test_recalibration_measures_statistics_of_the_data():
+    from compress.pruning.recalibration import recalibrate_batchnorm
+
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).eval()
+    batches = [torch.randn(8, 3, 5, 5) + shift for shift in (0.0, 2.0)]
+    again = recalibrate_batchnorm(module, batches)
+    means = torch.stack([module[0](x).mean((0, 2, 3)) for x in batches]).mean(0)
+    spread = torch.stack([module[0](x).transpose(0, 1).flatten(1).var(1) for x in batches]).mean(0)
+    assert torch.allclose(again[1].running_mean, means, atol=1e-5)
+    assert torch.allclose(again[1].running_var, spread, atol=1e-4)
+    assert again[1].momentum == 0.1 and not again.training and not again[1].training
+    assert (module[1].running_mean == 0).all()
+    with pytest.raises(PruningError, match="batch-norm statistics cannot be measured: the data is empty"):
+        recalibrate_batchnorm(module, [])
 
 
 # -- state dicts ------------------------------------------------------------------------------------------------

@@ -355,12 +355,12 @@ def _with_families(found: Channels, locked: dict[int, str]) -> Channels:
     for label, places in members.items():
         by_signature.setdefault(tuple(places), []).append(label)
     families = []
-    for places, labels in by_signature.items():
+    for signature, labels in by_signature.items():
         free = np.array([label for label in labels if label not in locked and label != FIXED], dtype=np.int64)
-        made = [producers[place] for place in places if place < len(producers)]
+        made = [producers[place] for place in signature if place < len(producers)]
         axis = max((found.axes[key] for key in made), key=len, default=np.array(labels))
         width = int(np.isin(axis, labels).sum()) // max(len(labels), 1) or 1
-        name = made[0][0].rpartition(".")[0] or made[0][0] if made else f"slices {places}"
+        name = made[0][0].rpartition(".")[0] or made[0][0] if made else f"slices {signature}"
         families.append(Family(name, tuple(made), free, len(labels), width, len(axis)))
     return replace(found, families=families, locked=locked, ties=_ties(found))
 

@@ -50,7 +50,7 @@ class Removal:
     step: Step
     channels: Channels
     removed: np.ndarray
-    error: float = 0.0  # largest difference from the zeroed original, relative to the largest output
+    error: float  # largest difference from the zeroed original, relative to the largest output
 
 
 def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Request) -> Removal:
@@ -74,9 +74,8 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
             if short:
                 raise PruningError(f"{short}; {_locks(channels)}")
             notes.extend(_notes(channels, removed))
-            return Removal(
-                Step("prune", candidate, tuple(_changes(channels, removed)), tuple(notes)), channels, removed
-            )
+            step = Step("prune", candidate, tuple(_changes(channels, removed)), tuple(notes))
+            return Removal(step, channels, removed, verdict.error)
         if verdict.path not in patches:
             patches.add(verdict.path)
             continue
@@ -85,7 +84,7 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
         removed = np.zeros(0, dtype=np.int64)
         same = remove(module, channels, removed)
         step = Step("prune", same, tuple(_changes(channels, removed)), ("nothing was to be removed",))
-        return Removal(step, channels, removed)
+        return Removal(step, channels, removed, 0.0)
     raise PruningError(f"amount {request.amount:g} of {request.target} removes no channel here; {_locks(channels)}")
 
 
