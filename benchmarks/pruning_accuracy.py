@@ -1,4 +1,4 @@
-"""Prunes the CIFAR-10 ResNets by every score beside Torch-Pruning, at equal MACs, before and after fine-tuning.
+"""Prunes the CIFAR-10 ResNets by every score beside Torch-Pruning, at equal MACs.
 
     python benchmarks/pruning_accuracy.py --model cifar_resnet20 --macs 0.5 --epochs 1
     python benchmarks/pruning_accuracy.py --scores l1 taylor --latency    # with the latency of the exported file

@@ -1,4 +1,4 @@
-"""Prunes half the channels of every torchvision classifier beside Torch-Pruning, each held to its zeroed original.
+"""Prunes half the channels of every torchvision classifier, held to the zeroed original.
 
     python benchmarks/pruning_coverage.py                      # all 80, and the layer zoo
     python benchmarks/pruning_coverage.py swin_t maxvit_t

@@ -1,4 +1,4 @@
-"""Labels: an equivalence, kept cheap; propagation agrees with a brute force over tiny random graphs."""
+"""Labels: an equivalence; propagation agrees with brute force over tiny random graphs."""
 
 import random
 

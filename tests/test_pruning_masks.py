@@ -1,4 +1,4 @@
-"""Masks against `torch.nn.utils.prune` and by hand; schedules; sparsity kept through training and export."""
+"""Masks against `torch.nn.utils.prune`; schedules; sparsity that stays."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""Removing a group equals zeroing it, whatever the layers; and what cannot be removed says why."""
+"""Removing a group equals zeroing it, whatever the layers; refusals say why."""
 
 import copy
 

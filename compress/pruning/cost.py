@@ -1,4 +1,4 @@
-"""What a removal saves: parameters and multiply-accumulates, counted from the labels."""
+"""What a removal saves, counted from the labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights too small to matter and slow to compute with, set to zero."""
+"""Weights too small to matter, slow to compute with, set to zero."""
 
 from __future__ import annotations
 

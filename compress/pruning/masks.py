@@ -1,4 +1,4 @@
-"""Masks: weights set to zero and held there, on top of `torch.nn.utils.prune`."""
+"""Masks: weights held at zero, on top of `torch.nn.utils.prune`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real channel removal: choose, cut, hold to the zeroed original, and lock what does not follow."""
+"""Real channel removal: choose, cut, hold to the zeroed original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many channels of each family go, and which: from an amount, a scope, and what must stay even."""
+"""Which channels of each family go, for an amount within a scope."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of one propagation of labels: what the rules read and write."""
+"""The state of one propagation of labels, which the rules share."""
 
 from __future__ import annotations
 
