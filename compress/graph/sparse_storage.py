@@ -1,4 +1,4 @@
-"""Stores ONNX weights that are mostly zero as sparse initializers, where that makes the file smaller."""
+"""Stores ONNX weights that are mostly zero as sparse initializers, where smaller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job behind `compress prune`: a smaller module, fine-tuned where asked, with its files and figures."""
+"""The job behind `compress prune`: a smaller module, fine-tuned where asked."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Masks and real channel removal."""
+"""Pruning: zeros held by masks, channels really removed."""

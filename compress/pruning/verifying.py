@@ -1,4 +1,4 @@
-"""Does the smaller module compute what the zeroed one does? Where not, which module is to blame."""
+"""Does the smaller module compute what the zeroed one does? Where not, who is to blame."""
 
 from __future__ import annotations
 
