@@ -1,4 +1,4 @@
-"""The emulated 16-bit pairs against a plain loop; the check of whole files against files that do overflow."""
+"""The emulated 16-bit pairs against a plain loop; files that do overflow."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,4 @@
-"""Decisions by the clock: what is timed is kept only where it pays, every decision is on record."""
+"""Decisions by the clock: kept only where they pay, every one on record."""
 
 from types import SimpleNamespace
 

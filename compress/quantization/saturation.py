@@ -1,4 +1,4 @@
-"""Whether an int8 file would overflow on x86 without VNNI, where pairs of products are added in 16 bits.
+"""Whether an int8 file would overflow on x86 without VNNI, which adds pairs in 16 bits.
 
 `vpmaddubsw` multiplies unsigned bytes a by signed bytes w and adds neighbours into a saturating 16-bit number, which a
 second instruction widens and adds up in 32 bits:

@@ -1,4 +1,4 @@
-"""Decisions taken by the clock: parts of a graph timed in both forms inside the whole model, the faster one kept.
+"""Decisions taken by the clock: both forms timed inside the model, the faster kept.
 
 The same operator can be faster in int8 or in float, depending on the processor, its shape and its neighbours (a lone
 float layer costs conversions on both sides), so that no table could tell. Each candidate is therefore built, run

@@ -1,4 +1,4 @@
-"""HardSwish, HardSigmoid as a clipped addition whose clip an int8 output range performs.
+"""HardSwish, HardSigmoid as a clipped addition whose clip an int8 range performs.
 
     HardSigmoid(x; α, β) = clip(α·x + β, 0, 1)  =  clip(x + β/α, 0, 1/α) · α        (α > 0)
     HardSwish(x)         = x · clip(x + 3, 0, 6) / 6  =  (x · clip(x + 3, 0, 6)) · 1/6

@@ -1,4 +1,4 @@
-"""Layer normalization written out in many nodes as the one LayerNormalization, a single pass in float.
+"""Layer normalization written out in many nodes as the one LayerNormalization.
 
     d = x − mean(x),  v = mean(d²),  y = d / √(v + ε) · γ + β        over the last axes, keepdims = 1
       = LayerNormalization(x, γ, β; ε)

@@ -1,4 +1,4 @@
-"""Per-channel multiplications behind a linear layer folded into its weights (ConvNeXt's layer scale).
+"""Per-channel factors behind a linear layer folded into its weights (layer scale).
 
 Conv(x; W, b) · g      =  Conv(x; g·W, g·b)                 g one number per output channel
 (x·W + b) · g          =  x·(W·g) + b·g                     MatMul with an Add, or Gemm

@@ -1,4 +1,4 @@
-"""Channels of depthwise layers padded with zeros to a multiple that the int8 kernel takes without a remainder.
+"""Channels of depthwise layers padded with zeros to a multiple the int8 kernel likes.
 
     y = W₂ * f(D * g(W₁ * x + b₁))        D depthwise on C channels, f and g acting on each channel alone
     C′ = m·⌈C/m⌉ channels: W₁, b₁, D get C′ − C zero rows, W₂ gets as many zero columns
