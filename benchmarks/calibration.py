@@ -1,4 +1,4 @@
-"""Time and peak memory of calibration, beside those of onnxruntime.quantization.
+"""Time, memory of calibration beside those of onnxruntime.quantization.
 
     python benchmarks/calibration.py [--model FILE.onnx] [--images 64] [--many 512] [--methods percentile entropy]
 

@@ -1,4 +1,4 @@
-"""Our arithmetic against ONNX's reference evaluator, torch.ao, and its own algebra."""
+"""Our arithmetic against ONNX's reference evaluator, torch.ao, its own algebra."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Sensitivity finds the layer that was broken on purpose; the budget leaves it, and no more, in float."""
+"""Sensitivity finds the layer that was broken; the budget leaves just that one float."""
 
 import numpy as np
 import pytest

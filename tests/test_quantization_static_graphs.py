@@ -1,4 +1,4 @@
-"""Placement, insertion and folding on tiny graphs: structure, then numbers against a simulation in numpy."""
+"""Placement, insertion, folding on tiny graphs: structure, then numbers."""
 
 import functools
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Streaming histograms and the ranges chosen from them, against brute force over all values at once."""
+"""Streaming histograms, with the ranges chosen from them, against brute force."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A float graph with the ranges of its tensors: calibrated once, quantized as often as one likes."""
+"""A float graph with its ranges: calibrated once, quantized as often as needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streaming calibration: run real samples through the float graph, look at tensors, keep only statistics.
+"""Streaming calibration: samples through the float graph, only statistics kept.
 
 A batch is run a few samples at a time, so that what is fetched stays under a budget of bytes
 whatever the batch size; each tensor is observed and dropped. Memory therefore depends on the

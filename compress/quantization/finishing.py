@@ -1,4 +1,4 @@
-"""The last touches to a folded int8 graph: padding on codes, nothing stored twice, notes dropped."""
+"""The last touches to a folded int8 graph: padding on codes, nothing stored twice."""
 
 from __future__ import annotations
 

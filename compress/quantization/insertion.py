@@ -1,4 +1,4 @@
-"""A plan written into its graph: quantize/dequantize pairs in, clips that they make redundant out."""
+"""A plan written into its graph: quantize/dequantize pairs in, redundant clips out."""
 
 from __future__ import annotations
 

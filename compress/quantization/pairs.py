@@ -1,4 +1,4 @@
-"""Weights whose u8·s8 pairs cannot overflow 16 bits, with as much of the eighth bit as that leaves.
+"""Weights whose u8·s8 pairs cannot overflow 16 bits, at nearly eight bits.
 
 On x86 without VNNI the kernel adds the products of two neighbouring weights in 16 saturating bits
 (`vpmaddubsw`). The worst activations are 255 where a weight is positive and 0 where it is negative, so

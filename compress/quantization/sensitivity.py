@@ -1,4 +1,4 @@
-"""Which layer did it? The error that each layer's quantization alone makes at the model's output.
+"""Which layer did it? The error that each layer alone makes at the output.
 
 Every layer is quantized by itself, all others in float, and the outputs are compared with those of
 the float graph; for a layer ℓ, over all outputs y of the samples,

@@ -1,4 +1,4 @@
-"""Static quantization: from float graph and calibration data to the int8 graph that ships."""
+"""Static quantization: from float graph, by calibration, to the int8 graph that ships."""
 
 from __future__ import annotations
 
