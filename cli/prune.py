@@ -38,6 +38,7 @@ from compress.pipeline.outputs import Output
 )
 @click.option("--include", metavar="NAME", multiple=True, help="Prune these layers only; * allowed (repeatable).")
 @click.option("--exclude", metavar="NAME", multiple=True, help="Leave this layer whole; * allowed (repeatable).")
+@click.option("--recalibrate", is_flag=True, help="Measure batch-norm statistics anew after pruning.")
 @click.option("--masks", is_flag=True, help="Zero single weights; methods l1, random, ln, random-structured, 2:4.")
 @click.option("--n", type=float, default=2, show_default=True, help="Masks: the norm of ln.")
 @click.option("--dim", type=int, default=0, show_default=True, help="Masks: 0 output channels, 1 input channels.")
