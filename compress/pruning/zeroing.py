@@ -1,4 +1,4 @@
-"""The reference that removal is held to: the model with all readers of it zeroed."""
+"""The reference that removal is held to: the model with all readers of it zeroed.
 
 Convolutions, linear and recurrent layers and products of activations read zeros; normalization and reductions
 over channels leave the removed ones out of their statistics. Nothing is made smaller here.
