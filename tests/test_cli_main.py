@@ -132,20 +132,25 @@ def test_a_reader_that_leaves_is_no_error():
 @pytest.mark.slow
 def test_control_c_leaves_nothing_and_returns_130(tmp_path):
     out = tmp_path / "out"
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "cli", "quickstart", "-o", str(out), "--epochs", "50", "--threads", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
         text=True,
-    )
-    for _ in range(600):  # until it has begun to fill the folder beside
-        if any(tmp_path.iterdir()):
-            break
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+        # A suite that runs in the background ignores Ctrl-C, and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        try:
+            for _ in range(600):  # until it has begun to fill the folder beside
+                if any(tmp_path.iterdir()):
+                    break
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+            os.kill(process.pid, signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, stdout) == (130, "")
     assert stderr.splitlines()[-1] == "compress: stopped" and "Traceback" not in stderr
     assert not any(tmp_path.iterdir())
