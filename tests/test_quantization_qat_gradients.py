@@ -110,6 +110,30 @@ def test_learned_scale_moves_as_lsq_moves_it():
     torch.testing.assert_close(module.scale, expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("limit", "count", "share"), [(127, 144, 127**-2), (7, 36, 7**-2), (7, 4096, (7 * 4096) ** -0.5)]
+)
+def test_learned_weight_scale_takes_lsqs_step_or_that_of_one_weight(limit, count, share):
+    x, upstream = values(3, count), values(3, count, spread=1.0).flip(0)
+    scale = x.abs().amax(1) / limit
+    module = WeightFakeQuantize(scale, limit, axis=0)
+    module(x).backward(upstream)
+    plain = scale.clone().requires_grad_()
+    fake_quantize(x, plain, 0, -limit, limit, axis=0).backward(upstream)
+    torch.optim.SGD(module.parameters(), 0.1).step()
+    torch.testing.assert_close(module.scale, scale - 0.1 * share * plain.grad, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("limit", [7, 127])
+def test_calibrated_weight_scale_moves_no_faster_than_its_weights(limit):
+    """Relative to their size. With LSQ's g alone the 8-bit scales moved 36 times as fast, and ran away."""
+    x, upstream = values(64, 144), values(64, 144, spread=1.0).flip(0)
+    module = WeightFakeQuantize(x.abs().amax(1) / limit, limit, axis=0)
+    module(x).backward(upstream)
+    of_weights = upstream.square().mean().sqrt() / x.square().mean().sqrt()
+    assert module.ratio.grad.square().mean().sqrt() < of_weights
+
+
 def test_gradient_pulls_a_scale_to_the_better_one():
     x = values(4096, spread=1.0)
     module = FakeQuantize(torch.tensor(0.2), 8, 0, 15)

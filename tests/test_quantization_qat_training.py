@@ -139,7 +139,7 @@ def test_learning_wins_back_what_four_bits_lose(graph):
         optimizer.zero_grad()
         (module(batches()[index % 4][0]) - wanted[index % 4]).square().mean().backward()
         optimizer.step()
-    assert distance(module) < before / 2
+    assert distance(module) < before / 3
     moved = [part for part in module.quantizers.values() if part.scales == "learned"]
     assert any(not torch.allclose(part.ratio, torch.ones(())) for part in moved)
     shipped = convert(module).model

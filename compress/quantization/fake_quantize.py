@@ -82,8 +82,9 @@ class FakeQuantize(nn.Module):
     `observing` and `quantizing` switch the two halves; `state_dict` carries them.
 
     A learned scale is s = s0 · r: the parameter `ratio` (r, first 1) is learned and s0, the calibrated scale, kept.
-    Its gradient is g · ∂L/∂s / s0 with LSQ's g = 1/sqrt(values · high): a step of SGD then moves s exactly as LSQ's
-    own does, and a step of Adam, whose size does not depend on the gradient's, is a share of s.
+    Its gradient is g · ∂L/∂s / s0 with LSQ's g = 1/sqrt(values · high), for weights never above 1/high² (see
+    `WeightFakeQuantize`): a step of SGD then moves s by lr · g · ∂L/∂s, and a step of Adam, whose size does not
+    depend on the gradient's, is a share of s.
 
     Args:
         scale: as calibrated; several values are one for each index along `axis`.
@@ -166,13 +167,17 @@ class FakeQuantize(nn.Module):
                 if largest is not None:
                     self.ratio.copy_(torch.minimum(self.ratio, largest))
             scale = _learned(self.unit, self.ratio)
-            count = x.numel() // self.unit.numel() if self.axis is not None or not x.dim() else x[:1].numel()
-            factor = 1.0 / math.sqrt(max(count, 1) * self.high)
+            factor = self._share(x)
         elif self.scales == "learned":
             scale = self.unit * self.held
             if dist.is_available() and dist.is_initialized():
                 scale = scale + 0.0 * self.ratio  # see `held`
         return fake_quantize(x, scale, self._zero, self.low, self.high, axis=self.axis, factor=factor)
+
+    def _share(self, x: Tensor) -> float:
+        """LSQ's g; the values of an activation are the features of one sample."""
+        count = x.numel() // self.unit.numel() if self.axis is not None or not x.dim() else x[:1].numel()
+        return 1.0 / math.sqrt(max(count, 1) * self.high)
 
     def _observe(self, x: Tensor) -> None:
         low, high = torch.aminmax(x)
@@ -203,6 +208,10 @@ class FakeQuantize(nn.Module):
 class WeightFakeQuantize(FakeQuantize):
     """The symmetric grid of a weight, codes -limit … limit; weights that were zero stay zero.
 
+    LSQ's g is meant for a scale that clips nothing, or a good share of many weights. A calibrated scale clips exactly
+    the largest weight of each channel, whose derivative, ±limit, outweighs all the others. With g = 1/limit² the
+    range t = s · limit moves by lr · ∂L/∂t, which is the step of that one weight; g is never larger.
+
     Args:
         zeros: where the weight is pruned (True); None where nothing is.
     """
@@ -220,6 +229,10 @@ class WeightFakeQuantize(FakeQuantize):
     ) -> None:
         super().__init__(scale, 0, -limit, limit, scales=scales, axis=axis)
         self.register_buffer("kept", None if zeros is None else ~zeros)
+
+    def _share(self, x: Tensor) -> float:
+        # The values of one scale: of a channel, or of the whole weight.
+        return 1.0 / max(math.sqrt(max(x.numel() // self.unit.numel(), 1) * self.high), self.high**2)
 
     def masked(self, weight: Tensor) -> Tensor:
         """Return the weight with its pruned elements at zero, whatever the optimizer made of them."""
@@ -258,7 +271,7 @@ class BiasFakeQuantize(nn.Module):
 
 
 class _Learned(torch.autograd.Function):
-    """s = s0 · r, with the gradient of r divided by s0² (see FakeQuantize)."""
+    """s = s0 · r, with the gradient of r divided by s0 in place of multiplied (see FakeQuantize)."""
 
     @staticmethod
     def forward(ctx: Any, unit: Tensor, ratio: Tensor) -> Tensor:
