@@ -31,14 +31,19 @@ from compress.pipeline.outputs import Output
     "--weight-bits", type=click.IntRange(4, 8), default=8, show_default=True, help="Fewer are simulated in int8."
 )
 @click.option("--epochs", type=click.IntRange(1), help="QAT: epochs of training (default 2).")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="QAT: learning rate (default 0.001).")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="QAT: learning rate (default 0.0001).")
 @click.option("--scales", metavar="NAME", default="learned", show_default=True, help="QAT: learned, observed, fixed.")
 @click.option("--per-tensor", is_flag=True, help="One weight scale for a whole layer.")
 @click.option("--op-types", metavar="A,B", default="", help="Quantize these operators only.")
 @click.option("--exclude", metavar="NAME", multiple=True, help="Leave this node in float (repeatable).")
 @click.option("--tune-latency", is_flag=True, help="Time int8 and float forms here (about a minute), keep the faster.")
 @click.option("--metric", metavar="MODULE:NAME", help="Your own metric: (outputs, target) -> float, or a class.")
-@click.option("--max-drop", type=float, metavar="POINTS", help="Budget: most top-1 points that may be lost.")
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    help="Budget: most top-1 points lost. Static: keeps layers in float for it.",
+)
 @click.option("--require-speedup", type=click.FloatRange(0, min_open=True), metavar="X", help="Budget: least speed-up.")
 @click.option("--max-size", type=Size(), help="Budget: largest file, such as 5MB.")
 @report_option
@@ -68,6 +73,9 @@ def command(
     settings: Settings,
 ) -> None:
     """Turn MODEL into an int8 ONNX file, measured beside the float one.
+
+    With --max-drop, static quantization leaves in float the fewest layers that
+    keep the drop on the calibration samples inside it; the test part judges.
 
     Exit code 3 when a budget is not met; the files are saved all the same.
     """

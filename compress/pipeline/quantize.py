@@ -58,6 +58,7 @@ def quantize(
 ) -> Report:
     """Quantize a model and leave `model.onnx` and its reports in a folder, measured beside the float model.
 
+    With `gates.max_drop`, static quantization leaves in float the fewest layers that keep the calibration part within it.
     The files are saved whether or not a gate is met; the report's `failed` says which were not.
 
     Raises:
@@ -76,7 +77,7 @@ def quantize(
     check_runs(opened)
     with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as scratch:
         graph = to_graph(opened.model, opened.inputs)
-        step = METHODS[options.method](graph, opened, options)
+        step = _quantized(graph, opened, options, (gates or Gates()).max_drop, metric)
         shipped = folder.save_graph(step.model)
         targets = {_float_name(opened): _float_file(opened, graph, Path(scratch)), "int8": shipped}
         report = closing_report(
@@ -124,22 +125,35 @@ def _float_file(opened: Opened, graph: Any, scratch: Path) -> Path:
     return path if opened.loaded.kind == "onnx" and path is not None else save_onnx(graph, scratch / "float.onnx")
 
 
+def _quantized(graph: Any, opened: Opened, options: QuantizeOptions, max_drop: float | None, metric: Any) -> Step:
+    if options.method != "static" or max_drop is None:
+        return METHODS[options.method](graph, opened, options)
+    from compress.pipeline.budget import only_checked, quantize_to_budget
+
+    if options.tune_latency:
+        return only_checked(_static(graph, opened, options), "--tune-latency chooses the layers by their speed")
+    return quantize_to_budget(graph, opened, max_drop, metric=metric, **_static_options(opened, options))
+
+
 def _static(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     from compress.quantization.static import quantize_static
     from compress.quantization.tuned import quantize_tuned
 
-    return (quantize_tuned if options.tune_latency else quantize_static)(
-        graph,
-        opened.calibration(),
-        threads=opened.threads,
-        target=options.target,
-        ranges=options.ranges,
-        per_channel=options.per_channel,
-        weight_bits=options.weight_bits,
-        op_types=options.op_types or None,
-        exclude=options.exclude,
-        example_inputs=opened.inputs,
-    )
+    verb = quantize_tuned if options.tune_latency else quantize_static
+    return verb(graph, opened.calibration(), **_static_options(opened, options))
+
+
+def _static_options(opened: Opened, options: QuantizeOptions) -> dict[str, Any]:
+    return {
+        "threads": opened.threads,
+        "target": options.target,
+        "ranges": options.ranges,
+        "per_channel": options.per_channel,
+        "weight_bits": options.weight_bits,
+        "op_types": options.op_types or None,
+        "exclude": options.exclude,
+        "example_inputs": opened.inputs,
+    }
 
 
 def _dynamic(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:

@@ -62,6 +62,8 @@ def quantize_within(
     baseline: float | None = None,
     max_float_layers: int | None = None,
     ranking_samples: int = 64,
+    percent: bool = True,
+    scored_on: str = "the samples scored",
     **options: Any,
 ) -> BudgetResult:
     """Quantize to int8 with as few layers in float as keep `score` within `max_drop` of the float graph's.
@@ -72,6 +74,8 @@ def quantize_within(
         max_drop: in the unit of `score`; 0.01 is one point of top-1.
         baseline: the float graph's score; measured where it is None.
         max_float_layers: never leave more than these in float; None: as many as it takes.
+        percent: the score is a fraction, which the note shows in %; False: a figure in a unit of its own.
+        scored_on: what `score` looks at, for the note.
         options: of `quantize_static`, except `fold_weights`.
 
     Returns:
@@ -93,11 +97,12 @@ def quantize_within(
         search.fewest(worst, needed)
     best = search.best(needed)
     step = calibrated.quantize(exclude=best.float_layers)
-    changes = (*rewritten, *_explained(step.changes, best), *(item.as_change() for item in ranking))
+    changes = (*rewritten, *_explained(step.changes, best, ranking), *(item.as_change() for item in ranking))
     result = BudgetResult(
         replace(step, changes=changes), reference, best.score, max_drop, tuple(search.trials.values()), ranking
     )
-    return replace(result, step=replace(result.step, notes=(*step.notes, _note(result, best))))
+    note = _note(result, best, percent, scored_on)
+    return replace(result, step=replace(result.step, notes=(*step.notes, note)))
 
 
 class _Search:
@@ -134,18 +139,26 @@ class _Search:
         return max(self.trials.values(), key=lambda trial: (trial.score, -len(trial.float_layers)))
 
 
-def _explained(changes: tuple[Change, ...], best: Trial) -> list[Change]:
-    kept = set(best.float_layers)
+def _explained(changes: tuple[Change, ...], best: Trial, ranking: tuple[LayerError, ...]) -> list[Change]:
+    alone = {item.node: f"{item.sqnr_db:.1f} dB" for item in ranking if item.node in best.float_layers}
     return [
-        replace(change, reason="left in float for accuracy") if str(change.values.get("node")) in kept else change
+        replace(change, reason=f"left in float for accuracy: alone in int8 it puts the output at {alone[node]} SQNR")
+        if (node := str(change.values.get("node"))) in alone
+        else change
         for change in changes
     ]
 
 
-def _note(result: BudgetResult, best: Trial) -> str:
+def _note(result: BudgetResult, best: Trial, percent: bool, scored_on: str) -> str:
     verdict = "inside" if result.met else "outside"
+    if percent:
+        figures = f"{100 * result.score:.2f} % against {100 * result.baseline:.2f} % in float"
+        allowed = f"{100 * result.max_drop:.2f} points"
+    else:
+        figures, allowed = f"{result.score:.4g} against {result.baseline:.4g} in float", f"{result.max_drop:.4g}"
+    names = [item.layer for item in result.ranking if item.node in best.float_layers]
+    listed = f" ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else ""
     return (
-        f"{verdict} the accuracy budget: {100 * result.score:.2f} % against {100 * result.baseline:.2f} % in float, "
-        f"{100 * result.max_drop:.2f} points allowed; {len(best.float_layers)} layers left in float for it, "
-        f"{len(result.trials)} variants tried"
+        f"{verdict} the accuracy budget on {scored_on}: {figures}, {allowed} allowed; "
+        f"layers left in float for it: {len(names)}{listed}; variants tried: {len(result.trials)}"
     )

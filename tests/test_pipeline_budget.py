@@ -1,0 +1,160 @@
+"""`quantize --max-drop`: calibration samples choose the float layers, the test part judges."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cli.main import main
+from compress.graph.exporting import to_graph
+from compress.graph.runtime import Session
+from compress.loading.callables import import_callable
+from compress.onnx_files import read_onnx, save_onnx
+from compress.quantization.static import quantize_static
+
+# One channel between `first` and `bad` is a thousand times the others, and `bad` makes nothing of it: in int8 the
+# steps of that tensor are set by this channel, and what the others say is rounded away.
+FACTORY = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.bad, self.last = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3)
+        self.out = nn.Linear(8, 4)
+        with torch.no_grad():
+            self.first.weight[0] *= 1000
+            self.first.bias[0] = 1000.0
+            self.bad.weight[:, 0] = 0
+
+    def forward(self, x):
+        x = self.last(torch.relu(self.bad(torch.relu(self.first(x)))))
+        return self.out(torch.relu(x).mean((2, 3)))
+
+
+def build():
+    torch.manual_seed(0)
+    net = Net().eval()
+    with torch.no_grad():
+        net.out.bias -= net(torch.randn(512, 1, 8, 8)).mean(0)  # about as many samples of each class
+    return net
+"""
+METRIC = "def right(outputs, target):\n    return (outputs.argmax(1) == target.argmax(1)).float().mean()\n"
+
+
+class Case:
+    """A folder with net.py, and samples labelled with the float network's own answers: its top-1 is 1."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "net.py").write_text(FACTORY)
+        net = import_callable(f"{folder / 'net.py'}:build")()
+        save_onnx(to_graph(net, (torch.zeros(2, 1, 8, 8),)), folder / "net.onnx")  # exported once for all commands
+        self.x = np.random.default_rng(0).standard_normal((600, 1, 8, 8)).astype(np.float32)
+        with torch.no_grad():
+            self.scores = net(torch.from_numpy(self.x)).numpy()
+        self.y = self.scores.argmax(1)
+        self.write("data.npz")
+
+    def write(self, name, calibration=slice(300), test=slice(300, 600), targets=None, labelled=True):
+        y = self.y if targets is None else targets
+        parts = {"x_calibration": self.x[calibration], "x_test": self.x[test], "y_test": y[test]}
+        if labelled:
+            parts["y_calibration"] = y[calibration]
+        np.savez(self.folder / name, **parts)
+
+    def right(self, out):
+        """Which samples the saved file gets right."""
+        (scores,) = Session(self.folder / out / "model.onnx", threads=1).run(self.x)
+        return scores.argmax(1) == self.y
+
+    def quantize(self, out, *arguments, data="data.npz", code=0):
+        """(the report, the note on the budget) of one command."""
+        arguments = ["--data", self.folder / data, "-o", self.folder / out, "--json", "--threads", "1", *arguments]
+        spoken = ["quantize", self.folder / "net.onnx", *arguments]
+        result = CliRunner().invoke(main, [str(argument) for argument in spoken])
+        assert result.exit_code == code, result.stderr
+        report = json.loads(result.stdout)
+        return report, " ".join(note for note in report["notes"] if "budget" in note or "--max-drop" in note)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return Case(tmp_path_factory.mktemp("budget"))
+
+
+@pytest.fixture(scope="module")
+def within(case):
+    return case.quantize("within", "--max-drop", "2")
+
+
+def test_the_fewest_layers_stay_float_each_with_its_error(case, within):
+    report, note = within
+    left = {
+        change["layer"]: change["reason"]
+        for step in report["steps"]
+        for change in step["changes"]
+        if "for accuracy" in change.get("reason", "")
+    }
+    assert set(left) == {"first", "bad"} and all(reason.endswith("dB SQNR") for reason in left.values())
+    assert "layers left in float for it: 2 (" in note and "300 calibration samples (the test part had no say)" in note
+    nodes = [node for node in read_onnx(case.folder / "within" / "model.onnx").graph if node.op_type == "Conv"]
+    assert [node.inputs[1].is_initializer() for node in nodes] == [True, True, False]  # the last one's are int8
+    # Fewer do not do, by hand: neither none nor one of the two.
+    for exclude in ([], ["first"], ["bad"]):
+        graph = read_onnx(case.folder / "net.onnx")
+        int8 = quantize_static(graph, [torch.from_numpy(case.x[:300])], exclude=exclude, threads=1).model
+        (scores,) = Session(int8, threads=1).run(case.x[:300])
+        assert (scores.argmax(1) == case.y[:300]).mean() < 0.98
+    assert case.right("within")[:300].mean() >= 0.98
+
+
+def test_the_test_part_has_no_say_and_the_gate_judges_by_it(case, within):
+    wrong = np.flatnonzero(~case.right("within"))
+    assert 0 < len(wrong) < 20
+    case.write("hard.npz", test=np.concatenate([wrong, np.arange(300, 320)]))
+    report, note = case.quantize("hard", "--max-drop", "2", data="hard.npz", code=3)
+    assert note.startswith("inside the accuracy budget") and report["gates"][0]["value"] > 2
+    same = [(case.folder / out / "model.onnx").read_bytes() for out in ("within", "hard")]
+    assert same[0] == same[1]
+
+
+def test_a_budget_that_the_plain_file_meets_costs_no_layer(case):
+    _, note = case.quantize("generous", "--max-drop", "100")
+    assert "layers left in float for it: 0; variants tried: 1" in note
+
+
+def test_a_budget_that_nothing_meets_exits_3_with_the_best_file_saved(case):
+    report, _ = case.quantize("never", "--max-drop", "-1", code=3)
+    assert report["gates"][0]["passed"] is False
+    assert case.right("never").all()
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "reason"),
+    [
+        ({"labelled": False}, [], "the calibration part has no labels"),
+        ({"calibration": slice(50)}, [], "the calibration part has 50 samples, and choosing takes 100"),
+        ({}, ["--tune-latency"], "--tune-latency chooses the layers by their speed"),
+    ],
+    ids=["no labels", "few samples", "tuned"],
+)
+def test_what_cannot_choose_is_only_checked(case, monkeypatch, options, arguments, reason):
+    monkeypatch.setattr("compress.quantization.tuned.quantize_tuned", quantize_static)  # no minute of timing
+    case.write("other.npz", **options)
+    report, note = case.quantize("other", "--overwrite", "--max-drop", "2", *arguments, data="other.npz", code=3)
+    assert note == f"--max-drop could only be checked, no layer was chosen for it: {reason}"
+    assert report["gates"][0]["value"] > 20 and (case.folder / "other" / "model.onnx").exists()
+
+
+def test_the_budget_of_a_metric_is_in_its_own_unit(case):
+    (case.folder / "own.py").write_text(METRIC)
+    case.write("scores.npz", targets=case.scores)
+    metric = f"{case.folder / 'own.py'}:right"
+    report, note = case.quantize("metric", "--max-drop", "0.02", "--metric", metric, data="scores.npz")
+    assert report["rows"][1]["top1"] is None and report["rows"][1]["metric"] >= 0.98
+    assert "against 1 in float, 0.02 allowed; layers left in float for it: 2 (" in note
