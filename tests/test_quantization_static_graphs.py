@@ -257,6 +257,45 @@ def test_exclusion_and_op_types():
         static(model, batches(model), op_types=["Covn"])
 
 
+class Swishes(nn.Module):
+    """Two convolutions, each with a hard swish behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.act, self.last = nn.Hardswish(), nn.Hardswish()
+
+    def forward(self, x):
+        return self.last(self.b(self.act(self.a(x))))
+
+
+@pytest.fixture(scope="module")
+def swishes():
+    """Quantizes `Swishes` without the nodes named."""
+    torch.manual_seed(0)
+    data = [torch.randn(2, 3, 4, 4)]
+    graph = to_graph(Swishes().eval(), (data[0],))
+    return lambda *exclude: quantize_static(graph, data, exclude=exclude, threads=1)
+
+
+def test_what_hangs_on_an_excluded_layer_keeps_its_float_form(swishes):
+    def kept(*exclude):
+        return [node.name for node in swishes(*exclude).model.graph if node.op_type == "HardSwish"]
+
+    assert kept() == []
+    assert kept("a") == ["act/HardSwish"]
+    assert kept("last") == ["last/HardSwish"]
+    assert any("the layer before it stays in float" in change.reason for change in swishes("a").skipped)
+
+
+def test_names_that_only_a_rewrite_makes_may_be_excluded(swishes):
+    plain = swishes()
+    (name,) = (node.name for node in plain.model.graph if node.op_type == "Add" and "act" in str(node.name))
+    assert "hardswish_add" in name.lower()
+    (change,) = (change for change in swishes(name).skipped if change.values.get("node") == name)
+    assert change.reason == "excluded by name"
+
+
 def test_a_graph_output_keeps_its_name_and_type():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
     graph = to_graph(model, (torch.randn(2, 3, 4, 4),))

@@ -67,15 +67,18 @@ def matching_nodes(graph: ir.Model, names: Iterable[str], *, option: str = "excl
     Raises:
         InputError: a name that means none; the nearest one is suggested.
     """
-    known = {node: names_of(node) for node in graph.graph.all_nodes()}
-    found: set[ir.Node] = set()
-    for name in names:
-        meant = {node for node, own in known.items() if any(_means(name, other) for other in own)}
+    found = nodes_by_name(graph, names)
+    for name, meant in found.items():
         if not meant:
-            everything = {layer_of(node) for node in known} | {n for own in known.values() for n in own}
+            everything = {other for node in graph.graph.all_nodes() for other in (layer_of(node), *names_of(node))}
             raise InputError(f"{option} {name!r} matches no node of the graph; {nearest(name, everything)}")
-        found |= meant
-    return found
+    return set().union(*found.values())
+
+
+def nodes_by_name(graph: ir.Model, names: Iterable[str]) -> dict[str, set[ir.Node]]:
+    """The nodes that each of `names` means, as in `matching_nodes`; an empty set where it means none."""
+    known = {node: names_of(node) for node in graph.graph.all_nodes()}
+    return {name: {node for node, own in known.items() if any(_means(name, other) for other in own)} for name in names}
 
 
 def _means(name: str, other: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from compress.batches import split_batch
 from compress.errors import DataError, QuantizationError
 from compress.graph.exporting import to_graph
 from compress.graph.folding import fold_constants, infer_shapes
-from compress.graph.naming import matching_nodes
+from compress.graph.naming import matching_nodes, nodes_by_name
 from compress.quantization.calibrated import Calibrated, observe
 from compress.quantization.finishing import finish
 from compress.quantization.insertion import WeightOptions
@@ -22,6 +22,7 @@ from compress.quantization.naming import name_everything
 from compress.quantization.observers import RangeMethod, resolve_ranges
 from compress.quantization.placement import plan_placement
 from compress.quantization.rewrites import REWRITES, apply_rewrites
+from compress.quantization.rewrites.matching import keep_float, stays_float
 from compress.quantization.targets import Target, resolve_target, weight_limit
 from compress.quantization.weights import fold_weights as _fold
 from compress.steps import Change, Step
@@ -115,8 +116,10 @@ def calibrate_static(
     """
     resolved, method = resolve_target(target), resolve_ranges(ranges)
     weight_limit(weight_bits)
-    graph, rewritten = prepare(model, calibration, example_inputs=example_inputs, rewrites=rewrites)
-    excluded = matching_nodes(graph, exclude) if exclude else set()
+    graph, rewritten = prepare(
+        model, calibration, example_inputs=example_inputs, rewrites=rewrites, exclude=tuple(exclude)
+    )
+    excluded = [node for node in graph.graph if stays_float(node)]
     types = None if op_types is None else tuple(op_types)
     plan = plan_placement(graph, op_types=types, exclude=excluded)
     if not plan.sites and not plan.stored:
@@ -139,15 +142,24 @@ def prepare(
     *,
     example_inputs: Sequence[Tensor] | None = None,
     rewrites: Iterable[str] | None = None,
+    exclude: Collection[str] = (),
 ) -> tuple[ir.Model, tuple[Change, ...]]:
-    """A float graph of the caller's own, rewritten for int8 kernels, every node and tensor named and typed."""
+    """A float graph of the caller's own, rewritten for int8 kernels, every node and tensor named and typed.
+
+    The nodes that `exclude` means, as the model has them or as a rewrite leaves them, are marked to stay in float.
+    """
     if isinstance(model, nn.Module) and example_inputs is None:
         example_inputs = _example(calibration)
     graph = fold_constants(to_graph(model, example_inputs))
     infer_shapes(graph)
     name_everything(graph)
+    before = nodes_by_name(graph, exclude)
+    keep_float(set().union(*before.values()))
     changes = apply_rewrites(graph, tuple(REWRITES) if rewrites is None else tuple(rewrites))
     name_everything(graph)
+    after = nodes_by_name(graph, exclude)
+    keep_float(set().union(*after.values()))
+    matching_nodes(graph, [name for name in exclude if not before[name]])  # raises where a name means nothing in either
     return graph, changes
 
 

@@ -16,7 +16,6 @@ from compress.errors import DataError
 from compress.graph.exporting import to_graph
 from compress.quantization.placement import check_op_types
 from compress.quantization.rewrites import REWRITES
-from compress.quantization.rewrites.matching import keep_float
 from compress.quantization.static import prepare, quantize_static
 from compress.quantization.tuning import Choices, tune_latency
 from compress.steps import Change, Step
@@ -61,21 +60,15 @@ def quantize_tuned(
     def build(choices: Choices) -> tuple[ir.Model, tuple[Change, ...]]:
         key = (choices.rewrites, choices.exclude)
         if key not in rewritten:
-            rewritten[key] = prepare(_marked(graph, choices), [sample], rewrites=choices.rewrites)
+            rewritten[key] = prepare(graph, [sample], rewrites=choices.rewrites, exclude=choices.exclude)
         prepared, changes = rewritten[key]
-        wanted = {**choices.options(), **_cheap(options), "rewrites": ()}
+        wanted = {**choices.options(), **_cheap(options), "rewrites": (), "exclude": ()}  # excluded nodes are marked
         step = quantize_static(prepared, [sample], threads=threads, **wanted)
         return step.model, (*changes, *step.changes)
 
     tuned = tune_latency(graph, build, sample, threads=threads, budget_s=budget_s, start=start)
-    marked = _marked(graph, tuned.choices)
-    step = quantize_static(marked, calibration, threads=threads, **tuned.choices.options(), **options)
+    step = quantize_static(graph, calibration, threads=threads, **tuned.choices.options(), **options)
     return replace(step, changes=(*tuned.changes, *step.changes), notes=(*step.notes, *tuned.notes))
-
-
-def _marked(graph: ir.Model, choices: Choices) -> ir.Model:
-    """A clone in which the layers that stay in float keep the activations that are fastest in float."""
-    return keep_float(graph.clone(), choices.exclude)
 
 
 def _cheap(options: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from compress.quantization.rewrites.matching import (
     number,
     other_operand,
     produced_by,
-    stays_float,
+    why_float,
     with_number,
 )
 from compress.steps import Change
@@ -46,15 +46,15 @@ def _hard_swish(graph: ir.Model, node: ir.Node) -> Change:
     x = node.inputs[0]
     if x is None or not is_float32(x):
         return Change(name_of(node), ACTION, "its input is not float32", skipped=True)
-    if stays_float(x.producer()):
-        return Change(name_of(node), ACTION, "the layer before it stays in float", skipped=True)
     return _write_hard_swish(graph, node, x)
 
 
 def _write_hard_swish(graph: ir.Model, node: ir.Node, x: ir.Value) -> Change:
+    name, kept = name_of(node), why_float(node, x)
+    if kept:
+        return Change(name, ACTION, kept, skipped=True)
     new = Replacement(graph, node)
     product = new.op("Mul", x, _clipped(new, x, 3.0, 6.0), like=x)
-    name = name_of(node)
     new.finish(new.op("Mul", product, new.constant("sixth", 1 / 6), like=x))
     return Change(name, ACTION, "x · clip(x + 3, 0, 6) · 1/6")
 
@@ -66,6 +66,8 @@ def _hard_sigmoid(graph: ir.Model, node: ir.Node) -> Change:
         return Change(name, ACTION, "its input is not float32", skipped=True)
     if alpha <= 0:
         return Change(name, ACTION, f"its slope alpha is {alpha:g}; only a rising one is a clip", skipped=True)
+    if kept := why_float(node, x):
+        return Change(name, ACTION, kept, skipped=True)
     new = Replacement(graph, node)
     clipped = _clipped(new, x, beta / alpha, 1 / alpha)
     new.finish(new.op("Mul", clipped, new.constant("alpha", alpha), like=x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from compress.graph.folding import add_initializer, constant_array, replace_node, unique_name
 
 _STANDARD = ("", "ai.onnx")
-_FLOAT = "compress.float"  # note on a node that will stay in float, so that nothing is rewritten for its sake
+_FLOAT = "compress.float"  # note on a node that will stay in float, whatever is written in its place
 
 
 def nodes(graph: ir.Model, *op_types: str) -> Iterator[ir.Node]:
@@ -63,16 +63,21 @@ def has_one_reader(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
-def keep_float(graph: ir.Model, names: Collection[str]) -> ir.Model:
-    """Note, in place, that the nodes of these names will stay in float; rewrites leave alone what hangs on them."""
-    for node in graph.graph:
-        if node.name in names:
-            node.metadata_props[_FLOAT] = "yes"
-    return graph
+def keep_float(chosen: Iterable[ir.Node]) -> None:
+    """Note, in place, that these nodes will stay in float; rewrites leave alone them and what hangs on them."""
+    for node in chosen:
+        node.metadata_props[_FLOAT] = "yes"
 
 
 def stays_float(node: ir.Node | None) -> bool:
     return node is not None and _FLOAT in node.metadata_props
+
+
+def why_float(node: ir.Node, x: ir.Value) -> str:
+    """Why the activation `node` of `x` keeps the form that float runs fastest; empty where it need not."""
+    if stays_float(node):
+        return "it stays in float"
+    return "the layer before it stays in float" if stays_float(x.producer()) else ""
 
 
 def is_float32(value: ir.Value | None) -> bool:
@@ -99,7 +104,7 @@ class Replacement:
         """Append a node; return its output, of the type and shape of `like` where given."""
         name = unique_name(self._graph, f"{name_of(self._old)}_{op_type.lower()}_{len(self._nodes)}")
         node = ir.node(op_type, inputs, attributes=attributes, domain=domain, name=name)
-        node.metadata_props.update({key: text for key, text in self._old.metadata_props.items() if key != _FLOAT})
+        node.metadata_props.update(self._old.metadata_props)
         output = node.outputs[0]
         output.name = unique_name(self._graph, f"{name}_output")
         source = like if like is not None else inputs[0]

@@ -19,6 +19,7 @@ from compress.quantization.rewrites.matching import (
     nodes,
     number,
     produced_by,
+    why_float,
     with_number,
 )
 from compress.steps import Change
@@ -45,6 +46,8 @@ def _one_node(graph: ir.Model, node: ir.Node) -> Change:
     beta = node.attributes.get_float("alpha", 1.702 if node.op_type == "QuickGelu" else 1.0)
     if x is None or not is_float32(x):
         return Change(name, ACTION, "its input is not float32", skipped=True)
+    if kept := why_float(node, x):
+        return Change(name, ACTION, kept, skipped=True)
     new = Replacement(graph, node)
     scaled = x if beta == 1.0 else new.op("Mul", x, new.constant("beta", beta), like=x)
     new.finish(new.op("Mul", x, new.op("Sigmoid", scaled, like=x), like=x))
