@@ -19,6 +19,7 @@ from compress.quantization.rewrites.matching import (
     Replacement,
     close,
     is_float32,
+    is_power,
     name_of,
     nodes,
     number,
@@ -121,14 +122,4 @@ def _is_tanh(value: ir.Value, x: ir.Value) -> bool:
     added = produced_by(found[0], "Add")
     cubic = other_operand(added, x) if added is not None else None
     term = with_number(produced_by(cubic, "Mul"))
-    return term is not None and close(term[1], 0.044715) and _is_cube(term[0], x)
-
-
-def _is_cube(value: ir.Value, x: ir.Value) -> bool:
-    power = produced_by(value, "Pow")
-    if power is not None:
-        return power.inputs[0] is x and close(number(power.inputs[1]), 3.0)
-    product = produced_by(value, "Mul")
-    square = other_operand(product, x) if product is not None else None
-    node = produced_by(square, "Mul")
-    return node is not None and node.inputs[0] is x and node.inputs[1] is x
+    return term is not None and close(term[1], 0.044715) and is_power(term[0], x, 3)

@@ -13,11 +13,10 @@ import onnx_ir as ir
 from compress.graph.folding import constant_array, remove_unused
 from compress.quantization.rewrites.matching import (
     Replacement,
-    close,
     is_float32,
+    is_power,
     name_of,
     nodes,
-    number,
     other_operand,
     produced_by,
     with_number,
@@ -94,7 +93,7 @@ def _statistics(deviation: ir.Value | None, root: ir.Value | None) -> tuple[ir.V
         return None
     variance = produced_by(added[0], "ReduceMean")
     square = variance.inputs[0] if variance is not None else None
-    if not _is_square(square, deviation) or _mean_axes(added[0], square) != axes:
+    if not is_power(square, deviation, 2) or _mean_axes(added[0], square) != axes:
         return None
     return x, axes, added[1]
 
@@ -113,11 +112,3 @@ def _mean_axes(value: ir.Value | None, x: ir.Value | None) -> int | None:
     if not normal or normal != list(range(normal[0], rank)) or not node.attributes.get_int("keepdims", 1):
         return None
     return normal[0] - rank
-
-
-def _is_square(value: ir.Value | None, deviation: ir.Value) -> bool:
-    power = produced_by(value, "Pow")
-    if power is not None:
-        return power.inputs[0] is deviation and close(number(power.inputs[1]), 2.0)
-    product = produced_by(value, "Mul")
-    return product is not None and product.inputs[0] is deviation and product.inputs[1] is deviation

@@ -59,6 +59,20 @@ def other_operand(node: ir.Node, value: ir.Value | None) -> ir.Value | None:
     return second if first is value else first if second is value else None
 
 
+def is_power(value: ir.Value | None, base: ir.Value, exponent: int) -> bool:
+    """Whether `value` is base^exponent, as a Pow or as products."""
+    power = produced_by(value, "Pow")
+    if power is not None:
+        return power.inputs[0] is base and close(number(power.inputs[1]), exponent)
+    if exponent == 1:
+        return value is base
+    product = produced_by(value, "Mul")
+    if product is None or base not in product.inputs:
+        return False
+    rest = product.inputs[1] if product.inputs[0] is base else product.inputs[0]
+    return is_power(rest, base, exponent - 1)
+
+
 def has_one_reader(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
