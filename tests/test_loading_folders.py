@@ -168,3 +168,33 @@ def test_bad_preprocessing(options, message):
 def test_bad_sizes(crop):
     with pytest.raises(DataError, match="cannot be used; give one positive number, or height and width"):
         adjusted(Preprocessing(), crop=crop)
+
+
+def test_small_images_of_one_size_keep_it(tmp_path):
+    for name in ("cat", "dog"):
+        for index in range(6):
+            picture(tmp_path / name / f"{index}.png", (32, 32))
+    data = open_data(f"imagefolder:{tmp_path}")
+    assert data.input_shape == (3, 32, 32)
+    pixels = np.asarray(Image.open(data.train.dataset.files[data.train.indices[0]][0])) / 255
+    expected = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    assert np.allclose(data.train[0][0].permute(1, 2, 0), expected, atol=1e-5)
+    assert "centre 32×32 (the images' own size); ImageNet's mean and standard deviation" in data.notes[0]
+    picture(tmp_path / "dog" / "00.png", (40, 30))
+    assert open_data(f"imagefolder:{tmp_path}").input_shape == (3, 224, 224)
+
+
+def test_a_model_of_one_size_decides(tmp_path):
+    for index in range(6):
+        picture(tmp_path / "cat" / f"{index}.png")
+    named = open_data(f"imagefolder:{tmp_path}", model_size=(20, 24), mean=0.5, std=0.5)
+    assert named.input_shape == (3, 20, 24)
+    assert named.notes == (
+        f"images of {tmp_path.name}: resized to 20×24 (what the model takes) (--resize --crop --mean --std change this)",
+    )
+    own = open_data(f"imagefolder:{tmp_path}", model_size=(20, 20), resize=16)
+    assert own.input_shape == (3, 16, 16) and "ImageNet's mean" in own.notes[0]
+    weights = Preprocessing(mean=(0.5,), std=(0.5,), resize=18, crop=16, suggested=True)
+    assert open_data(f"imagefolder:{tmp_path}", preprocessing=weights).notes == ()
+    assert open_data(f"imagefolder:{tmp_path}", preprocessing=weights, model_size=(16, 16)).notes == ()
+    assert open_data(f"imagefolder:{tmp_path}", preprocessing=weights, model_size=(12, 12)).input_shape == (3, 12, 12)

@@ -169,12 +169,51 @@ def test_larger_state_dicts_are_refused():
         WeightsError, match=r"'weight' is \(3, 8\) and the architecture has \(3, 4\): not a pruned version"
     ):
         fit_to_state_dict(small, large.state_dict())
-    fit_to_state_dict(large, small.state_dict())
+    assert fit_to_state_dict(large, small.state_dict()) == ()
     assert large.in_features == 4 and large(torch.randn(1, 4)).shape == (1, 3)
 
 
+def widths(width, classes):
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, width, 3), torch.nn.ReLU(), torch.nn.ConvTranspose2d(width, width, 2), torch.nn.Flatten(),
+        torch.nn.Linear(width * 49, classes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "classes", "noted"), [(8, 1000, False), (4, 1000, False), (8, 10, True), (4, 10, True)]
+)
+def test_fewer_outputs_are_told_and_fewer_channels_are_not(width, classes, noted):
+    """Pruning takes channels and leaves the outputs: a checkpoint with fewer of those may be the wrong one."""
+    notes = fit_to_state_dict(widths(8, 1000), widths(width, classes).state_dict())
+    assert len(notes) == noted
+    if noted:
+        assert notes[0].startswith("layer 4 has 10 outputs in the checkpoint and 1000 in the architecture: cut to fit")
+
+
+def test_the_last_layer_may_lose_channels_where_a_transposed_one_reads_them():
+    def decoder(width):
+        return torch.nn.Sequential(torch.nn.Conv2d(3, width, 1), torch.nn.ConvTranspose2d(width, 2, 2))
+
+    assert fit_to_state_dict(decoder(8), decoder(4).state_dict()) == ()
+
+
+def test_a_checkpoint_of_fewer_classes_is_told_in_the_report_and_by_load(place):
+    (place / "net.py").write_text(SOURCE.replace("nn.Linear(32, 10)", "nn.Linear(32, 40)"))
+    wide = compress.load(f"{place}/net.py:build").state_dict()
+    few = {name: value[:10] if name.startswith("head") else value for name, value in wide.items()}
+    torch.save(few, place / "few.pt")
+    done = CliRunner().invoke(
+        main, ["evaluate", f"{place}/net.py:build", "--weights", f"{place}/few.pt", "--data", f"{place}/data.npz"]
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "layer head has 10 outputs in the checkpoint and 40 in the architecture" in done.stdout
+    with pytest.warns(UserWarning, match="few.pt': layer head has 10 outputs"):
+        compress.load(f"{place}/net.py:build", weights=f"{place}/few.pt")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "maxvit_t", "regnet_y_400mf", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "maxvit_t", "regnet_y_400mf", "shufflenet_v2_x1_0"])
 def test_torchvision_architectures_reload(name, tmp_path):
     from compress.loading.torchvision_ops import torchvision
 

@@ -59,11 +59,11 @@ def read_state_dict(path: str | Path, *, trust_pickle: bool = False) -> dict[str
     return _without_prefixes(state)
 
 
-def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str = "weights") -> None:
+def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str = "weights") -> tuple[str, ...]:
     """Load `state` into `module` (in place: the module is one that the caller has just built).
 
     Counters that old checkpoints lack (`num_batches_tracked`) may be missing. Where every name fits and only shapes
-    differ, the module's layers are first cut to the checkpoint's sizes, as a pruned checkpoint needs.
+    differ, the module's layers are first cut to the checkpoint's sizes, as a pruned checkpoint needs. Returns sentences for the user: where that cut the network's own outputs.
 
     Raises:
         WeightsError: names or shapes do not fit; lists missing, unexpected and misshapen keys, shortened.
@@ -73,11 +73,13 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str 
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     misshapen = [key for key in expected if key in state and expected[key].shape != state[key].shape]
+    notes: tuple[str, ...] = ()
     if misshapen and not missing and not unexpected:
-        _fit(module, state, misshapen, source)
+        notes = _fit(module, state, misshapen, source)
     elif missing or unexpected:
         raise WeightsError(_misfit(module, state, missing, unexpected, misshapen, source))
     module.load_state_dict(dict(state), strict=False)  # every key was compared above; only counters may be missing
+    return notes
 
 
 def read_pickle(path: Path, *, trust_pickle: bool) -> Any:
@@ -187,11 +189,11 @@ def _renamed_to_fit(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[s
     return stripped if expected & stripped.keys() else state
 
 
-def _fit(module: nn.Module, state: Mapping[str, Tensor], misshapen: list[str], source: str) -> None:
+def _fit(module: nn.Module, state: Mapping[str, Tensor], misshapen: list[str], source: str) -> tuple[str, ...]:
     from compress.loading.fitting import fit_to_state_dict
 
     try:
-        fit_to_state_dict(module, state)
+        return tuple(f"{source}: {note}" for note in fit_to_state_dict(module, state))
     except WeightsError as error:
         raise WeightsError(f"{_misfit(module, state, [], [], misshapen, source)} ({error})") from error
 

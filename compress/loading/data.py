@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from compress.loading.augmentation import Augmentation, AugmentingCollate
 from compress.loading.callables import first_line, import_callable
 from compress.loading.embedded import EMBEDDED
 from compress.loading.folders import open_folder, read_classes
+from compress.loading.framing import described, framed
 from compress.loading.parts import Parts, complete, draw, size, subset
 from compress.loading.preprocessing import IMAGENET, Preprocessing, adjusted, size_kept
 
@@ -31,6 +32,7 @@ class Data:
     """Train, calibration and test data sets; a part is None where the source has none.
 
     `input_shape` is one sample's first input, without the batch; `num_classes` is None where targets are not classes.
+    `notes` are sentences for the user: what was taken for granted.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Data:
     input_shape: tuple[int, ...]
     input_dtype: torch.dtype
     collate: Callable[[list[Any]], Any] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     def loader(
         self,
@@ -134,6 +137,7 @@ def open_data(
     crop: int | Sequence[int] | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
+    model_size: tuple[int, int] | None = None,
 ) -> Data:
     """Open the data that `spec` names.
 
@@ -141,13 +145,14 @@ def open_data(
         spec: `mnist5k`, `digits`, `imagefolder:DIR`, `torchvision:NAME[:ROOT]`, `FILE.npz`, or a factory as
             `package.module:name` or `file.py:name`, which returns a `Data`, one data set, or a mapping of parts.
         preprocessing: what the model's weights came with (`LoadedModel.preprocessing`), or one's own, or a function
-            from PIL image to tensor, or such a function's name. Default: ImageNet's for image folders, scaling to
-            [0, 1] for arrays.
+            from PIL image to tensor, or such a function's name. Default: scaling to [0, 1] for arrays; for image
+            folders ImageNet's, but images that all have one smaller size keep it.
         classes: a file with one class name a line, or the names; gives the order of the classes.
         calibration_samples, test_samples: upper limits; by default 512 (at most an eighth of the training samples),
             all.
         seed: of every draw.
         resize, crop, mean, std: replace those of `preprocessing` (see `preprocessing.adjusted`).
+        model_size: height and width, where the model takes no other; images of a folder are brought to it.
 
     Raises:
         DataError: the data is unknown, missing, empty, malformed, out of range or not finite.
@@ -159,8 +164,10 @@ def open_data(
     given: dict[str, Any] = {"resize": resize, "crop": crop, "mean": mean, "std": std}
     chosen = _chosen(preprocessing, given)
     kind, _, rest = spec.partition(":")
+    notes: tuple[str, ...] = ()
     if kind == "imagefolder":
-        parts = open_folder(rest, _default(chosen, IMAGENET, given), names)
+        ready, notes = _for_folder(rest, chosen, given, model_size)
+        parts = open_folder(rest, ready, names)
     elif kind == "torchvision":
         from compress.loading.torchvision_data import open_torchvision_data
 
@@ -181,7 +188,7 @@ def open_data(
     else:
         raise _unknown(spec)
     parts = complete(parts, calibration_samples=calibration_samples, test_samples=test_samples, seed=seed)
-    return _described(parts)
+    return replace(_described(parts), notes=notes)
 
 
 def any_given(given: Mapping[str, Any]) -> bool:
@@ -201,6 +208,24 @@ def _chosen(preprocessing: Any, given: Mapping[str, Any]) -> Preprocessing | Cal
 
 def _default(chosen: Any, base: Preprocessing, given: Mapping[str, Any]) -> Preprocessing | Callable[[Any], Tensor]:
     return adjusted(base, **given) if chosen is None else chosen
+
+
+def _for_folder(
+    folder: str, chosen: Any, given: Mapping[str, Any], model_size: tuple[int, int] | None
+) -> tuple[Preprocessing | Callable[[Any], Tensor], tuple[str, ...]]:
+    """How the images of a folder are prepared, with a note where nobody has said it."""
+    base = _default(chosen, IMAGENET, given)
+    resized = given["resize"] is not None or given["crop"] is not None
+    if not isinstance(base, Preprocessing) or not base.suggested:
+        return base, ()
+    origin = ""
+    if not resized:
+        base, origin = framed(base, folder, model_size, kept=chosen is not None)
+    guessed = chosen is None and given["mean"] is None and given["std"] is None
+    if not origin and not guessed:
+        return base, ()
+    colours = "; ImageNet's mean and standard deviation" if guessed else ""
+    return base, (f"{described(Path(folder).name, base, origin)}{colours} (--resize --crop --mean --std change this)",)
 
 
 def _embedded(name: str, chosen: Any, given: Mapping[str, Any], resized: bool) -> Parts:

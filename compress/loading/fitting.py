@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,15 @@ from compress.errors import WeightsError
 from compress.shapes import replace_parameters
 
 
-def fit_to_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+def fit_to_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Give every layer of `module`, in place, the shapes that `state` has for it; the values are loaded later.
 
     Counts that layers keep beside their weights (channels, groups, heads, widths) follow the shapes. Names in
     `state` that the module lacks, and the reverse, are left to the loader.
+
+    Returns:
+        Sentences for the user: pruning never removes a network's own outputs, so where those become fewer, the
+        checkpoint was made for another number of classes, or is the wrong one.
 
     Raises:
         WeightsError: a tensor is larger than the architecture's, or has another number of dimensions, so that this
@@ -32,4 +36,30 @@ def fit_to_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"{name!r} is {tuple(value.shape)} and the architecture has {tuple(own.shape)}: not a pruned version of it"
             )
         changed[name] = torch.zeros(value.shape, dtype=own.dtype)
+    notes = tuple(_outputs_cut(expected, changed, module))
     replace_parameters(module, changed)
+    return notes
+
+
+def _outputs_cut(expected: Mapping[str, Tensor], changed: Mapping[str, Tensor], module: nn.Module) -> Iterator[str]:
+    """Layers that lose outputs which no layer reads: those of the network.
+
+    What pruning removes is missing in the readers too. Where no reader of any layer shrank, each layer that did is an
+    output; else only the last one that the module lists can be told, where no reader lost the same channels.
+    """
+    pairs = {name: (tuple(expected[name].shape), tuple(value.shape)) for name, value in changed.items()}
+    owners = {name: module.get_submodule(name.rpartition(".")[0]) for name, (old, _) in pairs.items() if len(old) > 1}
+    turned = {name for name, owner in owners.items() if getattr(owner, "transposed", False)}  # inputs come first there
+    places = {name: 0 if name in turned else 1 for name in owners}
+    read = {(pairs[name][0][place], pairs[name][1][place]) for name, place in places.items()}
+    read = {(old, new) for old, new in read if old != new}
+    last = [name for name, value in module.named_parameters() if value.dim() > 1][-1:]
+    for name, owner in owners.items():
+        old, new = (shape[0] for shape in pairs[name])
+        counts_outputs = isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd)) and name not in turned
+        if not counts_outputs or old == new or (old, new) in read or (read and name not in last):
+            continue
+        yield (
+            f"layer {name.rpartition('.')[0]} has {new} outputs in the checkpoint and {old} in the architecture: "
+            f"cut to fit; if it should have {old}, this is another model's checkpoint"
+        )

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from compress.errors import DataError, nearest
 from compress.loading.datasets import FileDataset
+from compress.loading.framing import IMAGES
 from compress.loading.parts import Parts
 from compress.loading.preprocessing import Preprocessing
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 # Part → the names its folder may have, the preferred one first.
 FOLDERS = {
     "train": ("train", "training"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class LoadedModel:
     """A model and what its source says about its inputs.
 
     `kind` is "module", "exported" (a module out of an exported program, kept as `program`) or "onnx" (a graph).
-    `input_shape` includes the batch; it is None where the source does not tell. Modules are in eval mode.
+    `input_shape` includes the batch; it is None where the source does not tell. Modules are in eval mode. `notes` are
+    sentences for the user: what about the weights looks wrong.
     """
 
     name: str
@@ -52,6 +54,7 @@ class LoadedModel:
     preprocessing: Preprocessing | None = None
     inputs: tuple[TensorSpec, ...] = ()
     program: Any = None
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -63,9 +66,13 @@ def load(
 ) -> nn.Module | ir.Model:
     """Load the model that `spec` names: a module in eval mode, or a graph for an `.onnx` file.
 
-    See `open_model`, which also tells the input's shape and preprocessing.
+    See `open_model`, which also tells the input's shape and preprocessing. A UserWarning says where a checkpoint has
+    fewer outputs than the architecture.
     """
-    return open_model(spec, weights=weights, model_args=model_args, trust_pickle=trust_pickle).model
+    loaded = open_model(spec, weights=weights, model_args=model_args, trust_pickle=trust_pickle)
+    for note in loaded.notes:
+        warnings.warn(note, stacklevel=2)
+    return loaded.model
 
 
 def open_model(
@@ -166,7 +173,7 @@ def _built(
             loaded = build_torchvision(spec, weights, arguments)
     if weights is not None and not _downloaded(source, weights):
         state = read_state_dict(weights, trust_pickle=trust_pickle)
-        load_state_dict(loaded.model, state, f"weights {str(weights)!r}")
+        loaded = replace(loaded, notes=load_state_dict(loaded.model, state, f"weights {str(weights)!r}"))
     loaded.model.eval()
     return loaded
 
@@ -205,9 +212,11 @@ def _pickled(path: Path, weights: str | Path | None, trust_pickle: bool) -> Load
         raise ModelError(
             f"{str(path)!r} holds weights, not a model; name the architecture and pass the file as --weights {path.name}"
         )
+    notes: tuple[str, ...] = ()
     if weights is not None:
-        load_state_dict(content, read_state_dict(weights, trust_pickle=trust_pickle), f"weights {str(weights)!r}")
-    return LoadedModel(path.stem, content.eval(), "module", path)
+        state = read_state_dict(weights, trust_pickle=trust_pickle)
+        notes = load_state_dict(content, state, f"weights {str(weights)!r}")
+    return LoadedModel(path.stem, content.eval(), "module", path, notes=notes)
 
 
 def _exported(path: Path) -> LoadedModel:

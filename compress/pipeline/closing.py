@@ -146,7 +146,7 @@ def closing_report(
     return Report(
         rows=rows,
         steps=tuple(steps),
-        notes=tuple(dict.fromkeys([*notes, *said, *plain_words(rows, base)])),
+        notes=tuple(dict.fromkeys([*opened.notes, *notes, *said, *plain_words(rows, base)])),
         title=title,
         baseline=base.name,
         gates=(gates or Gates()).check([row for row in rows if gated is None or row.name in gated], base),

@@ -32,13 +32,14 @@ def compare(
         CompressError: one line for a model or data that cannot be used.
     """
     settings = settings or Settings()
-    opened, targets = _open_all(models, data, settings)
+    opened, targets, notes = _open_all(models, data, settings)
     last = list(targets.values())[-1]
     return closing_report(
         targets,
         opened,
         settings,
         title=f"Comparison with {next(iter(targets))}",
+        notes=notes,
         gates=gates,
         metric=metric,
         rounds=rounds,
@@ -63,7 +64,7 @@ def evaluate(
     """
     settings = settings or Settings()
     models = [model] if baseline is None else [baseline, model]
-    opened, targets = _open_all(models, data, settings)
+    opened, targets, said = _open_all(models, data, settings)
     rows = measure(
         targets,
         inputs=opened.inputs,
@@ -81,7 +82,7 @@ def evaluate(
         notes.append("no accuracy: the first output and the targets are no classification; give your own with --metric")
     return Report(
         rows=rows,
-        notes=tuple(notes),
+        notes=(*said, *notes),
         title=f"Accuracy on {opened.data.name if opened.data else 'no data'}",
         environment=describe(threads=settings.threads, seed=settings.seed),
     )
@@ -98,7 +99,7 @@ def benchmark(
 ) -> Report:
     """Time models, interleaved, on inputs of `batch` samples; accuracy is not measured."""
     settings = settings or Settings()
-    opened, targets = _open_all(models, data, settings)
+    opened, targets, notes = _open_all(models, data, settings)
     rows = measure(
         targets,
         inputs=opened.inputs,
@@ -110,6 +111,7 @@ def benchmark(
     )
     return Report(
         rows=rows,
+        notes=notes,
         title=f"Latency, batch {batch}",
         environment=describe(threads=settings.threads, seed=settings.seed),
     )
@@ -117,14 +119,15 @@ def benchmark(
 
 def _open_all(
     models: Sequence[ModelSource | Any], data: DataSource | Any, settings: Settings
-) -> tuple[Opened, dict[str, Target]]:
+) -> tuple[Opened, dict[str, Target], tuple[str, ...]]:
     if not models:
         raise InputError("no model given; name at least one")
     sources = [_own_options(ModelSource.of(model)) for model in models]
     first = open_inputs(sources[0], data, settings)
     opened = [first, *(reopen(first, source, settings) for source in sources[1:])]
     names = unique_names([(item.name, source.spec) for item, source in zip(opened, sources)])
-    return first, {name: target_of(item) for name, item in zip(names, opened)}
+    notes = tuple(dict.fromkeys(note for item in opened for note in item.notes))
+    return first, {name: target_of(item) for name, item in zip(names, opened)}, notes
 
 
 def _own_options(source: ModelSource) -> ModelSource:

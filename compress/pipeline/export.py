@@ -54,7 +54,7 @@ def export(
     return Report(
         rows=rows,
         steps=(step,),
-        notes=step.notes,
+        notes=(*opened.notes, *step.notes),
         title=f"Export of {opened.name}",
         files={"model": str(output.path)},
         environment=describe(threads=settings.threads, seed=settings.seed),

@@ -81,6 +81,11 @@ class Opened:
     def model(self) -> Any:
         return self.loaded.model
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the model and the data before reading any figure."""
+        return (*self.loaded.notes, *(self.data.notes if self.data is not None else ()))
+
     def loader(self, part: str, **options: Any) -> DataLoader:
         """Return the loader of one part of the data; say what is missing where there is none.
 
@@ -114,7 +119,7 @@ def open_inputs(source: ModelSource | Any, data: DataSource | Any = None, settin
     settings = settings or Settings()
     source, wanted = ModelSource.of(source), DataSource.of(data)
     loaded = open_source(source, seed=settings.seed)
-    opened_data = open_data_source(wanted, loaded.preprocessing, settings)
+    opened_data = open_data_source(wanted, loaded.preprocessing, settings, model_size=_image_size(loaded, source))
     return _with_inputs(loaded, opened_data, source, wanted, settings)
 
 
@@ -138,7 +143,15 @@ def open_source(source: ModelSource, *, seed: int = 0) -> LoadedModel:
     )
 
 
-def open_data_source(source: DataSource, preprocessing: Any, settings: Settings) -> Data | None:
+def _image_size(loaded: LoadedModel, source: ModelSource) -> tuple[int, int] | None:
+    """Height and width of the images that the user says the model takes, or that its file takes alone."""
+    shape = source.input_shape or (loaded.input_shape if loaded.kind in ("onnx", "exported") else None)
+    return (shape[2], shape[3]) if shape is not None and len(shape) == 4 and shape[1] in (1, 3) else None
+
+
+def open_data_source(
+    source: DataSource, preprocessing: Any, settings: Settings, *, model_size: tuple[int, int] | None = None
+) -> Data | None:
     """Open the data that the user named; what the options do not say comes from the model's own weights."""
     if source.spec is None:
         return None
@@ -153,6 +166,7 @@ def open_data_source(source: DataSource, preprocessing: Any, settings: Settings)
         classes=source.classes,
         calibration_samples=source.calibration_samples,
         seed=settings.seed,
+        model_size=model_size,
         **{name: value for name, value in given.items() if value is not None},
     )
 
@@ -163,6 +177,7 @@ def _with_inputs(
     from compress.loading.models import example_inputs
 
     inputs = example_inputs(loaded, input_shape=source.input_shape, data=data, seed=settings.seed)
+    _check_shapes(loaded, inputs, data)
     if source.input_shape is not None:
         loaded = replace(loaded, input_shape=source.input_shape)
     return Opened(
@@ -173,3 +188,25 @@ def _with_inputs(
         seed=settings.seed,
         threads=settings.threads,
     )
+
+
+def _check_shapes(loaded: LoadedModel, inputs: tuple[Tensor, ...], data: Data | None) -> None:
+    """Say in the user's terms that a file takes inputs of one size only, and these have another.
+
+    Raises:
+        InputError: the file's shape, the inputs', what to give.
+    """
+    for spec, value in zip(loaded.inputs, inputs):
+        shape = tuple(value.shape)
+        fits = len(spec.shape) == len(shape) and all(
+            own in (None, size) for own, size in zip(spec.shape[1:], shape[1:])
+        )
+        if fits or not spec.shape:
+            continue
+        wanted = ", ".join("N" if size is None or not place else str(size) for place, size in enumerate(spec.shape))
+        source = f"data {data.name!r} gives" if data is not None else "the inputs are"
+        advice = "change it with --resize and --crop" if data is not None and len(shape) == 4 else "give --input-shape"
+        raise InputError(
+            f"{loaded.name!r} takes {spec.name!r} of shape ({wanted}) and {source} {shape}; "
+            f"{advice}, or export the model again for that shape"
+        )
