@@ -36,7 +36,12 @@ from compress.pipeline.outputs import Output
 @click.option("--per-tensor", is_flag=True, help="One weight scale for a whole layer.")
 @click.option("--op-types", metavar="A,B", default="", help="Quantize these operators only.")
 @click.option("--exclude", metavar="NAME", multiple=True, help="Leave this node in float (repeatable).")
-@click.option("--tune-latency", is_flag=True, help="Time int8 and float forms here (about a minute), keep the faster.")
+@click.option(
+    "--tune-latency/--no-tune-latency",
+    default=None,
+    help="Time int8 and float forms here, keep the faster (default: with target auto and no --max-drop, where it takes "
+    "less than a minute).",
+)
 @click.option("--metric", metavar="MODULE:NAME", help="Your own metric: (outputs, target) -> float, or a class.")
 @click.option(
     "--max-drop",
@@ -64,7 +69,7 @@ def command(
     per_tensor: bool,
     op_types: str,
     exclude: tuple[str, ...],
-    tune_latency: bool,
+    tune_latency: bool | None,
     metric: str | None,
     max_drop: float | None,
     require_speedup: float | None,

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from compress.errors import GateError, InputError, QuantizationError
+from compress.graph.exporting import export
 from compress.quantization import tuning
 from compress.quantization.tuned import quantize_tuned
 from compress.quantization.tuning import Choices, Speed, require_speedup, tune_latency
-from compress.steps import Change
+from compress.steps import Change, Step
 
 NODES = (
     Change("", "24 → 32 channels", values={"padded": 32}),
@@ -99,6 +100,49 @@ def test_time_that_is_up_is_said(stopwatch):
     assert "decisions were left as they stand" in tuned.notes[1]
 
 
+def test_tuning_that_would_take_too_long_is_left_out_and_says_so(stopwatch):
+    # 20 ms a round, 60 rounds at most: 1.2 s a comparison, one for each form and one with float.
+    tuned, tried = stopwatch(lambda choices: 5.0, only_under_s=10.0)
+    assert len(tried) == 1 and tuned.speed is None and tuned.choices == Choices()
+    assert tuned.notes == (
+        "not tuned for this machine: timing 9 int8 forms would take about 12 s; --tune-latency does it",
+    )
+    tuned, tried = stopwatch(lambda choices: 5.0, only_under_s=13.0)
+    assert len(tried) == 10 and tuned.speed is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "max_drop", "verb"),
+    [
+        ({}, None, "tuned under 60"),
+        ({"tune_latency": True}, None, "tuned"),
+        ({"tune_latency": False}, None, "static"),
+        ({"target": "x86-avx2"}, None, "static"),
+        ({"target": "x86-avx2", "tune_latency": True}, None, "tuned"),
+        ({}, 1.0, "budget"),
+        ({"tune_latency": True}, 1.0, "tuned"),
+    ],
+)
+def test_what_compress_quantize_tunes(monkeypatch, options, max_drop, verb):
+    from compress.pipeline import quantize as job
+
+    def stand_in(kind):
+        def run(*args, only_under_s=None, **rest):
+            return Step(f"{kind} under {only_under_s:.0f}" if only_under_s else kind, None)
+
+        return run
+
+    monkeypatch.setattr("compress.quantization.static.quantize_static", stand_in("static"))
+    monkeypatch.setattr("compress.quantization.tuned.quantize_tuned", stand_in("tuned"))
+    monkeypatch.setattr("compress.pipeline.budget.quantize_to_budget", stand_in("budget"))
+    opened = SimpleNamespace(calibration=list, threads=1, inputs=())
+    chosen = job.QuantizeOptions(**options)
+    assert job._quantized(None, opened, chosen, max_drop, None).name == verb
+    # A stage of a recipe, which must repeat its figures when resumed, tunes on request only.
+    in_recipe = job.METHODS["static"](None, opened, chosen).name
+    assert in_recipe == ("tuned" if chosen.tune_latency else "static")
+
+
 def test_required_speedup_is_a_gate():
     require_speedup(Speed(10.0, 5.0), 2.0)
     with pytest.raises(GateError, match=r"speed-up 2\.00× is below the 2\.5× required .*5\.00 ms against 10\.00 ms"):
@@ -128,6 +172,15 @@ def test_the_tuned_file_is_int8_and_says_what_was_tried():
     assert any(node.op_type == "QuantizeLinear" for node in step.model.graph)
     assert any("on this machine" in note for note in step.notes)
     assert all(torch.equal(old, new) for old, new in zip(before, model.state_dict().values()))
+
+
+def test_a_graph_with_a_fixed_batch_is_timed_on_its_batch():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3)).eval()
+    graph = export(model, (torch.randn(3, 3, 8, 8),), dynamic_batch=False, check=False).model
+    step = quantize_tuned(graph, [torch.randn(4, 3, 8, 8)], threads=1, budget_s=0.0, only_under_s=600.0)
+    assert graph.graph.inputs[0].shape[0] == 3
+    assert any("on this machine" in note for note in step.notes)
 
 
 def test_tuning_belongs_to_the_static_method():

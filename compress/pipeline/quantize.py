@@ -18,6 +18,8 @@ from compress.pipeline.outputs import Output, output_folder
 from compress.reporting.report import Report
 from compress.steps import Step
 
+QUICK_S = 60.0  # timing that takes longer is done on request only
+
 
 @dataclass(frozen=True)
 class QuantizeOptions:
@@ -35,7 +37,8 @@ class QuantizeOptions:
     scales: str = "learned"  # of qat: learned, observed, fixed
     epochs: int | None = None  # of qat
     lr: float | None = None  # of qat
-    tune_latency: bool = False  # time int8 and float forms on this machine, keep the faster
+    # Time int8 and float forms on this machine, keep the faster. None: in `quantize`, with target auto, where it is quick.
+    tune_latency: bool | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -59,6 +62,7 @@ def quantize(
     """Quantize a model and leave `model.onnx` and its reports in a folder, measured beside the float model.
 
     With `gates.max_drop`, static quantization leaves in float the fewest layers that keep the calibration part within it.
+    With target `auto`, forms are timed on this machine where that takes less than a minute (`options.tune_latency`).
     The files are saved whether or not a gate is met; the report's `failed` says which were not.
 
     Raises:
@@ -126,6 +130,8 @@ def _float_file(opened: Opened, graph: Any, scratch: Path) -> Path:
 
 
 def _quantized(graph: Any, opened: Opened, options: QuantizeOptions, max_drop: float | None, metric: Any) -> Step:
+    if options.method == "static" and max_drop is None and options.tune_latency is None and options.target == "auto":
+        return _tuned(graph, opened, options, only_under_s=QUICK_S)
     if options.method != "static" or max_drop is None:
         return METHODS[options.method](graph, opened, options)
     from compress.pipeline.budget import only_checked, quantize_to_budget
@@ -137,10 +143,16 @@ def _quantized(graph: Any, opened: Opened, options: QuantizeOptions, max_drop: f
 
 def _static(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     from compress.quantization.static import quantize_static
+
+    if options.tune_latency:
+        return _tuned(graph, opened, options)
+    return quantize_static(graph, opened.calibration(), **_static_options(opened, options))
+
+
+def _tuned(graph: Any, opened: Opened, options: QuantizeOptions, *, only_under_s: float | None = None) -> Step:
     from compress.quantization.tuned import quantize_tuned
 
-    verb = quantize_tuned if options.tune_latency else quantize_static
-    return verb(graph, opened.calibration(), **_static_options(opened, options))
+    return quantize_tuned(graph, opened.calibration(), only_under_s=only_under_s, **_static_options(opened, options))
 
 
 def _static_options(opened: Opened, options: QuantizeOptions) -> dict[str, Any]:

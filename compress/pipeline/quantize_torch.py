@@ -124,7 +124,7 @@ def _check_options(options: QuantizeOptions) -> None:
         ("--per-tensor", options.per_channel, True),
         ("--weight-bits", options.weight_bits, 8),
         ("--scales", options.scales, "learned"),
-        ("--tune-latency", options.tune_latency, False),
+        ("--tune-latency", bool(options.tune_latency), False),
     ):
         if value != default:
             raise InputError(f"--runtime torch has no {option}; leave it out, or use --runtime onnx")

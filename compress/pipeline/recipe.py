@@ -288,6 +288,7 @@ method = "static"               # static, dynamic, qat
 ranges = "minmax"               # minmax, percentile, entropy, mse
 # target = "auto"               # auto, any, x86-vnni, x86-avx2, arm64
 # exclude = ["head/Gemm"]       # stays float
+# tune_latency = true           # time int8 and float forms here; figures then differ from run to run
 
 [gates]                         # exit code 3 where one is not met; the files are saved all the same
 max_drop = 1.0                  # points of top-1

@@ -28,6 +28,7 @@ def quantize_tuned(
     inputs: Sequence[Tensor] | None = None,
     threads: int | None = None,
     budget_s: float = 60.0,
+    only_under_s: float | None = None,
     op_types: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
     rewrites: Iterable[str] | None = None,
@@ -40,6 +41,7 @@ def quantize_tuned(
         inputs: what to time on; default: one sample of the calibration data, the batch of a latency-bound service.
         threads: threads to time with, as the file will be run with.
         budget_s: seconds that the tuning may take, calibration of the final file not counted.
+        only_under_s: leave the plain int8 graph where tuning would take longer than this; a note then says how long.
         op_types, exclude, rewrites: what the tuning starts from; it may leave more in float.
         options: whatever else `quantize_static` takes.
 
@@ -47,8 +49,9 @@ def quantize_tuned(
         Its Step, with one more change for each decision, its milliseconds in `values`, and a note that says whether
         int8 is faster than float here.
     """
-    sample = tuple(inputs) if inputs is not None else _sample(calibration)
-    graph = to_graph(model, example_inputs if example_inputs is not None else _twice(sample))
+    first = _sample(calibration)
+    graph = to_graph(model, example_inputs if example_inputs is not None else _twice(first))
+    sample = tuple(inputs) if inputs is not None else _filled(first, graph)
     start = Choices(
         exclude=tuple(exclude),
         rewrites=tuple(REWRITES) if rewrites is None else tuple(rewrites),
@@ -66,7 +69,9 @@ def quantize_tuned(
         step = quantize_static(prepared, [sample], threads=threads, **wanted)
         return step.model, (*changes, *step.changes)
 
-    tuned = tune_latency(graph, build, sample, threads=threads, budget_s=budget_s, start=start)
+    tuned = tune_latency(
+        graph, build, sample, threads=threads, budget_s=budget_s, only_under_s=only_under_s, start=start
+    )
     step = quantize_static(graph, calibration, threads=threads, **tuned.choices.options(), **options)
     return replace(step, changes=(*tuned.changes, *step.changes), notes=(*step.notes, *tuned.notes))
 
@@ -81,6 +86,13 @@ def _sample(calibration: Iterable[Any]) -> tuple[Tensor, ...]:
         inputs, _ = split_batch(batch)
         return tuple(value[:1] for value in inputs)
     raise DataError("the calibration data is empty; give at least one batch")
+
+
+def _filled(sample: Sequence[Tensor], graph: ir.Model) -> tuple[Tensor, ...]:
+    """One sample, or as many copies of it as a graph with a fixed batch takes."""
+    shape = graph.graph.inputs[0].shape
+    rows = shape[0] if shape is not None and len(shape) and isinstance(shape[0], int) else 1
+    return tuple(value.repeat(rows, *[1] * (value.dim() - 1)) for value in sample)
 
 
 def _twice(sample: Sequence[Tensor]) -> tuple[Tensor, ...]:

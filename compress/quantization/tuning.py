@@ -27,6 +27,7 @@ from compress.steps import Change
 clock = time.perf_counter  # tests put their own here
 MARGIN = 0.985  # a candidate must take less than this share of the time; the rest is noise
 _ROUNDS = (7, 60)  # fewest and most timed runs of each graph in one comparison
+_SECONDS = 4.0  # what one comparison takes where the runs allow it
 _PREFIXES = (1, 2, 3, 5, 8)  # so many layers from the input, which have no neighbour in int8 before them
 
 
@@ -75,10 +76,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The choices that won, the final comparison with float, and one change for each decision."""
+    """The choices that won, the final comparison with float (None: not tuned), and one change for each decision."""
 
     choices: Choices
-    speed: Speed
+    speed: Speed | None
     changes: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -118,6 +119,7 @@ def tune_latency(
     *,
     threads: int | None = None,
     budget_s: float = 60.0,
+    only_under_s: float | None = None,
     start: Choices | None = None,
 ) -> Tuned:
     """Find the choices whose int8 graph runs fastest on this machine.
@@ -127,9 +129,12 @@ def tune_latency(
         build: makes the int8 graph for some choices, with one change for each node (as `quantize_static` reports them).
         inputs: what to time on, the batch as it will be used.
         budget_s: stop trying after so many seconds; what was found until then is returned.
+        only_under_s: try nothing where all comparisons together would take longer, by the time of one build and of the
+            float graph; a note then says how long.
         start: the choices to start from, kept wherever nothing else pays.
     """
-    return _Tuner(float_graph, build, inputs, threads, time.monotonic() + budget_s, start or Choices()).tune()
+    tuner = _Tuner(float_graph, build, inputs, threads, time.monotonic() + budget_s, start or Choices())
+    return tuner.tune(only_under_s)
 
 
 @dataclass
@@ -143,11 +148,16 @@ class _Tuner:
     changes: list[Change] = field(default_factory=list)
     slowest_build_s: float = 0.0
 
-    def tune(self) -> Tuned:
+    def tune(self, only_under_s: float | None = None) -> Tuned:
         graph, nodes = self._built(self.choices)
+        candidates, untried = list(_candidates(graph, nodes, self.choices)), 0
+        self.float_session = Session(self.float_graph, threads=self.threads)
+        if only_under_s is not None:
+            cost_s = self._cost_s(len(candidates))
+            if cost_s > only_under_s:
+                return Tuned(self.choices, None, notes=(_too_long(len(candidates), cost_s),))
         self.session = Session(graph, threads=self.threads)
-        untried = 0
-        for candidate in _candidates(graph, nodes, self.choices):
+        for candidate in candidates:
             if time.monotonic() + 1.5 * self.slowest_build_s > self.deadline:
                 untried += 1
             else:
@@ -185,12 +195,17 @@ class _Tuner:
             self.choices, self.session = choices, session
         return kept
 
+    def _cost_s(self, candidates: int) -> float:
+        """Seconds that `candidates` builds and comparisons would take, the last one with float included."""
+        round_s = 2e-3 * _interleave([self.float_session], self.inputs, seconds=0.0)[0]
+        comparison_s = min(_ROUNDS[1] * round_s, max(_ROUNDS[0] * round_s, self._seconds()))
+        return candidates * self.slowest_build_s + (candidates + 1) * comparison_s
+
     def _seconds(self) -> float:
-        return min(4.0, max(0.5, (self.deadline - time.monotonic()) / 6))
+        return min(_SECONDS, max(0.5, (self.deadline - time.monotonic()) / 6))
 
     def _verdict(self) -> Speed:
-        self.float_session = Session(self.float_graph, threads=self.threads)
-        return Speed(*_interleave([self.float_session, self.session], self.inputs, 4.0))
+        return Speed(*_interleave([self.float_session, self.session], self.inputs, _SECONDS))
 
     def _rescue(self, nodes: Sequence[Change], speed: Speed) -> Speed:
         """Int8 as a whole does not pay: try each quarter, then each eighth of the layers in float, keep what helps."""
@@ -202,6 +217,11 @@ class _Tuner:
                 question = f"{piece[0]} … {piece[-1]}" if len(piece) > 1 else piece[0]
                 self._try(Candidate(question, "left in float", exclude=tuple(piece)))
         return self._verdict()
+
+
+def _too_long(candidates: int, cost_s: float) -> str:
+    forms = "one int8 form" if candidates == 1 else f"{candidates} int8 forms"
+    return f"not tuned for this machine: timing {forms} would take about {cost_s:.0f} s; --tune-latency does it"
 
 
 def _merged(current: Choices, candidate: Candidate) -> Choices:
