@@ -1,6 +1,7 @@
 """The measuring and compressing commands on a tiny model: one JSON document on stdout, gates, files."""
 
 import json
+import re
 
 import numpy as np
 import onnxruntime
@@ -9,6 +10,8 @@ from click.testing import CliRunner
 from tiny_recipe import prepare
 
 from cli.main import main
+from compress.pipeline.closing import plain_words
+from compress.steps import Measurement
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,23 @@ def test_quantize_leaves_the_file_that_it_measured(place, method):
     assert (out / "report.html").stat().st_size < 3_000_000 and "| model" in (out / "report.md").read_text()
     if row["speedup"] < 1:
         assert any("is slower than" in note for note in data["notes"])
+
+
+def test_a_speedup_not_reached_is_exit_3_with_every_file_saved(place):
+    options = ["--data", "data.npz", "--no-tune-latency", "--threads", "1", "--require-speedup", "1000"]
+    result = CliRunner().invoke(main, ["quantize", "net.onnx", *options, "-o", "too_slow"])
+    assert result.exit_code == 3
+    assert re.search(r"not met: int8: \S+× fails --require-speedup 1000×", result.stderr)
+    assert onnxruntime.InferenceSession(str(place / "too_slow" / "model.onnx"))
+    report = json.loads((place / "too_slow" / "report.json").read_text())
+    assert report["gates"][0]["passed"] is False and (place / "too_slow" / "report.html").exists()
+
+
+def test_a_file_slower_than_float_is_said_to_be():
+    base = Measurement("float", p50_ms=1.0, speedup=1.0)
+    rows = [base, Measurement("int8", p50_ms=1.25, speedup=0.8)]
+    assert plain_words(rows, base) == ["int8 is slower than float on this machine: 1.25 ms against 1 ms (0.80×)"]
+    assert plain_words([base, Measurement("int8", p50_ms=0.5, speedup=2.0)], base) == []
 
 
 def test_quantize_takes_an_onnx_file_from_elsewhere(place):
