@@ -20,6 +20,7 @@ from compress.quantization.rewrites import (
     layer_scale,
     padding,
     prelu,
+    product_scale,
     scalars,
     silu,
     spatial_mean,
@@ -295,6 +296,50 @@ def test_scalars_that_cannot_fold(reason, case):
     assert [change.skipped for change in changes] == [True]
     assert reason in changes[0].reason
     assert "Mul" in op_types(graph)
+
+
+TOKENS = np.linspace(-2, 2, 2 * 5 * 3, dtype=np.float32).reshape(2, 5, 3)
+SWAP = "t = Transpose<perm: ints = [0, 2, 1]>(x)"
+
+
+@settings(max_examples=15, deadline=None)
+@given(factor=st.floats(-4, 4).filter(lambda value: abs(value) > 1e-2), divided=st.booleans())
+def test_a_number_behind_a_product_goes_to_its_smaller_operand(factor, divided):
+    body = (
+        f"{SWAP} l = Concat<axis: int = 1>(x, x) p = MatMul(l, t) s = {'Div' if divided else 'Mul'}(p, f) y = Relu(s)"
+    )
+    graph, (change,) = rewritten(graph_of(body, TOKENS, constants={"f": factor}), product_scale.apply, x=TOKENS)
+    assert op_types(graph) == ["Transpose", "Concat", "Mul", "MatMul", "Relu"]
+    assert next(node for node in graph.graph if node.op_type == "Mul").inputs[0].producer().op_type == "Transpose"
+    assert "operand 1 of MatMul" in change.reason
+    assert product_scale.apply(graph) == ()
+
+
+@pytest.mark.parametrize(
+    ("reason", "body", "constants"),
+    [
+        ("the product is read elsewhere too", f"{SWAP} p = MatMul(x, t) s = Mul(p, f) y = Add(p, s)", {"f": 2.0}),
+        ("the result is an output of the graph", f"{SWAP} p = MatMul(x, t) y = Mul(p, f)", {"f": 2.0}),
+        ("more dimensions", f"{SWAP} p = MatMul(x, t) s = Mul(p, f) y = Relu(s)", {"f": [[[[2.0]]]]}),
+    ],
+)
+def test_a_number_that_must_stay_behind_its_product(reason, body, constants):
+    graph, (change,) = rewritten(graph_of(body, TOKENS, constants=constants), product_scale.apply, x=TOKENS)
+    assert change.skipped and reason in change.reason
+    assert "Mul" in op_types(graph)
+
+
+def test_a_number_behind_a_product_that_stays_float_stays():
+    graph = graph_of(f"{SWAP} p = MatMul(x, t) s = Mul(p, f) y = Relu(s)", TOKENS, constants={"f": 2.0})
+    keep_float(node for node in graph.graph if node.op_type == "MatMul")
+    (change,) = product_scale.apply(graph)
+    assert change.skipped and change.reason == "the layer before it stays in float"
+
+
+def test_a_product_with_weights_is_left_to_the_weights():
+    weights = np.ones((3, 4), np.float32)
+    graph = graph_of("p = MatMul(x, w) s = Mul(p, f) y = Relu(s)", TOKENS, constants={"f": 2.0, "w": weights})
+    assert product_scale.apply(graph) == ()
 
 
 def test_shared_weights_are_scaled_for_one_reader_only():

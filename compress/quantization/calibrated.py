@@ -16,6 +16,7 @@ from compress.quantization.insertion import WeightOptions, insert
 from compress.quantization.kernels import HEAVY
 from compress.quantization.observers import Observer, RangeMethod
 from compress.quantization.placement import Plan, plan_placement
+from compress.quantization.rescaling import carried_factors, carried_grid
 from compress.quantization.targets import Target
 from compress.quantization.weights import TARGET, fold_weights
 from compress.steps import Change, Step
@@ -43,12 +44,13 @@ class Calibrated:
         nodes = {node for node in graph.graph if node.name in out}
         plan = plan_placement(graph, op_types=self.op_types, exclude=nodes)
         inputs = input_names(plan)
+        carried = {str(node.name) for node in carried_factors(plan)}  # now: what is carried leaves the graph
         insert(graph, plan, grids_of(plan, self.ranges, self.weights.target), self.weights)
         graph.metadata_props[TARGET] = self.weights.target.name
         correct_biases(graph, plan, inputs, self.means)
         if fold:
             graph = finish(fold_weights(graph))
-        return Step("quantize static", graph, tuple(_with_bits(plan, self.weights)), _notes(plan, self.weights))
+        return Step("quantize static", graph, tuple(_told(plan, self.weights, carried)), _notes(plan, self.weights))
 
 
 def observe(
@@ -88,7 +90,12 @@ def grids_of(plan: Plan, ranges: Mapping[str, tuple[float, float]], target: Targ
         low, high = spans.get(group, ranges[name])
         spans[group] = min(low, ranges[name][0]), max(high, ranges[name][1])
     grids = {group: grid_for_range(*found, signed=target.activation_signed) for group, found in spans.items()}
+    factors = carried_factors(plan)
     for site in plan.sites:
+        if site.node in factors:
+            carried = carried_grid(site.node, factors[site.node], plan, grids)
+            if carried is not None:
+                grids[plan.tensors[str(site.output.name)]] = carried
         if site.node.op_type == "GlobalAveragePool" and str(site.output.name) in plan.tensors:
             source, result = (
                 plan.tensors[str(getattr(value, "name", ""))] for value in (site.node.inputs[0], site.output)
@@ -101,9 +108,12 @@ def grids_of(plan: Plan, ranges: Mapping[str, tuple[float, float]], target: Targ
     return grids
 
 
-def _with_bits(plan: Plan, weights: WeightOptions) -> Iterator[Change]:
+def _told(plan: Plan, weights: WeightOptions, carried: Collection[str]) -> Iterator[Change]:
     nodes = {str(site.node.name): site.node for site in plan.sites if site.weighted}
     for change in plan.changes:
+        if change.values.get("node") in carried:
+            yield replace(change, action="carried by a scale")
+            continue
         node = nodes.get(str(change.values.get("node")))
         if node is None or change.skipped:
             yield change

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from compress.graph.folding import constant_array, consumers, remove_unused
 from compress.quantization.naming import Namer
+from compress.quantization.rescaling import carry
 
 _ON_CODES = frozenset({"Pad", "Expand"})  # ONNX Runtime moves codes through the others by itself
 
@@ -17,6 +18,7 @@ def finish(graph: ir.Model) -> ir.Model:
     for node in list(graph.graph):
         if node.op_type in _ON_CODES:
             _move_on_codes(graph, node, namer)
+    carry(graph)
     for node in graph.graph:
         if node.op_type == "Conv":
             _drop_zero_points(node)

@@ -14,6 +14,7 @@ from compress.quantization.rewrites import (
     layer_scale,
     padding,
     prelu,
+    product_scale,
     scalars,
     silu,
     spatial_mean,
@@ -30,6 +31,7 @@ REWRITES: Mapping[str, Callable[[ir.Model], tuple[Change, ...]]] = {
     "prelu": prelu.apply,
     "spatial_mean": spatial_mean.apply,
     "layer_scale": layer_scale.apply,
+    "product_scale": product_scale.apply,
     "scalars": scalars.apply,
     "padding": padding.apply,
 }

@@ -127,6 +127,10 @@ class Replacement:
         self._nodes.append(node)
         return output
 
+    def insert_before(self, node: ir.Node) -> None:
+        """Put the new nodes in front of `node`, and leave the old one where it is."""
+        self._graph.graph.insert_before(node, self._nodes)
+
     def finish(self, result: ir.Value) -> None:
         """Put the new nodes in place; `result` takes over the name, type, shape and readers of the old output."""
         old = self._old.outputs[0]
