@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import WeightsError
+from compress.loading.fitting import fit_to_state_dict, remove_missing_blocks
 
 # Where training scripts put the state dict, the likeliest first.
 WRAPPERS = (
@@ -63,19 +64,24 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str 
     """Load `state` into `module` (in place: the module is one that the caller has just built).
 
     Counters that old checkpoints lack (`num_batches_tracked`) may be missing. Where every name fits and only shapes
-    differ, the module's layers are first cut to the checkpoint's sizes, as a pruned checkpoint needs. Returns sentences for the user: where that cut the network's own outputs.
+    differ, the module's layers are first cut to the checkpoint's sizes, as a pruned checkpoint needs; blocks that were
+    removed in it are removed here. Returns sentences for the user: which blocks, and where that cut the network's own
+    outputs.
 
     Raises:
         WeightsError: names or shapes do not fit; lists missing, unexpected and misshapen keys, shortened.
     """
     state = _renamed_to_fit(module, state)
+    removed = remove_missing_blocks(module, state)
     expected = module.state_dict()
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     misshapen = [key for key in expected if key in state and expected[key].shape != state[key].shape]
     notes: tuple[str, ...] = ()
+    if removed:
+        notes = (f"{source}: without {_shortened(list(removed))}, which were removed in it",)
     if misshapen and not missing and not unexpected:
-        notes = _fit(module, state, misshapen, source)
+        notes += _fit(module, state, misshapen, source)
     elif missing or unexpected:
         raise WeightsError(_misfit(module, state, missing, unexpected, misshapen, source))
     module.load_state_dict(dict(state), strict=False)  # every key was compared above; only counters may be missing
@@ -157,9 +163,10 @@ def _is_torchscript(path: Path) -> bool:
 def _unwrap(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
-    tensors = {
-        key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
-    }
+    tensors = _like(
+        content,
+        {key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)},
+    )
     # A state dict may carry a few other entries (a version, a counter); a checkpoint may carry a few tensors.
     inner: dict[str, Tensor] = {}
     for wrapper in WRAPPERS:
@@ -170,13 +177,34 @@ def _unwrap(content: Any) -> dict[str, Tensor]:
     return inner if len(inner) > len(tensors) else tensors
 
 
+def _like(content: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` with the module names that `content`, where PyTorch made it, carries as `_metadata`."""
+    known = getattr(content, "_metadata", None)
+    if not isinstance(known, Mapping):
+        return state
+    kept = collections.OrderedDict(state)
+    kept._metadata = known  # type: ignore[attr-defined]  # as nn.Module.state_dict does
+    return kept
+
+
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for _ in PREFIXES:  # one may sit inside the other
         for prefix in PREFIXES:
             carrying = sum(key.startswith(prefix) for key in state)
             if carrying and carrying >= len(state) - 1:  # an averaged model has one name of its own, `n_averaged`
-                state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+                state = _stripped(state, prefix)
     return state
+
+
+def _stripped(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state dict under `prefix`, its metadata with it."""
+    renamed = _like(state, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+    known = getattr(renamed, "_metadata", None)
+    if known is not None:
+        renamed._metadata = {  # type: ignore[attr-defined]
+            name.removeprefix(prefix): value for name, value in known.items() if name.startswith(prefix)
+        }
+    return renamed
 
 
 def _renamed_to_fit(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -185,13 +213,11 @@ def _renamed_to_fit(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[s
     first = {key.partition(".")[0] + "." for key in state}
     if len(first) != 1 or expected & state.keys():
         return state
-    stripped = {key.removeprefix(next(iter(first))): value for key, value in state.items()}
+    stripped = _stripped(state, next(iter(first)))
     return stripped if expected & stripped.keys() else state
 
 
 def _fit(module: nn.Module, state: Mapping[str, Tensor], misshapen: list[str], source: str) -> tuple[str, ...]:
-    from compress.loading.fitting import fit_to_state_dict
-
     try:
         return tuple(f"{source}: {note}" for note in fit_to_state_dict(module, state))
     except WeightsError as error:

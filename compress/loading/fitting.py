@@ -1,4 +1,4 @@
-"""Shrinks an architecture's layers to the shapes in a pruned model's state dict."""
+"""Shrinks an architecture to what a pruned model's state dict holds."""
 
 from __future__ import annotations
 
@@ -39,6 +39,28 @@ def fit_to_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[s
     notes = tuple(_outputs_cut(expected, changed, module))
     replace_parameters(module, changed)
     return notes
+
+
+def remove_missing_blocks(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Put `nn.Identity`, in place, where the checkpoint's module had no layers; return those modules' names.
+
+    PyTorch's state dicts list the modules that they came from (`_metadata`), an `nn.Identity` too. A checkpoint
+    without that list (safetensors, a plain dict) changes nothing here.
+    """
+    listed = getattr(state, "_metadata", None)
+    if not listed:
+        return ()
+    removed: list[str] = []
+    for name, part in list(module.named_modules()):
+        inside = f"{name}."
+        if not name or name not in listed or any(name.startswith(f"{outer}.") for outer in removed):
+            continue
+        had_layers = any(True for _ in part.children()) and any(True for _ in part.parameters())
+        if had_layers and not any(key.startswith(inside) for key in (*listed, *state)):
+            parent, _, last = name.rpartition(".")
+            setattr(module.get_submodule(parent), last, nn.Identity())
+            removed.append(name)
+    return tuple(removed)
 
 
 def _outputs_cut(expected: Mapping[str, Tensor], changed: Mapping[str, Tensor], module: nn.Module) -> Iterator[str]:

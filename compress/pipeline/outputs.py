@@ -76,7 +76,9 @@ class OutputFolder:
         """Write `weights.pt` (plain state dict) and `model.pt2`; return a refusal where the latter cannot be made."""
         import torch
 
-        state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+        state = module.state_dict()  # its metadata tells which blocks were removed
+        for name, value in state.items():
+            state[name] = value.detach().cpu().contiguous()
         torch.save(state, self.path / "weights.pt")
         try:
             program = export_program(module, example_inputs)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import PruningError
+from compress.pruning.blocks import prune_blocks
 from compress.pruning.denormals import flush_denormals
 from compress.pruning.masks import MaskRequest, mask_weights
 from compress.pruning.removal import Removal, Request, remove_channels
@@ -41,7 +42,8 @@ def prune(
         scope: "uniform" prunes the same fraction everywhere; "global" ranks the whole model together.
         include, exclude: names of layers or modules, `*` allowed; only these, all but these.
         remove_channels: False masks weights with zeros instead (options: those of `MaskRequest`, and `permanent`).
-        options: `target`, `round_to`, `data`, `loss`, `latency`; see `prune_channels`.
+        options: `target`, `round_to`, `data`, `loss`, `latency`; see `prune_channels`. `target="blocks"` removes
+            residual blocks whole, the fraction `amount` of them, scored on `data` by what the outputs lose.
 
     Returns:
         A Step whose changes give, per layer, channels before and after, or why they stay (for masks: the zeros).
@@ -61,7 +63,29 @@ def prune(
         return mask_weights(module, request, permanent=permanent)
     if example_inputs is None:
         raise PruningError("removing channels needs example_inputs: tensors, batch first, a batch of 2")
+    if options.get("target") == "blocks":
+        return _blocks(module, example_inputs, amount=amount, method=method, scope=scope, **shared, **options)
     return prune_channels(module, example_inputs, amount=amount, method=method, scope=scope, **shared, **options).step
+
+
+def _blocks(
+    module: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    amount: float,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    data: Iterable[Any] | None = None,
+    **options: Any,
+) -> Step:
+    """Remove blocks; the options that choose among channels are refused, not left unheeded."""
+    for name, default in (("method", "l1"), ("scope", "uniform"), ("round_to", None)):
+        if options.get(name, default) != default:
+            raise PruningError(f"{name} {options[name]!r} chooses among channels; leave it out with target 'blocks'")
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    step = prune_blocks(module, inputs, amount=amount, include=include, exclude=exclude, data=data)
+    flush_denormals(step.model)
+    return step
 
 
 def prune_channels(

@@ -1,0 +1,206 @@
+"""Residual blocks removed whole: a shallower network, the blocks that matter least first.
+
+    y = x + f(x)        without f's parameters (all zero) the block is the identity, and can go
+    y = relu(x + f(x))  as well, where x comes out of a relu
+
+A block is therefore any module that returns its one input, on the example inputs, once its parameters are zero; no
+list of architectures. It leaves an `nn.Identity`, and the outputs stay those of the original with the zeroed blocks.
+Why it pays: He et al. 2016 and Veit et al. 2016 show how little single blocks of a deep residual network matter, and
+a removed layer saves its whole call, where a thinner one often takes as long as before.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.batches import split_batch
+from compress.errors import PruningError, nearest
+from compress.progress import track
+from compress.pruning.verifying import difference
+from compress.state import evaluating
+from compress.steps import Change, Step
+
+SAMPLES = 64  # that blocks are scored on
+ROUNDS = 8  # at most; the scores are taken anew after each
+EXACT = 1e-5
+TOLERANCE = 1e-4
+
+
+def prune_blocks(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    amount: float = 0.5,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    data: Iterable[Any] | None = None,
+) -> Step:
+    """Return a copy of `module` without the fraction `amount` of its residual blocks.
+
+    A block's score is the mean squared change of the outputs when it alone is left out, over their variance, on up to
+    64 samples of `data` (else on `inputs`); blocks go in rounds, and each round scores the rest again.
+
+    Raises:
+        PruningError: no block can be removed, an unknown name, an amount outside [0, 1).
+    """
+    if not 0 <= amount < 1:
+        raise PruningError(f"amount {amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
+    found = find_blocks(module, inputs)
+    if not found:
+        raise PruningError("no block of this model can be removed: none returns its input once its weights are zero")
+    candidates = _asked_for(module, found, include, exclude)
+    wanted = int(amount * len(candidates) + 0.5)
+    if not wanted and amount:
+        raise PruningError(f"{100 * amount:g} % of {len(candidates)} removable blocks is less than one; give more")
+    smaller, left, scores = copy.deepcopy(module).eval(), list(candidates), dict.fromkeys(candidates, 0.0)
+    samples = _samples(data, inputs)
+    with evaluating(module):
+        whole = module(*samples)
+    removed: list[str] = []
+    share = max(1, -(-wanted // ROUNDS))
+    for start in track(range(0, wanted, share), "scoring blocks", unit="round"):
+        for name in left:
+            scores[name] = _change(without(smaller, [name]), samples, whole)
+        gone = sorted(left, key=scores.__getitem__)[: min(share, wanted - start)]
+        smaller = without(smaller, gone)
+        removed += gone
+        left = [name for name in left if name not in gone]
+    _check(module, smaller, removed, inputs)
+    smaller.train(module.training)
+    return Step("prune", smaller, tuple(_changes(module, candidates, removed, scores)), tuple(_notes(module, smaller)))
+
+
+def find_blocks(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+    """Name the innermost modules that can be removed: called once, and the identity with their parameters at zero."""
+    calls: dict[str, list[tuple[Tensor, Tensor] | None]] = {}
+
+    def watch(name: str) -> Any:
+        def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            one = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+            same = one and args[0].shape == output.shape and args[0].dtype == output.dtype
+            calls.setdefault(name, []).append((args[0].detach().clone(), output) if same else None)
+
+        return hook
+
+    named = [(name, part) for name, part in module.named_modules() if name and _has_layers(part)]
+    handles = [part.register_forward_hook(watch(name), with_kwargs=True) for name, part in named]
+    try:
+        with evaluating(module):
+            module(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    blocks: list[str] = []
+    for name, part in reversed(named):  # the inner ones first
+        seen = calls.get(name, [])
+        if len(seen) != 1 or seen[0] is None or any(inner.startswith(f"{name}.") for inner in blocks):
+            continue
+        if _is_identity(part, seen[0][0]):
+            blocks.append(name)
+    return tuple(reversed(blocks))
+
+
+def without(module: nn.Module, blocks: Iterable[str]) -> nn.Module:
+    """Return a copy of `module`, sharing its parameters, with `nn.Identity` in place of `blocks`."""
+    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    shorter = copy.deepcopy(module, shared)
+    for name in blocks:
+        parent, _, last = name.rpartition(".")
+        setattr(shorter.get_submodule(parent), last, nn.Identity())
+    return shorter
+
+
+def _has_layers(part: nn.Module) -> bool:
+    return bool(list(part.children())) and any(value.dim() > 1 for value in part.parameters())
+
+
+def _is_identity(part: nn.Module, x: Tensor) -> bool:
+    zeroed = copy.deepcopy(part)
+    try:
+        with evaluating(zeroed):
+            for parameter in zeroed.parameters():
+                parameter.zero_()
+            output = zeroed(x)
+    except Exception:  # whatever a forward raises on weights of zero: such a part is no block
+        return False
+    return isinstance(output, Tensor) and output.shape == x.shape and difference(output, x) <= EXACT
+
+
+def _asked_for(
+    module: nn.Module, blocks: Sequence[str], include: Sequence[str], exclude: Sequence[str]
+) -> tuple[str, ...]:
+    names = [name for name, _ in module.named_modules() if name]
+    for pattern in (*include, *exclude):
+        if not fnmatch.filter(names, pattern):
+            raise PruningError(f"no layer is named {pattern!r}; {nearest(pattern, names)}")
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatch(name, word) or fnmatch.fnmatch(name, f"{word}.*") for word in patterns)
+
+    return tuple(name for name in blocks if not matches(name, exclude) and (not include or matches(name, include)))
+
+
+def _samples(data: Iterable[Any] | None, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if data is None:
+        return inputs
+    seen: list[tuple[Tensor, ...]] = []
+    for batch in data:
+        seen.append(split_batch(batch)[0])
+        if sum(len(item[0]) for item in seen) >= SAMPLES:
+            break
+    return tuple(torch.cat(values)[:SAMPLES] for values in zip(*seen, strict=True)) if seen else inputs
+
+
+def _change(shorter: nn.Module, samples: tuple[Tensor, ...], whole: Any) -> float:
+    with evaluating(shorter):
+        outputs = shorter(*samples)
+    total = 0.0
+    for now, before in zip(_leaves(outputs), _leaves(whole), strict=True):
+        total += float((now - before).square().mean() / before.var().clamp(min=1e-12))
+    return total
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return [item.double() for item in leaves if isinstance(item, Tensor) and item.is_floating_point()]
+
+
+def _check(module: nn.Module, smaller: nn.Module, removed: Sequence[str], inputs: tuple[Tensor, ...]) -> None:
+    """Hold the shallower module to the original with the removed blocks' parameters at zero."""
+    zeroed = copy.deepcopy(module)
+    with evaluating(zeroed), evaluating(smaller):
+        for name in removed:
+            for parameter in zeroed.get_submodule(name).parameters():
+                parameter.zero_()
+        error = difference(smaller(*inputs), zeroed(*inputs))
+    if error > TOLERANCE:
+        raise PruningError(
+            f"without {', '.join(removed)} the outputs differ from the zeroed original's by {error:.1e}; "
+            "leave one of them out with --exclude"
+        )
+
+
+def _changes(
+    module: nn.Module, candidates: Sequence[str], removed: Sequence[str], scores: dict[str, float]
+) -> Iterator[Change]:
+    for name in candidates:
+        values = {"parameters": _count(module.get_submodule(name)), "score": scores[name]}
+        if name in removed:
+            yield Change(name, "block removed", values=values)
+        else:
+            yield Change(name, "block kept", "its removal changes the outputs more", skipped=True, values=values)
+
+
+def _notes(module: nn.Module, smaller: nn.Module) -> Iterator[str]:
+    before, after = _count(module), _count(smaller)
+    yield f"parameters {before:,} → {after:,} ({100 * after / max(before, 1):.1f} % left)"
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
