@@ -20,6 +20,7 @@ from torch import Tensor
 from compress.errors import GateError, InputError, QuantizationError
 from compress.graph.folding import is_constant
 from compress.graph.runtime import Session
+from compress.progress import track
 from compress.quantization.kernels import HEAVY, LIGHT, ON_REQUEST, QUANTIZABLE
 from compress.quantization.rewrites import REWRITES
 from compress.steps import Change
@@ -157,7 +158,7 @@ class _Tuner:
             if cost_s > only_under_s:
                 return Tuned(self.choices, None, notes=(_too_long(len(candidates), cost_s),))
         self.session = Session(graph, threads=self.threads)
-        for candidate in candidates:
+        for candidate in track(candidates, "tuning", unit="form"):
             if time.monotonic() + 1.5 * self.slowest_build_s > self.deadline:
                 untried += 1
             else:
