@@ -22,3 +22,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real checkpoints in ../shared/data, which are not here")
     return folder
+
+
+@pytest.fixture
+def report():
+    """A report with everything that one can hold."""
+    from sample_report import sample
+
+    return sample()

@@ -413,7 +413,7 @@ class Branches(nn.Module):
         ({"target": "latency"}, r"target 'latency' needs a way to measure it"),
         ({"scope": "globe"}, r"pruning scope 'globe' is unknown"),
         ({"round_to": 0}, r"round_to 0 is not a count of channels"),
-        ({"amount": 0.999, "target": "parameters", "round_to": 16}, r"100% of parameters cannot be removed: the closest reached is 8\d%; locked: 7: output of the model"),
+        ({"amount": 0.999, "target": "parameters", "round_to": 16}, r"99.9 % of parameters cannot be removed: the closest reached is 8\d %; locked: 7: output of the model"),
         ({"amount": 0.01}, r"amount 0\.01 of channels removes no channel here; locked: 7: output of the model"),
     ],
 )  # fmt: skip

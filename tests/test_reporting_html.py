@@ -1,69 +1,25 @@
 """The HTML report: one file, nothing fetched, nothing unescaped, the picture right."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_report import FLOAT, INT8, sample
 
 from compress.reporting.charts import Bubble, histogram, pareto, scatter, ticks
 from compress.reporting.html import deliverable
-from compress.reporting.report import Gate, Report
+from compress.reporting.report import Report
 from compress.steps import Change, Measurement, Step
-
-FLOAT = Measurement(
-    "float <b>",
-    size_bytes=4_000_000,
-    p50_ms=10.0,
-    speedup=1.0,
-    top1=0.9,
-    extra={"class_right": {"0": 9, "1": 9}, "class_total": {"0": 10, "1": 10}, "confusions": [[0, 1, 1]]},
-)
-INT8 = Measurement(
-    "int8",
-    path="out/model.onnx",
-    size_bytes=1_000_000,
-    p50_ms=4.0,
-    speedup=2.5,
-    top1=0.8,
-    agreement=0.85,
-    extra={"class_right": {"0": 7, "1": 9}, "class_total": {"0": 10, "1": 10}, "confusions": [[0, 1, 3]]},
-)
-DETAILS = {
-    "classes": ["cat & dog", "fish"],
-    "layers": [
-        {"name": "conv1/Conv", "operator": "QLinearConv", "microseconds": 12.0},
-        {"name": "conv1.weight", "error": 0.011},
-        {"name": "layer1", "channels_before": 64, "channels_after": 32},
-        {"name": "layer1.weight", "sparsity": 0.25},
-    ],
-    "histograms": [
-        {
-            "name": "conv1.weight",
-            "what": "float weights",
-            "counts": [0, 4, 9, 1],
-            "low": -1.0,
-            "high": 1.0,
-            "marks": [0.5],
-        }
-    ],
-}
 
 
 @pytest.fixture
-def report():
-    step = Step(
-        "quantize", None, (Change("a<i>", "quantized"), Change("gru", "quantized", "no int8 GRU", skipped=True))
-    )
-    return Report(
-        rows=(FLOAT, INT8),
-        steps=(step,),
-        details=DETAILS,
-        gates=(Gate("max-drop", "int8", 10.0, 1.0, " points", False),),
-        files={"model": "out/model.onnx"},
-        title="A <script> title",
-    )
+def hostile():
+    """Names that would be markup if they were not escaped."""
+    step = Step("quantize", None, (Change("a<i>", "quantized"), Change("b<i>", "quantized", "no <i>", skipped=True)))
+    return sample(rows=(replace(FLOAT, name="float <b>"), INT8), steps=(step,), title="A <script> title")
 
 
 class Reader(HTMLParser):
@@ -105,23 +61,38 @@ def test_the_page_stands_alone_and_is_well_formed(report):
     assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
 
 
-def test_names_are_text_never_markup(report):
-    page = report.html()
+def test_names_are_text_never_markup(hostile):
+    page = hostile.html()
     assert "<b>float" not in page and "float &lt;b&gt;" in page
     assert "A &lt;script&gt; title" in page and page.count("<script>") == 1
-    assert "a<i>" not in page
+    assert "<i>" not in page
 
 
 def test_every_section_is_there(report):
     text = " ".join(read(report.html()).text)
     for shown in [
-        *("4.00× smaller", "2.50× faster", "80.00 %", "85.00 %", "1 failed"),  # cards
+        *("4.00× smaller", "2.50× faster", "91.70 %", "99.00 %", "1 failed"),  # cards
         *("Figures", "Accuracy against latency", "Classes that lost most", "Layers", "Worst layers"),
-        *("Time by layer", "Quantization error of weights", "64 → 32", "25.0 %"),
+        *(
+            "Time by layer",
+            "12 µs",
+            "Error of int8 at each layer's output",
+            "1.23 %",
+            "Sensitivity by layer",
+            "0.00456",
+        ),
+        *("Rounding error of the weights", "1.10 %", "64 → 32", "25.0 %"),
         *("cat & dog", "9 of 10", "7 of 10", "−2", "fish"),  # class 0 lost two, both to class 1
-        *("no int8 GRU", "quantize: 1 done, 1 refused", report.environment.command, report.environment.cpu),
+        *("2 × quantized", "mean", ": written as GlobalAveragePool, it is one"),
+        *("no int8 GRU", "quantize: 3 done, 1 left alone", report.environment.command, report.environment.cpu),
     ]:
         assert shown in text, shown
+
+
+def test_few_zeros_are_no_bars(report):
+    rows = [{"name": "conv.weight", "sparsity": 0.008}]
+    assert "Zeros by layer" in report.html()
+    assert "Layers" not in sample(details={"layers": rows}).html()
 
 
 def test_a_report_without_accuracy_or_rows_still_renders():

@@ -6,54 +6,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from sample_report import FLOAT, INT8
 
 from compress.errors import InputError, OutputError
 from compress.reporting import table
 from compress.reporting.environment import command_line, cpu, describe
 from compress.reporting.record import TIMINGS, plain
 from compress.reporting.report import Gate, Report, check_suffix
-from compress.steps import Change, Measurement, Step
-
-FLOAT = Measurement(
-    "float",
-    path="out/float.onnx",
-    size_bytes=4_000_000,
-    p50_ms=10.0,
-    speedup=1.0,
-    top1=0.9195,
-    samples=2000,
-    macs=10**6,
-)
-INT8 = Measurement(
-    "int8",
-    path="out/model.onnx",
-    size_bytes=1_000_000,
-    p50_ms=4.0,
-    speedup=2.5,
-    top1=0.917,
-    agreement=0.99,
-    samples=2000,
-    extra={"top1_interval": [0.904, 0.929]},
-)
-STEP = Step(
-    "quantize",
-    model=object(),
-    changes=(
-        Change("conv1", "quantized"),
-        Change("conv2", "quantized"),
-        Change("gru", "quantized", reason="the runtime has no int8 GRU", skipped=True),
-    ),
-    notes=("weights keep to 7 bits",),
-)
-
-
-@pytest.fixture
-def report():
-    gates = (
-        Gate("max-drop", "int8", 0.25, 0.5, " points", True),
-        Gate("require-speedup", "int8", 2.5, 3.0, "×", False),
-    )
-    return Report(rows=(FLOAT, INT8), steps=(STEP,), gates=gates, notes=("a note",), files={"model": "out/model.onnx"})
+from compress.steps import Measurement
 
 
 def test_table_has_the_promised_columns(report):
@@ -66,6 +26,18 @@ def test_table_has_the_promised_columns(report):
 def test_columns_without_figures_are_left_out():
     text = Report(rows=(Measurement("a", size_bytes=10), Measurement("b", size_bytes=20))).table()
     assert text.splitlines()[0].split() == ["model", "size", "ratio"]
+
+
+def test_one_model_alone_is_compared_with_nothing():
+    assert Report(rows=(Measurement("a", size_bytes=10, speedup=1.0),)).table().splitlines()[0].split() == [
+        "model",
+        "size",
+    ]
+
+
+def test_sizes_of_a_gate_read_as_sizes():
+    gate = Gate("max-size", "int8", 331_400, 5_000_000, " bytes", True)
+    assert gate.sentence == "int8: 331 kB is within --max-size 5 MB"
 
 
 def test_zero_is_a_figure_and_none_is_not():
@@ -129,7 +101,7 @@ def test_json_schema(report):
     }
     assert set(data["rows"][0]) == {field.name for field in fields(Measurement)}
     assert data["rows"][1]["top1"] == 0.917 and data["rows"][0]["agreement"] is None
-    assert data["steps"][0]["changes"][2] == {
+    assert data["steps"][0]["changes"][3] == {
         "layer": "gru",
         "action": "quantized",
         "skipped": True,

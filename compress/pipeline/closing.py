@@ -16,10 +16,12 @@ from compress.evaluation.runners import Target
 from compress.evaluation.size import count_macs, count_parameters, size_bytes, sparsity
 from compress.pipeline.details import layer_details
 from compress.pipeline.inputs import Opened, Settings
+from compress.pipeline.layer_noise import SAMPLES
 from compress.reporting.environment import describe
 from compress.reporting.report import Gate, Report
 from compress.steps import Measurement, Step
 
+NOISE = 0.03  # medians nearer than this are told apart by chance
 CLOSING_SECONDS = 20.0  # what timing may cost at the end of a command
 
 
@@ -123,12 +125,14 @@ def closing_report(
     metric: Any = None,
     files: Mapping[str, str] | None = None,
     shipped: Path | None = None,
+    source: Path | None = None,
     gated: Sequence[str] | None = None,
     **options: Any,
 ) -> Report:
     """Measure `targets` (first: the baseline) on the opened data and inputs, and report.
 
-    With `shipped` (the ONNX file that is delivered) its layers are looked into for the HTML report.
+    With `shipped` (the ONNX file that is delivered) its layers are looked into for the HTML report, beside those of
+    `source`, the same network in float (default: the baseline).
     `gated` names the rows that are held to the gates (default: all but the baseline).
     Where a deliverable is slower than the baseline, or worse than chance would explain, a note says so.
     """
@@ -151,27 +155,27 @@ def closing_report(
         baseline=base.name,
         gates=(gates or Gates()).check([row for row in rows if gated is None or row.name in gated], base),
         files=files or {},
-        details=_details(shipped, targets, base.name, opened, steps, settings),
+        details=_details(shipped, source or targets.get(base.name), opened, steps, settings),
         environment=describe(threads=settings.threads, seed=settings.seed),
     )
 
 
 def _details(
     shipped: Path | None,
-    targets: Mapping[str, Target],
-    base: str,
+    source: Target | None,
     opened: Opened,
     steps: Sequence[Step],
     settings: Settings,
 ) -> dict[str, Any]:
     if shipped is None:
         return {}
-    before = targets.get(base)
+    has_calibration = opened.data is not None and opened.data.calibration is not None
     return layer_details(
         shipped,
-        Path(before) if isinstance(before, (str, Path)) and Path(before).suffix == ".onnx" else None,
+        Path(source) if isinstance(source, (str, Path)) and Path(source).suffix == ".onnx" else None,
         opened.inputs,
         steps,
+        samples=opened.loader("calibration", batch_size=SAMPLES) if has_calibration else None,
         threads=settings.threads,
         classes=opened.data.classes if opened.data is not None else None,
     )
@@ -182,14 +186,14 @@ def plain_words(rows: Sequence[Measurement], base: Measurement) -> list[str]:
     words = []
     last = rows[-1]
     for row in rows[1:-1]:
-        if row.name != base.name and row.p50_ms and last.p50_ms and row.p50_ms < last.p50_ms:
+        if row.name != base.name and row.p50_ms and last.p50_ms and row.p50_ms < (1 - NOISE) * last.p50_ms:
             words.append(
                 f"{row.name} is faster than {last.name} here: {row.p50_ms:.3g} ms against {last.p50_ms:.3g} ms"
             )
     for row in rows:
         if row.name == base.name:
             continue
-        if row.speedup is not None and row.speedup < 1:
+        if row.speedup is not None and row.speedup < 1 - NOISE:
             words.append(
                 f"{row.name} is slower than {base.name} on this machine: {row.p50_ms:.3g} ms against {base.p50_ms:.3g} ms "
                 f"({row.speedup:.2f}×)"

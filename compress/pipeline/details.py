@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch import Tensor
 from compress.evaluation.runners import resized
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx
+from compress.pipeline.layer_noise import layer_noise
 from compress.steps import Step
 
 RUNS = 15  # of the profiled session; the median of each node counts
+SECONDS = 3.0  # after which no further run is made
 BINS = 64
+ANOTHER = 0.3  # weights that differ by more are no rounded ones: the baseline is another network
 WORST = 2  # layers whose weights and activations are drawn
 
 
@@ -28,11 +32,13 @@ def layer_details(
     inputs: tuple[Tensor, ...],
     steps: Sequence[Step] = (),
     *,
+    samples: Iterable[Any] | None = None,
     threads: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Look inside the file that ships: `layers` (figures by layer), `histograms`, `classes`; plain JSON values.
 
+    `baseline` is the same network in float, `samples` batches to compare the two on (default: `inputs`).
     A figure that cannot be had (an operator that will not be profiled, no baseline) is left out, never guessed.
     """
     details: dict[str, Any] = {"layers": [], "histograms": []}
@@ -41,7 +47,7 @@ def layer_details(
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(Exception):  # the report must not fail for want of a bar
         rows += node_times(shipped, inputs, threads)
-    rows += channel_rows(steps)
+    rows += channel_rows(steps) + sensitivity_rows(steps)
     with contextlib.suppress(Exception):
         graph = read_onnx(shipped)
         weights = list(quantized_weights(graph))
@@ -49,7 +55,10 @@ def layer_details(
         if baseline is not None:
             source = read_onnx(baseline)
             errors = weight_errors(weights, source)
+            if errors and float(np.median(list(errors.values()))) > ANOTHER:
+                return {**details, "layers": rows}
             rows += [{"name": name, "error": error} for name, error in errors.items()]
+            rows += noise_rows(shipped, baseline, samples if samples is not None else [inputs], threads)
             details["histograms"] = worst_histograms(errors, weights, graph, source, baseline, inputs)
     details["layers"] = rows
     return details
@@ -60,8 +69,11 @@ def node_times(path: Path, inputs: tuple[Tensor, ...], threads: int | None) -> l
     session = Session(path, threads=threads, profile=True)
     first = session.input_shapes[0][0] if session.input_shapes and session.input_shapes[0] else 1
     fed = [resized(value, first if isinstance(first, int) else 1) for value in inputs]
-    for _ in range(RUNS):
+    end = time.monotonic() + SECONDS
+    for count in range(RUNS):
         session.run(*fed)
+        if count and time.monotonic() > end:
+            break
     return [
         {
             "name": re.sub(r"_token_\d+$", "", row["node"]),
@@ -81,6 +93,22 @@ def channel_rows(steps: Sequence[Step]) -> list[dict[str, Any]]:
             if isinstance(before, int) and isinstance(after, int):
                 found.append({"name": change.layer, "channels_before": before, "channels_after": after})
     return found
+
+
+def sensitivity_rows(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """The error that each layer alone makes at the network's output, where a budget had them measured."""
+    return [
+        {"name": change.values.get("node", change.layer), "sensitivity": change.values["sensitivity"]}
+        for step in steps
+        for change in step.changes
+        if isinstance(change.values.get("sensitivity"), float)
+    ]
+
+
+def noise_rows(shipped: Path, source: Path, samples: Iterable[Any], threads: int | None) -> list[dict[str, Any]]:
+    """The error that int8 has made up to each layer's output."""
+    found = layer_noise(shipped, source, samples, threads=threads)
+    return [{"name": name, "noise": value} for name, value in found.items()]
 
 
 def quantized_weights(graph: ir.Model) -> list[tuple[str, np.ndarray, np.ndarray]]:

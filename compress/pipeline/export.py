@@ -50,11 +50,15 @@ def export(
         check=check,
         overwrite=output.overwrite,
     )
+    values = step.changes[0].values
+    agreement = (
+        [f"ONNX Runtime and PyTorch agree to {values['max_difference']:.1g}"] if "max_difference" in values else []
+    )
     rows = measure({output.path.name: output.path}, inputs=opened.inputs, latency=False)
     return Report(
         rows=rows,
         steps=(step,),
-        notes=(*opened.notes, *step.notes),
+        notes=(*opened.notes, *agreement, *step.notes),
         title=f"Export of {opened.name}",
         files={"model": str(output.path)},
         environment=describe(threads=settings.threads, seed=settings.seed),

@@ -205,8 +205,12 @@ def _check_shapes(loaded: LoadedModel, inputs: tuple[Tensor, ...], data: Data | 
             continue
         wanted = ", ".join("N" if size is None or not place else str(size) for place, size in enumerate(spec.shape))
         source = f"data {data.name!r} gives" if data is not None else "the inputs are"
-        advice = "change it with --resize and --crop" if data is not None and len(shape) == 4 else "give --input-shape"
+        advice = (
+            "change it with --resize and --crop"
+            if data is not None and len(shape) == 4
+            else "give another --input-shape"
+        )
         raise InputError(
-            f"{loaded.name!r} takes {spec.name!r} of shape ({wanted}) and {source} {shape}; "
+            f"{str(loaded.path or loaded.name)!r} takes {spec.name!r} of shape ({wanted}) and {source} {shape}; "
             f"{advice}, or export the model again for that shape"
         )

@@ -115,7 +115,12 @@ def prune(
             steps=[replace(step, model=module, changes=tuple(changes), notes=tuple(notes))],
             gates=gates,
             metric=metric,
-            files={"model": str(folder.final / "model.onnx"), "weights": str(folder.final / "weights.pt")},
+            files={
+                "model": str(folder.onnx),
+                "weights": str(folder.path / "weights.pt"),
+                "page": str(folder.path / "report.html"),
+            },
+            shipped=shipped,
         )
         return folder.save_report(report)
 
@@ -127,6 +132,8 @@ def check_pruning(opened: Opened, options: PruneOptions) -> None:
         raise PruningError(f"pruning score {options.method!r} is unknown; {nearest(options.method, SCORES)}")
     if options.masks and options.target != "channels":
         raise PruningError(f"masks remove no {options.target}; leave --target and --latency out, or leave --masks out")
+    if options.target == "blocks" and options.schedule != "one-shot":
+        raise PruningError(f"blocks go in one step; leave --schedule {options.schedule} out")
     needs = {
         "fine-tuning": options.finetune_epochs,
         "score 'taylor'": options.method == "taylor",
@@ -184,7 +191,7 @@ def _arguments(
     if options.masks:
         return found | {"n": options.n, "dim": options.dim}
     found |= {"target": options.target, "round_to": options.round_to}
-    if options.method == "taylor":
+    if options.method == "taylor" or (options.target == "blocks" and opened.data is not None):
         loader = opened.calibration()
         found["data"] = [batch for batch, _ in zip(loader, range(SCORE_BATCHES))]
     if options.target == "latency":

@@ -275,7 +275,7 @@ calibration_samples = 512
 
 {prune}[prune]
 {prune}amount = 0.5                     # of what `target` says
-{prune}target = "channels"              # channels, macs, parameters
+{prune}target = "channels"              # channels, macs, parameters, blocks
 {prune}method = "l1"                    # l1, l2, random, batchnorm, fpgm
 
 {prune}[finetune]                       # the options of `compress finetune`

@@ -307,6 +307,7 @@ def _deliver(
             batch=evaluate.batch,
             files={"model": str(folder.onnx), "page": str(folder.path / "report.html")},
             shipped=shipped,
+            source=float_file,
             gated=[final],
         )
         return folder.save_report(report)

@@ -217,7 +217,9 @@ def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
             files={
                 "model": str(folder.final / "model.onnx"),
                 "weights": str(folder.final / f"weights.{job.weights_format}"),
+                "page": str(folder.final / "report.html"),
             },
+            shipped=shipped if isinstance(shipped, Path) else None,
         )
         return folder.save_report(report)
 

@@ -60,7 +60,9 @@ def prune_iteratively(
             original = {family.name: family.total for family in removal.channels.families} if uniform else {}
         left *= _share_left(removal, current, options)
         widths = {change.values["parameter"]: _since_start(widths, change) for change in removal.step.changes}
-        notes.append(f"step {number} of {len(totals)}: {1 - left:.1%} of {options.get('target', 'channels')} gone")
+        notes.append(
+            f"step {number} of {len(totals)}: {100 * (1 - left):.1f} % of {options.get('target', 'channels')} gone"
+        )
         current = removal.step.model
         if between is not None:
             current = between(current, number, len(totals)) or current

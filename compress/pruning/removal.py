@@ -91,6 +91,8 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
 def _check_request(request: Request) -> None:
     if not 0 <= request.amount < 1:
         raise PruningError(f"amount {request.amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
+    if request.target == "blocks":
+        raise PruningError("blocks are removed by compress.prune in one step; a schedule takes channels or masks")
     for value, known, what in ((request.target, TARGETS, "target"), (request.selection.scope, SCOPES, "scope")):
         if value not in known:
             raise PruningError(f"pruning {what} {value!r} is unknown; {nearest(value, known)}")
@@ -138,7 +140,8 @@ def _select(module: nn.Module, channels: Channels, scores: np.ndarray, request: 
     if left <= (1 - request.amount) * whole * (1.03 if request.target == "latency" else 1.0):
         return removed, ""
     return removed, (
-        f"{request.amount:.0%} of {request.target} cannot be removed: the closest reached is {1 - left / whole:.0%}"
+        f"{100 * request.amount:g} % of {request.target} cannot be removed: "
+        f"the closest reached is {100 * (1 - left / whole):.0f} %"
     )
 
 
@@ -199,7 +202,10 @@ def counts(channels: Channels, removed: np.ndarray) -> dict[str, int]:
 
 
 def count_notes(before: dict[str, int], after: dict[str, int]) -> list[str]:
-    return [f"{what} {old:,} → {after[what]:,} ({after[what] / max(old, 1):.1%} left)" for what, old in before.items()]
+    return [
+        f"{what} {old:,} → {after[what]:,} ({100 * after[what] / max(old, 1):.1f} % left)"
+        for what, old in before.items()
+    ]
 
 
 def _notes(channels: Channels, removed: np.ndarray) -> list[str]:

@@ -57,7 +57,7 @@ def sparsity_changes(module: nn.Module, chosen: set[tuple[str, str]], action: st
     return [
         Change(
             item.layer or item.parameter,
-            f"{item.fraction:.1%} of {item.parameter} zero ({action})",
+            f"{100 * item.fraction:.1f} % of {item.parameter} zero ({action})",
             values={
                 "zeros": item.zeros,
                 "elements": item.elements,

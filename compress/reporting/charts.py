@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 720, 380
-LEFT, RIGHT, TOP, BOTTOM = 64, 28, 20, 48
+LEFT, RIGHT, TOP, BOTTOM = 64, 28, 44, 52
+LINE = 28  # height of a label on a phone, where the picture is half as wide
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def scatter(points: Sequence[Bubble], x_label: str, y_label: str) -> str:
     """Draw bubbles with their Pareto front; each names itself."""
-    (x0, x1), (y0, y1) = _span([p.x for p in points], floor=0.0), _span([p.y for p in points])
+    (x0, x1), (y0, y1) = (
+        _span([p.x for p in points], floor=0.0),
+        _span([p.y for p in points], floor=0.0 if min(p.y for p in points) >= 0 else None),
+    )
     largest = max((p.area or 0 for p in points), default=0) or 1
 
     def place(point: Bubble) -> tuple[float, float]:
@@ -69,29 +73,30 @@ def scatter(points: Sequence[Bubble], x_label: str, y_label: str) -> str:
         parts.append(f'<polyline class="front" points="{line}"><title>Pareto front</title></polyline>')
     parts += _bubbles(points, place, largest)
     parts.append(f'<text class="soft" x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>')
-    parts.append(f'<text class="soft" x="8" y="14">{escape(y_label)}</text></svg>')
+    parts.append(f'<text class="soft" x="8" y="24">{escape(y_label)}</text></svg>')
     return "".join(parts)
 
 
 def _bubbles(points: Sequence[Bubble], place, largest: float) -> list[str]:  # type: ignore[no-untyped-def]
     parts: list[str] = []
+    labels: list[str] = []  # drawn last: over the bubbles of others
     taken: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: -(p.area or 0)):
         x, y = place(point)
         radius = 5 + 21 * math.sqrt((point.area or 0) / largest)
         right = x < WIDTH * 0.6
         at = y + 4
-        while any(abs(at - other) < 15 and abs(x - where) < 220 for where, other in taken):  # labels must not overlap
-            at += 15
+        while any(abs(at - other) < LINE and abs(x - where) < 220 for where, other in taken):  # labels must not overlap
+            at += LINE
         taken.append((x, at))
         anchor = "start" if right else "end"
         label = f"{point.name}: {point.x:.3g}, {point.y:.4g}"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{escape(label)}</title></circle>')
         text_x = x + (radius + 5 if right else -radius - 5)
-        parts.append(
-            f'<text x="{text_x:.1f}" y="{at:.1f}" text-anchor="{anchor}">{escape(point.name if len(point.name) <= 34 else point.name[:33] + "…")}</text>'
+        labels.append(
+            f'<text class="label" x="{text_x:.1f}" y="{at:.1f}" text-anchor="{anchor}">{escape(point.name if len(point.name) <= 34 else point.name[:33] + "…")}</text>'
         )
-    return parts
+    return parts + labels
 
 
 def histogram(counts: Sequence[float], low: float, high: float, label: str, marks: Sequence[float] = ()) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from compress.reporting import table
 from compress.reporting.charts import Bubble, histogram, scatter
 from compress.reporting.page import CSS, SCRIPT
-from compress.steps import Measurement, Step
+from compress.steps import Change, Measurement, Step
 
 if TYPE_CHECKING:
     from compress.reporting.report import Report
@@ -38,7 +39,8 @@ def notebook(report: Report) -> str:
 
 def body(report: Report) -> str:
     parts = [_heading(report), cards(report), notes(report), figures(report), picture(report), confusion(report)]
-    parts += [layers(report), histograms(report), *(decisions(step) for step in report.steps), where(report)]
+    decided = "".join(decisions(step) for step in report.steps)
+    parts += [layers(report), histograms(report), f"<h2>Decisions</h2>{decided}" if decided else "", where(report)]
     return "".join(parts)
 
 
@@ -99,7 +101,7 @@ def figures(report: Report) -> str:
     if not report.rows:
         return ""
     base, failed = report.base, {gate.row for gate in report.failed}
-    columns = [c for c in (*table.COLUMNS, *table.DETAILS) if any(c.cell(row, base) is not None for row in report.rows)]
+    columns = table.shown(report.rows, base, (*table.COLUMNS, *table.DETAILS))
     head = "".join(f'<th><button type="button">{escape(column.heading)}</button></th>' for column in columns)
     lines = []
     for row in report.rows:
@@ -112,7 +114,7 @@ def figures(report: Report) -> str:
         lines.append(f'<tr class="{kind}">{inner}</tr>')
     return (
         f'<h2>Figures</h2><div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>{_intervals(report)}"
+        f"<tbody>{''.join(lines)}</tbody></table></div>{_meanings(columns)}{_intervals(report)}"
     )
 
 
@@ -133,6 +135,19 @@ def _sort_key(heading: str, row: Measurement, cell: str | None) -> str:
         value = getattr(row, SORT_BY[heading])
         return "" if value is None else f"{value!r}"
     return "" if cell is None else cell.replace("−", "-").rstrip(" %×")
+
+
+MEANINGS = {
+    "ratio": "ratio: size beside the baseline's",
+    "p50 ms": "p50, p90, p99: half, nine in ten, 99 in 100 of the runs took no longer",
+    "agreement": "agreement: share of samples with the same answer as the baseline",
+    "MACs": "MACs: multiply-accumulates for one sample",
+}
+
+
+def _meanings(columns: Sequence[table.Column]) -> str:
+    words = [MEANINGS[column.heading] for column in columns if column.heading in MEANINGS]
+    return f'<p class="soft">{escape("; ".join(words))}.</p>' if words else ""
 
 
 def _intervals(report: Report) -> str:
@@ -162,7 +177,7 @@ def picture(report: Report) -> str:
     return (
         f'<h2>Accuracy against latency</h2><div class="figure">{drawn}</div>'
         '<p class="soft">Up and to the left is better. The area of a bubble is the size of the file; '
-        "the dashed line is the Pareto front.</p>"
+        "the dashed line joins the models that no other beats in both.</p>"
     )
 
 
@@ -204,15 +219,54 @@ def _plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-BARS = {  # key of a layer's figures → heading, how its value reads
-    "microseconds": ("Time by layer", lambda value, layer: f"{value:,.0f} µs"),
-    "error": ("Quantization error of weights by layer (noise to signal)", lambda value, layer: f"{100 * value:.2f} %"),
-    "sensitivity": ("Sensitivity by layer", lambda value, layer: f"{value:.3g}"),
-    "channels_after": (
-        "Channels kept by layer",
-        lambda value, layer: f"{layer.get('channels_before', '?')} → {value:g}",
+@dataclass(frozen=True)
+class Bars:
+    """One figure that layers have, drawn as a bar for each."""
+
+    heading: str
+    words: str  # what the figure means
+    value: Callable[[float, Mapping[str, Any]], str]
+    in_order: bool = False  # of the network, not of size
+    full: float | None = None  # what fills the track; None: the largest value
+    least: float = 0.0  # largest value below which nothing is drawn
+
+
+BARS = {  # key of a layer's figures
+    "microseconds": Bars(
+        "Time by layer",
+        "What the runtime executes for one sample, the median of some runs; several layers may be fused into one.",
+        lambda value, layer: f"{value:,.0f} µs",
     ),
-    "sparsity": ("Zeros by layer", lambda value, layer: f"{100 * value:.1f} %"),
+    "noise": Bars(
+        "Error of int8 at each layer's output",
+        "int8 beside float on a few samples, noise as a share of the signal, layers in their order. It holds what all "
+        "layers before have added: where it jumps, int8 hurts.",
+        lambda value, layer: f"{100 * value:.2f} %",
+        in_order=True,
+    ),
+    "sensitivity": Bars(
+        "Sensitivity by layer",
+        "Noise power at the network's output, as a share of the signal's, with this layer alone in int8.",
+        lambda value, layer: f"{value:.3g}",
+    ),
+    "error": Bars(
+        "Rounding error of the weights by layer",
+        "How far the int8 weights are from the float ones, as a share of their size.",
+        lambda value, layer: f"{100 * value:.2f} %",
+    ),
+    "channels_after": Bars(
+        "Channels by layer, before → after",
+        "Layers in their order; the pale part was removed.",
+        lambda value, layer: f"{layer.get('channels_before', '?')} → {value:g}",
+        in_order=True,
+    ),
+    "sparsity": Bars(
+        "Zeros by layer",
+        "Share of the weights that are zero; it saves time only where whole channels are removed.",
+        lambda value, layer: f"{100 * value:.1f} %",
+        full=1.0,
+        least=0.05,
+    ),
 }
 
 
@@ -220,24 +274,30 @@ def layers(report: Report) -> str:
     """Bars for each figure that layers have."""
     found: Sequence[Mapping[str, Any]] = report.details.get("layers") or ()
     parts: list[str] = []
-    for key, (heading, show) in BARS.items():
-        having = [
-            layer for layer in found if isinstance(layer.get(key), (int, float)) and (layer[key] or key != "sparsity")
-        ]
-        if not having:
+    for key, bars in BARS.items():
+        having = [layer for layer in found if isinstance(layer.get(key), (int, float))]
+        most = max((float(layer.get("channels_before", layer[key])) for layer in having), default=0.0)
+        if not having or most < bars.least:
             continue
-        kept = having if key == "channels_after" else sorted(having, key=lambda layer: -layer[key])
-        scale = max(float(layer.get("channels_before", layer[key])) for layer in having) or 1.0
-        bars = "".join(
-            f'<span class="name" title="{escape(str(layer["name"]))} {escape(str(layer.get("operator", "")))}"><bdi>{escape(str(layer["name"]))}</bdi></span>'
-            f'<span class="track"><span class="fill" style="display:block;width:{100 * layer[key] / scale:.1f}%"></span></span>'
-            f'<span class="value">{escape(show(layer[key], layer))}</span>'
-            for layer in kept[:MOST_LAYERS]
-        )
-        more = f" ({MOST_LAYERS} of {len(having)})" if len(having) > MOST_LAYERS else ""
-        parts.append(f"<details{' open' if not parts else ''}><summary>{heading}{more}</summary>")
-        parts.append(f'<div class="bars">{bars}</div></details>')
+        kept = having if bars.in_order else sorted(having, key=lambda layer: -layer[key])
+        if len(kept) > MOST_LAYERS:  # the largest, where the order is the network's too
+            kept = [layer for layer in kept if layer[key] >= sorted(item[key] for item in kept)[-MOST_LAYERS]]
+        drawn = "".join(_bar(layer, key, bars, bars.full or most or 1.0) for layer in kept[:MOST_LAYERS])
+        more = f" (the largest {MOST_LAYERS} of {len(having)})" if len(having) > MOST_LAYERS else ""
+        parts.append(f"<details{' open' if not parts else ''}><summary>{bars.heading}{more}</summary>")
+        parts.append(f'<p class="soft">{escape(bars.words)}</p><div class="bars">{drawn}</div></details>')
     return f"<h2>Layers</h2>{''.join(parts)}" if parts else ""
+
+
+def _bar(layer: Mapping[str, Any], key: str, bars: Bars, full: float) -> str:
+    name, before = escape(str(layer["name"])), layer.get("channels_before")
+    was = f'<span class="was" style="width:{100 * before / full:.1f}%"></span>' if before is not None else ""
+    track = "track bare" if was else "track"
+    return (
+        f'<span class="name" title="{name} {escape(str(layer.get("operator", "")))}"><bdi>{name}</bdi></span>'
+        f'<span class="{track}">{was}<span class="fill" style="width:{100 * layer[key] / full:.1f}%"></span></span>'
+        f'<span class="value">{escape(bars.value(layer[key], layer))}</span>'
+    )
 
 
 def histograms(report: Report) -> str:
@@ -260,8 +320,11 @@ def decisions(step: Step) -> str:
     """What a step did, counted, and what it refused, with reasons."""
     if not step.changes:
         return ""
+    counted = Counter(change.action for change in step.done)
+    single = {change.action: change for change in step.done}
     done = "".join(
-        f"<li>{count} × {escape(action)}</li>" for action, count in Counter(c.action for c in step.done).items()
+        f"<li>{count} × {escape(action)}</li>" if count > 1 else f"<li>{_alone(single[action])}</li>"
+        for action, count in counted.items()
     )
     refused = [(change.layer, change.action, change.reason) for change in step.skipped]
     if len(refused) > LISTED:
@@ -273,13 +336,18 @@ def decisions(step: Step) -> str:
         for layer, action, reason in refused
     )
     listed = (
-        '<p>Refused:</p><div class="scroll"><table><thead><tr><th>layer</th><th class="text">what</th>'
+        '<p>Left as they were:</p><div class="scroll"><table><thead><tr><th>layer</th><th class="text">what</th>'
         f'<th class="text">reason</th></tr></thead><tbody>{lines}</tbody></table></div>'
         if lines
         else ""
     )
-    summary = f"{escape(step.name)}: {len(step.done)} done, {len(step.skipped)} refused"
+    summary = f"{escape(step.name)}: {len(step.done)} done, {len(step.skipped)} left alone"
     return f"<details><summary>{summary}</summary><ul>{done}</ul>{listed}</details>"
+
+
+def _alone(change: Change) -> str:
+    reason = f", {escape(change.reason)}" if change.reason else ""
+    return f"<code>{escape(change.layer)}</code>: {escape(change.action)}{reason}"
 
 
 def where(report: Report) -> str:

@@ -31,14 +31,19 @@ CSS = """
 .cr svg { display:block; width:100%; height:auto; } .cr svg text { fill:var(--ink); font-size:13px; }
 .cr svg .soft { fill:var(--soft); } .cr svg .axis { stroke:var(--line); } .cr svg .front { stroke:var(--accent); fill:none;
   stroke-width:2; stroke-dasharray:6 4; } .cr svg circle { fill:var(--bar); fill-opacity:.55; stroke:var(--accent); }
+.cr svg .label { paint-order:stroke; stroke:var(--card); stroke-width:4px; stroke-linejoin:round; }
 .cr svg .bar { fill:var(--bar); } .cr svg .bar2 { fill:var(--bar2); }
-@media (max-width: 600px) { .cr svg.chart text { font-size:24px; } .cr .bars { grid-template-columns:46% 1fr auto; } }
+@media (max-width: 600px) { .cr svg.chart text { font-size:24px; } }
 .cr .figure { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:12px; }
 .cr .bars { display:grid; grid-template-columns:minmax(90px,32%) 1fr auto; gap:3px 10px; align-items:center; font-size:.85rem; }
 .cr .bars .name { overflow:hidden; text-overflow:ellipsis; white-space:nowrap; direction:rtl; text-align:left; }
 .cr .bars .track { background:var(--bar2); border-radius:3px; height:11px; position:relative; overflow:hidden; }
-.cr .bars .fill { background:var(--bar); height:100%; border-radius:3px; }
+.cr .bars .track.bare { background:none; }
+.cr .bars .fill { background:var(--bar); height:100%; border-radius:3px; display:block; position:relative; }
+.cr .bars .was { background:var(--bar2); height:100%; border-radius:3px; position:absolute; left:0; top:0; }
 .cr .bars .value { font-variant-numeric:tabular-nums; text-align:right; }
+@media (max-width: 600px) { .cr .bars { grid-template-columns:1fr auto; gap:1px 10px; }
+  .cr .bars .name { grid-column:1/-1; margin-top:4px; } }
 .cr .pair { display:grid; grid-template-columns:repeat(auto-fit,minmax(270px,1fr)); gap:12px; }
 .cr ul { padding-left:1.2em; } .cr li { margin:.2em 0; overflow-wrap:anywhere; }
 .cr pre { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:12px; overflow-x:auto; font-size:.85rem; }

@@ -27,9 +27,12 @@ class Gate:
 
     @property
     def sentence(self) -> str:
-        value = "not measured" if self.value is None else f"{self.value:.4g}{self.unit}"
+        value = "not measured" if self.value is None else self._words(self.value)
         verdict = "is within" if self.passed else "fails"
-        return f"{self.row}: {value} {verdict} --{self.name} {self.limit:g}{self.unit}"
+        return f"{self.row}: {value} {verdict} --{self.name} {self._words(self.limit)}"
+
+    def _words(self, value: float) -> str:
+        return table.size(value) or "" if self.unit == " bytes" else f"{value:.4g}{self.unit}"
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self)}

@@ -107,11 +107,21 @@ DETAILS = (
 )
 
 
+def shown(rows: Sequence[Measurement], base: Measurement, columns: Sequence[Column]) -> list[Column]:
+    """The columns in which some row has something to show; one model alone is compared with nothing."""
+    alone = ("ratio", "speed-up") if len(rows) == 1 else ()
+    return [
+        column
+        for column in columns
+        if column.heading not in alone and any(column.cell(row, base) is not None for row in rows)
+    ]
+
+
 def cells(
     rows: Sequence[Measurement], base: Measurement, columns: Sequence[Column]
 ) -> tuple[list[str], list[list[str | None]]]:
     """Return the headings and the cells, leaving out columns in which no row has anything to show."""
-    kept = [column for column in columns if any(column.cell(row, base) is not None for row in rows)]
+    kept = shown(rows, base, columns)
     return [column.heading for column in kept], [[column.cell(row, base) for column in kept] for row in rows]
 
 
@@ -131,6 +141,6 @@ def render(rows: Sequence[Measurement], base: Measurement, *, style: str = "simp
 
 
 def _tabulate(headings: list[str], values: list[list[str | None]], style: str) -> str:
-    shown = [[cell if cell is not None else "–" for cell in row] for row in values]
+    filled = [[cell if cell is not None else "–" for cell in row] for row in values]
     align = ("left", *("right" for _ in headings[1:]))
-    return tabulate(shown, headers=headings, tablefmt=style, colalign=align, disable_numparse=True)
+    return tabulate(filled, headers=headings, tablefmt=style, colalign=align, disable_numparse=True)
