@@ -13,6 +13,7 @@ from compress.graph.folding import (
     fold_constants,
     infer_shapes,
     is_constant,
+    naming,
     remove_unused,
     replace_node,
     unique_name,
@@ -151,6 +152,10 @@ def test_questions_about_values():
     assert is_constant(w) and not is_constant(x) and not is_constant(None) and constant_array(x) is None
     assert constant_array(w).shape == (6,)
     assert unique_name(model, "w") == "w_1" and unique_name(model, "fresh") == "fresh"
+    with pytest.raises(ValueError), naming(model):  # remembers what it gave, up to the end
+        assert [unique_name(model, "fresh") for _ in range(2)] == ["fresh", "fresh_1"]
+        raise ValueError
+    assert unique_name(model, "fresh") == "fresh"
     model.graph.inputs.append(w)  # an initializer that callers may override is no constant
     assert not is_constant(w)
 

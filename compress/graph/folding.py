@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +17,7 @@ _MAKES_LARGER = frozenset({"Expand", "Tile", "ConstantOfShape", "Range", "Pad", 
 # Results of more elements than this must not make the file larger: folding an Expand of one
 # number would otherwise write megabytes of it.
 _FREE_ELEMENTS = 16_384
+_NAMES = "compress.names"  # note in memory on a graph whose names are being made
 
 
 def fold_constants(graph: ir.Model, *, duplicate: bool = False) -> ir.Model:
@@ -98,11 +100,27 @@ def constant_array(value: ir.Value | None) -> np.ndarray | None:
 
 def unique_name(graph: ir.Model, name: str) -> str:
     """`name`, or `name_1`, `name_2` …: the first that no value or node of the graph bears."""
+    taken = graph.meta.get(_NAMES) or _names(graph)
+    free = name
+    if name in taken:
+        free = next(f"{name}_{index}" for index in range(1, len(taken) + 2) if f"{name}_{index}" not in taken)
+    taken.add(free)
+    return free
+
+
+@contextlib.contextmanager
+def naming(graph: ir.Model) -> Iterator[None]:
+    """While many names are made by `unique_name`, and by nothing else, read those of the graph only once."""
+    graph.meta[_NAMES] = _names(graph)
+    try:
+        yield
+    finally:
+        del graph.meta[_NAMES]
+
+
+def _names(graph: ir.Model) -> set[str | None]:
     taken = {value.name for part in graph.graphs() for value in values_of(part)}
-    taken |= {node.name for node in graph.graph.all_nodes()}
-    if name not in taken:
-        return name
-    return next(f"{name}_{index}" for index in range(1, len(taken) + 2) if f"{name}_{index}" not in taken)
+    return taken | {node.name for node in graph.graph.all_nodes()}
 
 
 def add_initializer(graph: ir.Model, name: str, array: np.ndarray, *, dtype: ir.DataType | None = None) -> ir.Value:

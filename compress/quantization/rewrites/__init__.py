@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from compress.graph.folding import infer_shapes, remove_unused
+from compress.graph.folding import infer_shapes, naming, remove_unused
 from compress.quantization.rewrites import (
     gelu,
     hard_swish,
@@ -41,9 +41,10 @@ def apply_rewrites(graph: ir.Model, names: tuple[str, ...] = tuple(REWRITES)) ->
     """Apply the named rewrites, in place and in the order of `REWRITES`; return what they did and declined."""
     infer_shapes(graph)
     changes: list[Change] = []
-    for name, apply in REWRITES.items():
-        if name in names:
-            changes += apply(graph)
+    with naming(graph):
+        for name, apply in REWRITES.items():
+            if name in names:
+                changes += apply(graph)
     remove_unused(graph)
     infer_shapes(graph)
     return tuple(changes)
