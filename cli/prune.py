@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from cli.fields import given, own_fields, with_options
 from cli.options import Size, data_options, examples, model_options, output_options, report_option, run_options
 from cli.printing import show
+from cli.training_options import from_file
+from compress.errors import InputError
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
+from compress.pipeline.prune_options import PruneOptions
+from compress.training.options import TrainOptions
+
+SHORT = ("latency", "macs")  # --macs 0.4 is --target macs --amount 0.4
+
+
+def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each field of `PruneOptions`, and those of fine-tuning; the command receives `options`."""
+    fields = own_fields(PruneOptions)
+
+    @functools.wraps(command)
+    def wrapper(*, seed: int, lr: float, config: Path | None, **rest: Any) -> Any:
+        values = given(rest, fields) | _target({name: rest.pop(name) for name in SHORT})
+        amount = values.get("amount")
+        if values.get("masks") and amount is not None and amount >= 2 and amount == int(amount):
+            values["amount"] = int(amount)  # a number of weights, not a share of them
+        train = TrainOptions.from_mapping({"lr": lr, "seed": seed, **from_file(config)})
+        return command(options=PruneOptions(**values, train=train), seed=seed, **rest)
+
+    path = click.Path(path_type=Path, dir_okay=False)
+    tuning = [
+        click.option("--lr", type=float, default=0.01, show_default=True, help="Learning rate of fine-tuning."),
+        click.option("--config", type=path, metavar="FILE", help="TOML: how to fine-tune."),
+        click.option("--latency", type=float, metavar="F", help="Remove until the measured latency fell by F."),
+        click.option("--macs", type=float, metavar="F", help="Remove until the multiply-accumulates fell by F."),
+    ]
+    decorated: Callable[..., Any] = wrapper
+    for decorate in reversed(tuning):
+        decorated = decorate(decorated)
+    return with_options(decorated, fields)
+
+
+def _target(short: dict[str, float | None]) -> dict[str, Any]:
+    typed = {name: value for name, value in short.items() if value is not None}
+    if len(typed) > 1:
+        raise InputError("--latency and --macs are two targets; give one of them")
+    return next(({"target": name, "amount": value} for name, value in typed.items()), {})
 
 
 @click.command(
@@ -23,36 +66,7 @@ from compress.pipeline.outputs import Output
 @model_options
 @data_options
 @output_options()
-@click.option("--amount", type=float, default=0.5, show_default=True, help="Fraction to remove, of --target.")
-@click.option(
-    "--target", metavar="NAME", default="channels", show_default=True, help="channels, macs, parameters, latency."
-)
-@click.option("--latency", type=float, metavar="F", help="Remove until the measured latency fell by F.")
-@click.option("--macs", type=float, metavar="F", help="Remove until the multiply-accumulates fell by F.")
-@click.option(
-    "--method", metavar="NAME", default="l1", show_default=True, help="l1, l2, random, batchnorm, taylor, fpgm."
-)
-@click.option("--scope", metavar="NAME", default="uniform", show_default=True, help="uniform, or global.")
-@click.option(
-    "--round-to", type=int, metavar="N", help="Leave multiples of N channels; default 16, less in narrow layers."
-)
-@click.option("--include", metavar="NAME", multiple=True, help="Prune these layers only; * allowed (repeatable).")
-@click.option("--exclude", metavar="NAME", multiple=True, help="Leave this layer whole; * allowed (repeatable).")
-@click.option("--recalibrate", is_flag=True, help="Measure batch-norm statistics anew after pruning.")
-@click.option("--masks", is_flag=True, help="Zero single weights; methods l1, random, ln, random-structured, 2:4.")
-@click.option("--n", type=float, default=2, show_default=True, help="Masks: the norm of ln.")
-@click.option("--dim", type=int, default=0, show_default=True, help="Masks: 0 output channels, 1 input channels.")
-@click.option("--schedule", metavar="NAME", default="one-shot", show_default=True, help="one-shot, linear, agp.")
-@click.option("--steps", type=click.IntRange(1), default=5, show_default=True, help="Steps of a schedule.")
-@click.option(
-    "--finetune-epochs", type=click.IntRange(0), default=0, metavar="N", help="Train on, spread over the steps."
-)
-@click.option("--lr", type=float, default=0.01, show_default=True, help="Learning rate of fine-tuning.")
-@click.option("--distill", is_flag=True, help="Fine-tune with the unpruned model as teacher.")
-@click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="TOML: how to fine-tune."
-)
-@click.option("--sparse-storage", is_flag=True, help="Store mostly-zero weights sparse where that is smaller.")
+@prune_options
 @click.option("--metric", metavar="MODULE:NAME", help="Your own metric: (outputs, target) -> float, or a class.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Budget: most top-1 points that may be lost.")
 @click.option("--require-speedup", type=click.FloatRange(0, min_open=True), metavar="X", help="Budget: least speed-up.")
@@ -63,26 +77,7 @@ def command(
     source: ModelSource,
     data: DataSource,
     output: Output,
-    amount: float,
-    target: str,
-    latency: float | None,
-    macs: float | None,
-    method: str,
-    scope: str,
-    round_to: int | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    masks: bool,
-    n: float,
-    dim: int,
-    schedule: str,
-    steps: int,
-    recalibrate: bool,
-    finetune_epochs: int,
-    lr: float,
-    distill: bool,
-    config: Path | None,
-    sparse_storage: bool,
+    options: PruneOptions,
     metric: str | None,
     max_drop: float | None,
     require_speedup: float | None,
@@ -95,36 +90,9 @@ def command(
     Heads, groups, residuals and concatenations are found by themselves, and the result is held to the original with
     those channels zeroed. Reload it with `compress export MODEL --weights OUT/weights.pt`. --verbose lists every layer.
     """
-    from cli.training_options import _from_file
-    from compress.errors import InputError
     from compress.pipeline.closing import Gates
-    from compress.pipeline.prune import PruneOptions, prune
-    from compress.training.options import TrainOptions
+    from compress.pipeline.prune import prune
 
-    if latency is not None and macs is not None:
-        raise InputError("--latency and --macs are two targets; give one of them")
-    if latency is not None or macs is not None:
-        target, amount = ("latency", latency) if latency is not None else ("macs", macs or 0.0)  # type: ignore[assignment]
-    train = TrainOptions.from_mapping({"lr": lr, "seed": settings.seed, **_from_file(config)})
-    options = PruneOptions(
-        amount=int(amount) if masks and amount >= 2 and amount == int(amount) else amount,
-        target=target,
-        method=method,
-        scope=scope,
-        round_to=round_to,
-        include=include,
-        exclude=exclude,
-        masks=masks,
-        n=n,
-        dim=dim,
-        schedule=schedule,
-        steps=steps,
-        recalibrate=recalibrate,
-        finetune_epochs=finetune_epochs,
-        distill=distill,
-        train=train,
-        sparse_storage=sparse_storage,
-    )
     gates = Gates(max_drop=max_drop, require_speedup=require_speedup, max_size=max_size)
     result = prune(source, data, output=output, options=options, gates=gates, metric=metric, settings=settings)
     show(result, settings, report)

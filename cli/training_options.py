@@ -11,20 +11,21 @@ from typing import Any
 
 import click
 
+from cli.fields import given, own_fields, with_options
 from compress.errors import InputError, nearest
 from compress.training.options import TrainOptions
 
 SHARED = ("batch_size", "seed")  # --batch-size and --seed are options of every command
-KINDS = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each field, and --config FILE; the command receives `options: TrainOptions`."""
 
+    fields = own_fields(TrainOptions, skipped=SHARED)
+
     @functools.wraps(command)
     def wrapper(*, config: Path | None, data: Any, settings: Any, **rest: Any) -> Any:
-        given = {field.name: rest.pop(field.name) for field in _own_fields()}
-        values = _from_file(config) | {name: value for name, value in given.items() if value not in (None, ())}
+        values = from_file(config) | given(rest, fields)
         if data.batch_size is not None:
             values["batch_size"] = data.batch_size
         source = click.get_current_context().get_parameter_source("seed")
@@ -35,35 +36,18 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(options=options, data=data, settings=settings, **rest)
 
     path = click.Path(path_type=Path, dir_okay=False)
-    decorators = [*(_option(field) for field in _own_fields())]
-    decorators.append(
-        click.option("--config", type=path, metavar="FILE", help="TOML file with these options; the command line wins.")
+    config = click.option(
+        "--config", type=path, metavar="FILE", help="TOML file with these options; the command line wins."
     )
-    for decorate in reversed(decorators):
-        wrapper = decorate(wrapper)
-    return wrapper
+    return with_options(config(wrapper), fields)
 
 
-def _own_fields() -> list[dataclasses.Field]:
-    return [field for field in dataclasses.fields(TrainOptions) if field.name not in SHARED]
+def from_file(path: Path | None) -> dict[str, Any]:
+    """Read the training options of a TOML file, from its table `train` where it has one.
 
-
-def _option(field: dataclasses.Field) -> Callable[..., Any]:
-    """The option of one field. Its default stays None, so that a file's value can be told from one typed."""
-    name = field.name.replace("_", "-")
-    text = field.metadata["help"][0].upper() + field.metadata["help"][1:]
-    kind = str(field.type).removesuffix(" | None")
-    if kind == "bool":
-        return click.option(f"--{name}/--no-{name}", field.name, default=None, help=f"{text}.")
-    if kind.startswith("tuple"):
-        return click.option(f"--{name}", field.name, multiple=True, metavar="NAME", help=f"{text} (repeatable).")
-    choices = field.metadata.get("choices")
-    metavar = "|".join(choices) if choices and len(choices) < 5 else None
-    default = "" if field.default is None else f" [default: {field.default}]"
-    return click.option(f"--{name}", field.name, type=KINDS[kind], metavar=metavar, help=f"{text}.{default}")
-
-
-def _from_file(path: Path | None) -> dict[str, Any]:
+    Raises:
+        InputError: no such file, no TOML, or an option that there is not.
+    """
     if path is None:
         return {}
     try:

@@ -276,3 +276,8 @@ def test_torchvision_has_one_door_that_opens():
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     count, declared = shown.stdout.split()
     assert int(count) >= 80 and declared == "True"
+
+
+def test_a_python_file_needs_a_function():
+    with pytest.raises(ModelError, match=r"'my.py' is a Python file; name its function too, as in my.py:build"):
+        open_model("my.py")

@@ -16,7 +16,7 @@ from tiny_recipe import prepare
 from cli.main import main
 from compress.errors import InputError, OutputError
 from compress.pipeline.inputs import ModelSource, Settings
-from compress.pipeline.prune import PruneOptions
+from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.recipe import Recipe
 from compress.pipeline.run import Pipeline, plan, run
 from compress.pipeline.stages import Export, Finetune, Prune, Quantize

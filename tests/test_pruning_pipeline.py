@@ -1,5 +1,6 @@
 """`compress prune` from a shell: files that reload anywhere, figures, budgets, refusals."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,7 +17,8 @@ from compress.graph.sparse_storage import store_sparse
 from compress.loading.fitting import fit_to_state_dict
 from compress.pipeline.inputs import ModelSource
 from compress.pipeline.outputs import Output
-from compress.pipeline.prune import PruneOptions, prune
+from compress.pipeline.prune import prune
+from compress.pipeline.prune_options import PruneOptions
 
 SOURCE = """
 import torch
@@ -129,6 +131,24 @@ def test_data_is_asked_for_where_needed(place):
     ):
         with pytest.raises(InputError, match=text):
             prune(source, output=Output(place / "out"), options=options)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [({"steps": 0}, "steps 0 is too few; give 1 or more"), ({"finetune_epochs": -1}, "finetune-epochs -1 is too few")],
+)
+def test_counts_out_of_range(values, text):
+    with pytest.raises(InputError, match=text):
+        PruneOptions(**values)
+
+
+def test_the_command_has_an_option_for_each_field():
+    """Made from the fields: what a recipe can say, the command can, with the same default."""
+    from cli.prune import command as prune_command
+
+    options = {option.name: option for option in prune_command.params}
+    for field in dataclasses.fields(PruneOptions):
+        assert field.name == "train" or field.name in options, field.name
 
 
 def test_an_onnx_file_is_refused(place):

@@ -158,6 +158,8 @@ def _built(
     spec: str, weights: str | Path | None, arguments: dict[str, Any], trust_pickle: bool, seed: int
 ) -> LoadedModel:
     source, _, name = spec.rpartition(":")
+    if spec.endswith(".py"):
+        raise ModelError(f"{spec!r} is a Python file; name its function too, as in {spec}:build")
     with seeded(seed):
         if source == "timm":
             from compress.loading.timm_models import build

@@ -143,13 +143,16 @@ def target_of(opened: Opened) -> Target:
 
 
 def unique_names(named: Sequence[tuple[str, Any]]) -> list[str]:
-    """Give each model a name of its own: file names, else the paths, else numbered.
+    """Give each model a name of its own: file names, else (and for `model.onnx`, which says nothing) paths, else numbered.
 
     >>> unique_names([("model.onnx", "a/model.onnx"), ("model.onnx", "b/model.onnx")])
     ['a/model.onnx', 'b/model.onnx']
     """
     short = [name for name, _ in named]
-    names = [str(spec) if short.count(name) > 1 and isinstance(spec, (str, Path)) else name for name, spec in named]
+    names = [
+        str(spec) if (short.count(name) > 1 or name == "model") and isinstance(spec, (str, Path)) else name
+        for name, spec in named
+    ]
     found: list[str] = []
     for name in names:
         number = 1 + sum(1 for other in found if other == name or other.startswith(f"{name} #"))

@@ -94,7 +94,9 @@ class Opened:
         """
         data = self.data
         if data is None:
-            raise InputError(f"this needs data for its {part} part; give it with --data (try --data mnist5k)")
+            raise InputError(
+                f"this needs data for its {part} part; give it with --data, such as imagefolder:DIR, FILE.npz or mnist5k"
+            )
         if getattr(data, part) is None:
             raise InputError(f"data {data.name!r} has no {part} part; name data that has one with --data")
         return data.loader(part, **{"batch_size": self.batch_size, "seed": self.seed, **options})

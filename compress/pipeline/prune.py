@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from compress.graph.sparse_storage import store_sparse
 from compress.pipeline.closing import Gates, closing_report
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.outputs import Output, output_folder
+from compress.pipeline.prune_options import PruneOptions
 from compress.pruning.denormals import flush_denormals
 from compress.pruning.iterative import prune_iteratively
 from compress.pruning.masks import hold_zeros, make_permanent
@@ -29,38 +30,10 @@ from compress.pruning.scores import SCORES
 from compress.reporting.report import Report
 from compress.steps import Step
 from compress.training.loop import fit
-from compress.training.options import TrainOptions
 
 RECALIBRATED = "batch-norm statistics were measured anew on the calibration data"
 SCORE_BATCHES = 8  # that "taylor" looks at
 LATENCY_SECONDS = 6.0  # for one measurement on the way to a latency target
-
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """How to prune. The command's and the recipe's names are these.
-
-    `amount` is a fraction of `target`; with `masks`, a fraction of weights or a whole number of them. `finetune_epochs`
-    are spread over the steps of the schedule. `recalibrate` measures batch-norm statistics anew after pruning. `distill` takes the unpruned model as teacher.
-    """
-
-    amount: float = 0.5
-    target: str = "channels"
-    method: str = "l1"
-    scope: str = "uniform"
-    round_to: int | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    masks: bool = False
-    n: float = 2
-    dim: int = 0
-    schedule: str = "one-shot"
-    steps: int = 1
-    recalibrate: bool = False
-    finetune_epochs: int = 0
-    distill: bool = False
-    train: TrainOptions = field(default_factory=lambda: TrainOptions(lr=0.01))
-    sparse_storage: bool = False
 
 
 def prune(
@@ -141,7 +114,7 @@ def check_pruning(opened: Opened, options: PruneOptions) -> None:
     }
     if any(needs.values()) and opened.data is None:
         what = next(name for name, needed in needs.items() if needed)
-        raise InputError(f"{what} needs data; give it with --data (try --data mnist5k)")
+        raise InputError(f"{what} needs data; give it with --data, such as imagefolder:DIR, FILE.npz or mnist5k")
     if options.distill and not options.finetune_epochs:
         raise InputError("distillation happens while fine-tuning; give --finetune-epochs as well")
 

@@ -15,7 +15,7 @@ from typing import Any
 from compress.errors import InputError, nearest
 from compress.pipeline.closing import Gates
 from compress.pipeline.inputs import DataSource, ModelSource
-from compress.pipeline.prune import PruneOptions
+from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.quantize import QuantizeOptions
 from compress.training.options import TrainOptions
 

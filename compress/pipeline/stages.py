@@ -17,7 +17,8 @@ from compress.evaluation.size import sparsity
 from compress.graph.exporting import to_graph
 from compress.onnx_files import read_onnx, save_onnx
 from compress.pipeline.inputs import Opened, Settings
-from compress.pipeline.prune import PruneOptions, check_pruning, pruned
+from compress.pipeline.prune import check_pruning, pruned
+from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.quantize import METHODS, QuantizeOptions
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.steps import Step

@@ -95,7 +95,7 @@ def train(
         settings=replace(settings, seed=options.seed),
     )
     if DataSource.of(data).spec is None:
-        raise InputError("training needs data; give it with --data (try --data mnist5k)")
+        raise InputError("training needs data; give it with --data, such as imagefolder:DIR, FILE.npz or mnist5k")
     check_nproc(nproc)
     share_of_batch(options, nproc * asked_for())
     if os.environ.get("RANK", "0") == "0" and not os.environ.get(LAUNCHED):

@@ -17,8 +17,8 @@ from torch.fx import GraphModule, Node
 
 from compress.errors import ExportError
 from compress.pruning.labels import FIXED, NONE, core, shrink, varying
-from compress.pruning.rules import created, lock, rule_for
-from compress.pruning.trace import Call, Labelled, Trace, Work
+from compress.pruning.rules import created, rule_for
+from compress.pruning.trace import Call, Labelled, Trace, Work, lock
 from compress.state import evaluating
 
 

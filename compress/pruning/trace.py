@@ -302,3 +302,14 @@ class Trace:
     def count_activation_macs(self, call: Call, macs: float, operands: tuple[Tensor, ...]) -> None:
         batch = call.shape()[0] if call.shape() else 1
         self.work.append(Work(call.node, None, macs / max(batch, 1), operands))
+
+
+def lock(trace: Trace, call: Call) -> Any:
+    """What we know nothing about keeps all the channels that it reads."""
+    for operand in call.labelled(every=True):
+        labels = trace.labels(operand) if operand.param is None or len(operand.shape) < 2 else trace.elements(operand)
+        trace.store.lock(labels, f"read by {call.name} in {call.where()}")
+        if operand.param is not None:
+            for dim in range(len(operand.shape)):
+                trace.store.lock(trace.axis(operand, dim), f"read by {call.name} in {call.where()}")
+    return call.like(torch.full((1,), FIXED))

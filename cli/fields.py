@@ -1,0 +1,46 @@
+"""Options made from the fields of a dataclass, so that the command and the value it fills cannot drift apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+KINDS = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def own_fields(cls: type, skipped: Sequence[str] = ()) -> list[dataclasses.Field]:
+    """The fields that become options: those with a help text, without the skipped ones."""
+    return [field for field in dataclasses.fields(cls) if "help" in field.metadata and field.name not in skipped]
+
+
+def with_options(command: Callable[..., Any], fields: Sequence[dataclasses.Field]) -> Callable[..., Any]:
+    """Add an option for each field, in their order."""
+    for field in reversed(fields):
+        command = option_of(field)(command)
+    return command
+
+
+def given(rest: dict[str, Any], fields: Sequence[dataclasses.Field]) -> dict[str, Any]:
+    """Take out of a command's arguments the fields' values that the user typed."""
+    values = {field.name: rest.pop(field.name) for field in fields}
+    return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def option_of(field: dataclasses.Field) -> Decorator:
+    """The option of one field. Its default stays None, so that a file's value can be told from one typed."""
+    name = field.name.replace("_", "-")
+    text = field.metadata["help"][0].upper() + field.metadata["help"][1:]
+    kind = str(field.type).removesuffix(" | None")
+    if kind == "bool":
+        both = "" if field.metadata.get("only_on") else f"/--no-{name}"
+        return click.option(f"--{name}{both}", field.name, is_flag=True, default=None, help=f"{text}.")
+    if kind.startswith("tuple"):
+        return click.option(f"--{name}", field.name, multiple=True, metavar="NAME", help=f"{text} (repeatable).")
+    choices = field.metadata.get("choices")
+    metavar = "|".join(choices) if choices and len(choices) < 5 else field.metadata.get("metavar")
+    default = "" if field.default is None else f" [default: {field.default}]"
+    return click.option(f"--{name}", field.name, type=KINDS[kind], metavar=metavar, help=f"{text}.{default}")
