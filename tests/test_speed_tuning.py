@@ -79,6 +79,18 @@ def test_int8_that_loses_is_taken_back_piece_by_piece(stopwatch):
     assert tuned.speed.int8_ms < 15.0
 
 
+@pytest.mark.parametrize(("float_ms", "kept"), [(20.0, True), (8.0, False)])
+def test_who_did_not_ask_for_speed_keeps_the_small_file_unless_float_layers_beat_float(stopwatch, float_ms, kept):
+    slow = {"conv9", "conv10"}
+    tuned, _ = stopwatch(
+        lambda choices: 9.0 + 10.0 * len(slow - set(choices.exclude)), float_ms=float_ms, only_under_s=1000.0
+    )
+    assert (slow <= set(tuned.choices.exclude)) == kept and (tuned.choices == Choices()) != kept
+    assert any(not change.skipped for change in tuned.changes) == kept
+    assert any("not enough to beat float as a whole" in change.reason for change in tuned.changes) != kept
+    assert tuned.speed.int8_ms == (9.0 if kept else 29.0)
+
+
 def test_int8_that_loses_for_good_is_said_plainly(stopwatch):
     tuned, _ = stopwatch(lambda choices: 20.0)
     assert "int8 is NOT faster on this machine: 20.00 ms against 10.00 ms in float, 0.50×" in tuned.notes[0]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -131,7 +131,8 @@ def tune_latency(
         inputs: what to time on, the batch as it will be used.
         budget_s: stop trying after so many seconds; what was found until then is returned.
         only_under_s: try nothing where all comparisons together would take longer, by the time of one build and of the
-            float graph; a note then says how long.
+            float graph; a note then says how long. And leave layers in float only where that makes the whole faster
+            than float: who did not ask for speed keeps the small file.
         start: the choices to start from, kept wherever nothing else pays.
     """
     tuner = _Tuner(float_graph, build, inputs, threads, time.monotonic() + budget_s, start or Choices())
@@ -158,6 +159,7 @@ class _Tuner:
             if cost_s > only_under_s:
                 return Tuned(self.choices, None, notes=(_too_long(len(candidates), cost_s),))
         self.session = Session(graph, threads=self.threads)
+        plain = self.choices, self.session
         for candidate in track(candidates, "tuning", unit="form"):
             if time.monotonic() + 1.5 * self.slowest_build_s > self.deadline:
                 untried += 1
@@ -165,7 +167,9 @@ class _Tuner:
                 self._try(candidate)
         speed = self._verdict()
         if speed.speedup < 1.0:
-            speed = self._rescue(nodes, speed)
+            speed = self._rescue(nodes)
+        if only_under_s is not None and speed.speedup < 1 / MARGIN:
+            speed = self._undone(*plain, speed)
         notes = [speed.sentence()]
         if untried:
             notes.append(f"{untried} decisions were left as they stand, untimed: the time for tuning was up")
@@ -208,7 +212,7 @@ class _Tuner:
     def _verdict(self) -> Speed:
         return Speed(*_interleave([self.float_session, self.session], self.inputs, _SECONDS))
 
-    def _rescue(self, nodes: Sequence[Change], speed: Speed) -> Speed:
+    def _rescue(self, nodes: Sequence[Change]) -> Speed:
         """Int8 as a whole does not pay: try each quarter, then each eighth of the layers in float, keep what helps."""
         heavy = [name for name, op_type in _int8_nodes(nodes) if op_type in HEAVY]
         for parts in (4, 8):
@@ -217,6 +221,19 @@ class _Tuner:
                     break
                 question = f"{piece[0]} … {piece[-1]}" if len(piece) > 1 else piece[0]
                 self._try(Candidate(question, "left in float", exclude=tuple(piece)))
+        return self._verdict()
+
+    def _undone(self, choices: Choices, session: Session, speed: Speed) -> Speed:
+        """Take back what was kept: it costs size, and the whole is not faster than float all the same."""
+        if self.choices == choices:
+            return speed
+        self.choices, self.session = choices, session
+        self.changes = [
+            change
+            if change.skipped
+            else replace(change, skipped=True, reason=f"{change.reason}; not enough to beat float as a whole")
+            for change in self.changes
+        ]
         return self._verdict()
 
 
