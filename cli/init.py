@@ -18,9 +18,15 @@ from cli.options import examples
 )
 @click.argument("model", metavar="[MODEL]", required=False, default="compress.pipeline.quickstart:build")
 @click.option("--weights", metavar="FILE", help="Checkpoint to start from.")
-@click.option("--data", metavar="SPEC", default="mnist5k", show_default=True)
+@click.option("--data", metavar="SPEC", default="mnist5k", show_default=True, help="As in the other commands.")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), default=Path("recipe.toml"), show_default=True, metavar="FILE"
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("recipe.toml"),
+    show_default=True,
+    metavar="FILE",
+    help="The file to write.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")

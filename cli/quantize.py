@@ -28,7 +28,11 @@ from compress.pipeline.outputs import Output
 @click.option("--ranges", metavar="NAME", default="minmax", show_default=True, help="minmax, percentile, entropy, mse.")
 @click.option("--weight-type", metavar="TYPE", default="int8", show_default=True, help="Dynamic: int8, uint8, float16.")
 @click.option(
-    "--weight-bits", type=click.IntRange(4, 8), default=8, show_default=True, help="Fewer are simulated in int8."
+    "--weight-bits",
+    type=click.IntRange(4, 8),
+    default=8,
+    show_default=True,
+    help="Bits of a weight; fewer than 8 are simulated in int8.",
 )
 @click.option("--epochs", type=click.IntRange(1), help="QAT: epochs of training (default 2).")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="QAT: learning rate (default 0.0001).")

@@ -314,6 +314,14 @@ def test_latency_target_uses_the_measure_given():
     assert share <= 0.515
 
 
+def test_what_rounding_takes_beyond_the_target_is_told():
+    coarse = prune_channels(small(), IMAGE, amount=0.1, target="macs", round_to=16).step.notes
+    assert any("% of the MACs went, where 10 % were asked for" in note and "--round-to 4" in note for note in coarse)
+    assert not any(
+        "asked for" in note for note in prune_channels(small(), IMAGE, amount=0.1, target="macs", round_to=1).step.notes
+    )
+
+
 def test_rounding():
     def widths(**options):
         model = prune(small(), IMAGE, **options).model

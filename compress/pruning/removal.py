@@ -73,7 +73,7 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
         if isinstance(verdict, Agreement):
             if short:
                 raise PruningError(f"{short}; {_locks(channels)}")
-            notes.extend(_notes(channels, removed))
+            notes.extend([*_notes(channels, removed), *_beyond(channels, removed, request)])
             step = Step("prune", candidate, tuple(_changes(channels, removed)), tuple(notes))
             return Removal(step, channels, removed, verdict.error)
         if verdict.path not in patches:
@@ -212,6 +212,24 @@ def _notes(channels: Channels, removed: np.ndarray) -> list[str]:
     notes = count_notes(counts(channels, removed[:0]), counts(channels, removed))
     reasons = sorted({reason for reason in channels.locked.values() if reason.startswith("sizes fixed")})
     return notes + [f"kept whole: {reason}" for reason in reasons]
+
+
+FAR = 0.03  # of the whole: what goes beyond the target by more is told
+
+
+def _beyond(channels: Channels, removed: np.ndarray, request: Request) -> list[str]:
+    """Say where rounding to the kernel's multiples took more than was asked for: accuracy pays for it."""
+    name = {"macs": "MACs", "parameters": "parameters"}.get(request.target)
+    multiple = request.selection.round_to or 16
+    if name is None or multiple == 1:
+        return []
+    gone = 1 - counts(channels, removed)[name] / max(counts(channels, removed[:0])[name], 1)
+    if gone - request.amount <= FAR:
+        return []
+    return [
+        f"{100 * gone:.0f} % of the {name} went, where {100 * request.amount:.0f} % were asked for: layers keep "
+        f"multiples of {multiple} channels, which run faster; --round-to {max(1, multiple // 4)} comes nearer"
+    ]
 
 
 def _locks(channels: Channels) -> str:
