@@ -17,6 +17,7 @@ from compress.state import evaluating
 from compress.training.distributed import World
 from compress.training.losses import Loss
 from compress.training.metrics import Tally, is_classification
+from compress.training.mixup import mixed
 from compress.training.optimizers import clip
 from compress.training.precision import autocast
 
@@ -69,7 +70,7 @@ def _step(run: Run, batches: list[Batch], counts: list[int], tally: Tally) -> No
         run.counted.now = count > 0
         share = count * run.world.size / total  # times size: DDP divides by it
         with contextlib.nullcontext() if index == len(batches) - 1 else run.unsynchronized():
-            _backward(run, batch, count, share, tally)
+            _backward(run, batch, count, share, tally, index)
     if run.options.clip_norm is not None or run.options.clip_value is not None:
         run.scaler.unscale_(run.optimizer)
         clip(run.module, run.options)
@@ -83,13 +84,16 @@ def _step(run: Run, batches: list[Batch], counts: list[int], tally: Tally) -> No
         run.average.update(run.module)
 
 
-def _backward(run: Run, batch: Batch, count: int, share: float | Tensor, tally: Tally) -> None:
+def _backward(run: Run, batch: Batch, count: int, share: float | Tensor, tally: Tally, index: int) -> None:
     inputs, target = batch
+    aim: Any = target
+    if run.options.mixup:
+        inputs, aim = mixed(inputs, target, run.options.mixup, (run.options.seed, run.step, run.world.rank, index))
     with autocast(run.options, run.world.device):
         output = _forward(run, inputs)
         if run.step == 0:
             check_classes(output, target, run.batches.classes)
-        loss = _guarded(run.objective, inputs, output, target)
+        loss = _guarded(run.objective, inputs, output, aim)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(

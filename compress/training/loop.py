@@ -25,6 +25,7 @@ from compress.training.epoch import evaluate_epoch, train_epoch
 from compress.training.history import Record, plot_history, write_history
 from compress.training.loaders import Batches, open_batches
 from compress.training.losses import Loss, make_loss
+from compress.training.mixup import on_mixed
 from compress.training.optimizers import make_optimizer
 from compress.training.options import TrainOptions
 from compress.training.precision import make_scaler
@@ -141,6 +142,7 @@ def _start(
     watched = _watched(batches, options, loss)
     rising = watched.endswith("top1")
     stack.enter_context(recomputed(trained, options.recompute))
+    chosen = on_mixed(chosen) if options.mixup else chosen
     objective: Objective = lambda inputs, output, target: chosen(output, target)  # noqa: E731
     if teacher is not None:
         objective = stack.enter_context(distilled(trained, teacher, chosen, options))

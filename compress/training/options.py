@@ -48,6 +48,7 @@ class TrainOptions:
     pin_memory: bool = _option(False, "page-locked batches, for CUDA")
     crop_padding: int = _option(0, "pad images by so many pixels, then crop back at random", low=0)
     flip: bool = _option(False, "mirror half of the images left to right")
+    mixup: float = _option(0.0, "blend each image with another by Beta(α, α), e.g. 1 with a teacher; 0: off", low=0)
 
     loss: str = _choice("cross_entropy", "what is minimized: cross_entropy, mse or module:function", LOSSES)
     label_smoothing: float = _option(0.0, "share of the target spread over all classes", low=0, high=1)
