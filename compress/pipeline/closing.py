@@ -22,6 +22,7 @@ from compress.reporting.report import Gate, Report
 from compress.steps import Measurement, Step
 
 NOISE = 0.03  # medians nearer than this are told apart by chance
+UNSTEADY = 2.0  # times the median that the slowest tenth of the runs takes at least where others use the machine
 CLOSING_SECONDS = 20.0  # what timing may cost at the end of a command
 
 
@@ -181,9 +182,21 @@ def _details(
     )
 
 
+def _unsteady(rows: Sequence[Measurement]) -> list[str]:
+    """Say that the machine was busy: a median of disturbed runs can be ten times off, either way."""
+    spread = {row.name: row.p90_ms / row.p50_ms for row in rows if row.p90_ms and row.p50_ms}
+    worst = max(spread, key=lambda name: spread[name], default="")
+    if not worst or spread[worst] < UNSTEADY:
+        return []
+    return [
+        f"latencies are unsteady: the slowest tenth of the runs of {worst} took {spread[worst]:.1f} times the median or more; "
+        "other work seems to use this machine, so time again when it is quiet, or with --threads 1"
+    ]
+
+
 def plain_words(rows: Sequence[Measurement], base: Measurement) -> list[str]:
-    """Say what the user must not overlook: slower than the baseline here, or less accurate beyond chance."""
-    words = []
+    """Say what the user must not overlook: timings disturbed, slower than the baseline here, less accurate beyond chance."""
+    words = _unsteady(rows)
     last = rows[-1]
     for row in rows[1:-1]:
         if row.name != base.name and row.p50_ms and last.p50_ms and row.p50_ms < (1 - NOISE) * last.p50_ms:
