@@ -76,7 +76,7 @@ def node_times(path: Path, inputs: tuple[Tensor, ...], threads: int | None) -> l
             break
     return [
         {
-            "name": re.sub(r"_token_\d+$", "", row["node"]),
+            "name": re.sub(r"_(token_\d+|nchwc)$", "", row["node"]),
             "operator": row["op_type"],
             "microseconds": row["microseconds"],
         }

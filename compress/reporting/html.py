@@ -256,7 +256,7 @@ BARS = {  # key of a layer's figures
     ),
     "channels_after": Bars(
         "Channels by layer, before → after",
-        "Layers in their order; the pale part was removed.",
+        "The pale part was removed.",
         lambda value, layer: f"{layer.get('channels_before', '?')} → {value:g}",
         in_order=True,
     ),
