@@ -79,7 +79,8 @@ def cards(report: Report) -> str:
         found.append((table.percent(row.agreement) or "", f"answers as {base.name}", None))
     if report.gates:
         missed = len(report.failed)
-        found.append(("passed" if not missed else f"{missed} failed", f"{len(report.gates)} budgets", not missed))
+        budgets = f"{len(report.gates)} budget" + "s" * (len(report.gates) > 1)
+        found.append(("passed" if not missed else f"{missed} failed", budgets, not missed))
     colour = {True: ' class="good"', False: ' class="bad"', None: ""}
     inner = "".join(
         f'<div class="card"><b{colour[good]}>{escape(head)}</b><span>{escape(text)}</span></div>'
