@@ -93,7 +93,10 @@ def _check_request(request: Request) -> None:
         raise PruningError(f"amount {request.amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
     if request.target == "blocks":
         raise PruningError("blocks are removed by compress.prune in one step; a schedule takes channels or masks")
-    for value, known, what in ((request.target, TARGETS, "target"), (request.selection.scope, SCOPES, "scope")):
+    for value, known, what in (
+        (request.target, (*TARGETS, "blocks"), "target"),
+        (request.selection.scope, SCOPES, "scope"),
+    ):
         if value not in known:
             raise PruningError(f"pruning {what} {value!r} is unknown; {nearest(value, known)}")
     multiple = request.selection.round_to
