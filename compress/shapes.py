@@ -54,6 +54,13 @@ def replace_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> None:
             fit_attributes(part, pairs)
 
 
+def replace_module(module: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` where the submodule `name` is, in place and in the mode of the old one."""
+    parent, _, child = name.rpartition(".")
+    new.training = module.get_submodule(name).training
+    setattr(module.get_submodule(parent), child, new)
+
+
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from compress.errors import ModelError
 from compress.fusion.tracing import Found, find_batchnorms
+from compress.shapes import replace_module
 from compress.steps import Change, Step
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -51,7 +52,7 @@ def fuse(module: nn.Module, example_inputs: Sequence[Tensor] | Tensor | None = N
         assert found.layer is not None
         with torch.no_grad():
             fold(fused.get_submodule(found.layer), fused.get_submodule(found.batchnorm))
-        _replace(fused, found.batchnorm, nn.Identity())
+        replace_module(fused, found.batchnorm, nn.Identity())
         changes.append(Change(found.batchnorm, f"fused into {found.layer}"))
     notes = () if changes else ("the module has no batch-norm to fuse",)
     return Step("fuse", fused, tuple(changes), notes)
@@ -113,10 +114,3 @@ def _refusal(module: nn.Module, found: Found) -> str:
     if channels != batchnorm.running_mean.numel():  # type: ignore[operator]
         return f"it normalizes another dimension than the {channels} outputs of {found.layer}"
     return ""
-
-
-def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    old = module.get_submodule(name)
-    new.training = old.training
-    setattr(module.get_submodule(parent), child, new)

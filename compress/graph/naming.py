@@ -77,7 +77,8 @@ def matching_nodes(graph: ir.Model, names: Iterable[str], *, option: str = "excl
 
 def nodes_by_name(graph: ir.Model, names: Iterable[str]) -> dict[str, set[ir.Node]]:
     """The nodes that each of `names` means, as in `matching_nodes`; an empty set where it means none."""
-    known = {node: names_of(node) for node in graph.graph.all_nodes()}
+    names = tuple(names)
+    known = {node: names_of(node) for node in graph.graph.all_nodes()} if names else {}
     return {name: {node for node, own in known.items() if any(_means(name, other) for other in own)} for name in names}
 
 

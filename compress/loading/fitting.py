@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import WeightsError
-from compress.shapes import replace_parameters
+from compress.shapes import replace_module, replace_parameters
 
 
 def fit_to_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -50,15 +51,15 @@ def remove_missing_blocks(module: nn.Module, state: Mapping[str, Tensor]) -> tup
     listed = getattr(state, "_metadata", None)
     if not listed:
         return ()
+    names = (key.split(".")[:-1] for key in (*listed, *state))
+    filled = {outer for parts in names for outer in accumulate(parts, "{}.{}".format)}  # what has something inside it
     removed: list[str] = []
     for name, part in list(module.named_modules()):
-        inside = f"{name}."
         if not name or name not in listed or any(name.startswith(f"{outer}.") for outer in removed):
             continue
         had_layers = any(True for _ in part.children()) and any(True for _ in part.parameters())
-        if had_layers and not any(key.startswith(inside) for key in (*listed, *state)):
-            parent, _, last = name.rpartition(".")
-            setattr(module.get_submodule(parent), last, nn.Identity())
+        if had_layers and name not in filled:
+            replace_module(module, name, nn.Identity())
             removed.append(name)
     return tuple(removed)
 

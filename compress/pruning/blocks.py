@@ -12,7 +12,6 @@ a removed layer saves its whole call, where a thinner one often takes as long as
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,9 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.batches import split_batch
-from compress.errors import PruningError, nearest
+from compress.errors import PruningError
 from compress.progress import track
-from compress.pruning.verifying import difference
+from compress.pruning.naming import check_patterns, matches
+from compress.pruning.removal import check_amount, count_notes
+from compress.pruning.verifying import difference, tensors_of
+from compress.shapes import replace_module
 from compress.state import evaluating
 from compress.steps import Change, Step
 
@@ -49,8 +51,7 @@ def prune_blocks(
     Raises:
         PruningError: no block can be removed, an unknown name, an amount outside [0, 1).
     """
-    if not 0 <= amount < 1:
-        raise PruningError(f"amount {amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
+    check_amount(amount)
     found = find_blocks(module, inputs)
     if not found:
         raise PruningError("no block of this model can be removed: none returns its input once its weights are zero")
@@ -58,7 +59,7 @@ def prune_blocks(
     wanted = int(amount * len(candidates) + 0.5)
     if not wanted and amount:
         raise PruningError(f"{100 * amount:g} % of {len(candidates)} removable blocks is less than one; give more")
-    smaller, left, scores = copy.deepcopy(module).eval(), list(candidates), dict.fromkeys(candidates, 0.0)
+    smaller, left, scores = copy.deepcopy(module), list(candidates), dict.fromkeys(candidates, 0.0)
     samples = _samples(data, inputs)
     with evaluating(module):
         whole = module(*samples)
@@ -72,19 +73,19 @@ def prune_blocks(
         removed += gone
         left = [name for name in left if name not in gone]
     _check(module, smaller, removed, inputs)
-    smaller.train(module.training)
-    return Step("prune", smaller, tuple(_changes(module, candidates, removed, scores)), tuple(_notes(module, smaller)))
+    notes = count_notes({"parameters": _count(module)}, {"parameters": _count(smaller)})
+    return Step("prune", smaller, tuple(_changes(module, candidates, removed, scores)), tuple(notes))
 
 
 def find_blocks(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
     """Name the innermost modules that can be removed: called once, and the identity with their parameters at zero."""
-    calls: dict[str, list[tuple[Tensor, Tensor] | None]] = {}
+    calls: dict[str, list[Tensor | None]] = {}
 
     def watch(name: str) -> Any:
         def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             one = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
             same = one and args[0].shape == output.shape and args[0].dtype == output.dtype
-            calls.setdefault(name, []).append((args[0].detach().clone(), output) if same else None)
+            calls.setdefault(name, []).append(args[0].detach().clone() if same else None)
 
         return hook
 
@@ -101,7 +102,7 @@ def find_blocks(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...
         seen = calls.get(name, [])
         if len(seen) != 1 or seen[0] is None or any(inner.startswith(f"{name}.") for inner in blocks):
             continue
-        if _is_identity(part, seen[0][0]):
+        if _is_identity(part, seen[0]):
             blocks.append(name)
     return tuple(reversed(blocks))
 
@@ -111,8 +112,7 @@ def without(module: nn.Module, blocks: Iterable[str]) -> nn.Module:
     shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
     shorter = copy.deepcopy(module, shared)
     for name in blocks:
-        parent, _, last = name.rpartition(".")
-        setattr(shorter.get_submodule(parent), last, nn.Identity())
+        replace_module(shorter, name, nn.Identity())
     return shorter
 
 
@@ -135,14 +135,7 @@ def _is_identity(part: nn.Module, x: Tensor) -> bool:
 def _asked_for(
     module: nn.Module, blocks: Sequence[str], include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[str, ...]:
-    names = [name for name, _ in module.named_modules() if name]
-    for pattern in (*include, *exclude):
-        if not fnmatch.filter(names, pattern):
-            raise PruningError(f"no layer is named {pattern!r}; {nearest(pattern, names)}")
-
-    def matches(name: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatch.fnmatch(name, word) or fnmatch.fnmatch(name, f"{word}.*") for word in patterns)
-
+    check_patterns(module, *include, *exclude)
     return tuple(name for name in blocks if not matches(name, exclude) and (not include or matches(name, include)))
 
 
@@ -167,8 +160,7 @@ def _change(shorter: nn.Module, samples: tuple[Tensor, ...], whole: Any) -> floa
 
 
 def _leaves(value: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(value)
-    return [item.double() for item in leaves if isinstance(item, Tensor) and item.is_floating_point()]
+    return [item.double() for item in tensors_of(value) if item.is_floating_point()]
 
 
 def _check(module: nn.Module, smaller: nn.Module, removed: Sequence[str], inputs: tuple[Tensor, ...]) -> None:
@@ -195,11 +187,6 @@ def _changes(
             yield Change(name, "block removed", values=values)
         else:
             yield Change(name, "block kept", "its removal changes the outputs more", skipped=True, values=values)
-
-
-def _notes(module: nn.Module, smaller: nn.Module) -> Iterator[str]:
-    before, after = _count(module), _count(smaller)
-    yield f"parameters {before:,} → {after:,} ({100 * after / max(before, 1):.1f} % left)"
 
 
 def _count(module: nn.Module) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from compress.errors import PruningError, nearest
+from compress.pruning.naming import check_patterns, matches
 from compress.pruning.sparsity import sparsity_changes
 from compress.state import seeded
 from compress.steps import Change, Step
@@ -122,14 +121,11 @@ def _chosen(
     module: nn.Module, request: MaskRequest, pattern: tuple[int, int] | None
 ) -> tuple[list[tuple[str, nn.Module, str]], list[Change]]:
     """Return the weights to mask as (path, layer, parameter name), and refusals."""
-    names = [name for name, _ in module.named_modules() if name]
-    for wanted in (*request.include, *request.exclude):
-        if not fnmatch.filter(names, wanted):
-            raise PruningError(f"no layer is named {wanted!r}; {nearest(wanted, names)}")
+    check_patterns(module, *request.include, *request.exclude)
     chosen: list[tuple[str, nn.Module, str]] = []
     refused: list[Change] = []
     for path, part in module.named_modules():
-        named = (not request.include or _matches(path, request.include)) and not _matches(path, request.exclude)
+        named = (not request.include or matches(path, request.include)) and not matches(path, request.exclude)
         if not isinstance(part, MASKED) or not named:
             continue
         if isinstance(part, (nn.RNNBase, nn.MultiheadAttention, nn.Embedding)):
@@ -152,10 +148,6 @@ def _chosen(
     if not chosen:
         raise PruningError("no layer to mask: none of those named is a convolution or a linear layer")
     return chosen, refused
-
-
-def _matches(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(path, f"{pattern}.*") for pattern in patterns)
 
 
 def make_permanent(module: nn.Module) -> nn.Module:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from compress.errors import PruningError, nearest
 from compress.pruning.channels import Channels, find_channels
 from compress.pruning.cost import CostModel
 from compress.pruning.labels import FIXED
+from compress.pruning.naming import check_patterns, matches
 from compress.pruning.patching import follow_literals
 from compress.pruning.scores import score_classes
 from compress.pruning.selection import Selection, choose, group_numbers, reach
@@ -73,7 +73,7 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
         if isinstance(verdict, Agreement):
             if short:
                 raise PruningError(f"{short}; {_locks(channels)}")
-            notes.extend([*_notes(channels, removed), *_beyond(channels, removed, request)])
+            notes.extend(_notes(channels, removed, request))
             step = Step("prune", candidate, tuple(_changes(channels, removed)), tuple(notes))
             return Removal(step, channels, removed, verdict.error)
         if verdict.path not in patches:
@@ -88,9 +88,13 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
     raise PruningError(f"amount {request.amount:g} of {request.target} removes no channel here; {_locks(channels)}")
 
 
+def check_amount(amount: float) -> None:
+    if not 0 <= amount < 1:
+        raise PruningError(f"amount {amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
+
+
 def _check_request(request: Request) -> None:
-    if not 0 <= request.amount < 1:
-        raise PruningError(f"amount {request.amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
+    check_amount(request.amount)
     if request.target == "blocks":
         raise PruningError("blocks are removed by compress.prune in one step; a schedule takes channels or masks")
     for value, known, what in (
@@ -106,26 +110,18 @@ def _check_request(request: Request) -> None:
 
 def _restrict(channels: Channels, module: nn.Module, request: Request) -> Channels:
     """Lock the families of layers that the user left out, or did not name."""
-    names = [name for name, _ in module.named_modules() if name]
-    for pattern in (*request.include, *request.exclude):
-        if not fnmatch.filter(names, pattern):
-            raise PruningError(f"no layer is named {pattern!r}; {nearest(pattern, names)}")
+    check_patterns(module, *request.include, *request.exclude)
     reasons: dict[int, str] = {}
     for family in channels.families:
         layers = [name.rpartition(".")[0] for name, _ in family.producers]
-        if any(_matches(layer, request.exclude) for layer in layers):
+        if any(matches(layer, request.exclude) for layer in layers):
             reason = "excluded by the user"
-        elif request.include and not any(_matches(layer, request.include) for layer in layers):
+        elif request.include and not any(matches(layer, request.include) for layer in layers):
             reason = "not among the layers asked for"
         else:
             continue
         reasons.update(dict.fromkeys(family.classes.tolist(), reason))
     return channels.without(reasons) if reasons else channels
-
-
-def _matches(layer: str, patterns: Sequence[str]) -> bool:
-    """A pattern names a layer, or a module with everything inside it."""
-    return any(fnmatch.fnmatch(layer, pattern) or fnmatch.fnmatch(layer, f"{pattern}.*") for pattern in patterns)
 
 
 def _select(module: nn.Module, channels: Channels, scores: np.ndarray, request: Request) -> tuple[np.ndarray, str]:
@@ -211,22 +207,23 @@ def count_notes(before: dict[str, int], after: dict[str, int]) -> list[str]:
     ]
 
 
-def _notes(channels: Channels, removed: np.ndarray) -> list[str]:
-    notes = count_notes(counts(channels, removed[:0]), counts(channels, removed))
+def _notes(channels: Channels, removed: np.ndarray, request: Request) -> list[str]:
+    before, after = counts(channels, removed[:0]), counts(channels, removed)
+    notes = count_notes(before, after)
     reasons = sorted({reason for reason in channels.locked.values() if reason.startswith("sizes fixed")})
-    return notes + [f"kept whole: {reason}" for reason in reasons]
+    return [*notes, *(f"kept whole: {reason}" for reason in reasons), *_beyond(before, after, request)]
 
 
 FAR = 0.03  # of the whole: what goes beyond the target by more is told
 
 
-def _beyond(channels: Channels, removed: np.ndarray, request: Request) -> list[str]:
+def _beyond(before: dict[str, int], after: dict[str, int], request: Request) -> list[str]:
     """Say where rounding to the kernel's multiples took more than was asked for: accuracy pays for it."""
     name = {"macs": "MACs", "parameters": "parameters"}.get(request.target)
     multiple = request.selection.round_to or 16
     if name is None or multiple == 1:
         return []
-    gone = 1 - counts(channels, removed)[name] / max(counts(channels, removed[:0])[name], 1)
+    gone = 1 - after[name] / max(before[name], 1)
     if gone - request.amount <= FAR:
         return []
     return [

@@ -55,7 +55,7 @@ def agree(first: Any, second: Any, tolerance: float = TOLERANCE) -> bool:
 def difference(first: Any, second: Any) -> float:
     """Largest difference between corresponding outputs, relative to the largest value; inf where shapes differ."""
     worst = 0.0
-    for a, b in zip(*(_tensors(item) for item in (first, second)), strict=False):
+    for a, b in zip(*(tensors_of(item) for item in (first, second)), strict=False):
         if a.shape != b.shape:
             return float("inf")
         if not a.numel():
@@ -70,7 +70,7 @@ def difference(first: Any, second: Any) -> float:
     return worst
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
     return [item for item in pytree.tree_leaves(value) if isinstance(item, Tensor)]
 
 
