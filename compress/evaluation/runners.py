@@ -37,8 +37,7 @@ class GraphRunner:
     def __init__(self, model: Path | str | ir.Model, *, threads: int | None = None) -> None:
         self.path = None if isinstance(model, ir.Model) else Path(model)
         self.session = Session(model, threads=threads)
-        first = self.session.input_shapes[0] if self.session.input_shapes else ()
-        self.fixed_batch = first[0] if first and isinstance(first[0], int) else None
+        self.fixed_batch = self.session.fixed_batch
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         samples = len(inputs[0]) if inputs and inputs[0].dim() else 0

@@ -243,7 +243,7 @@ def _shapes(graph: ir.Model, nodes: list[ir.Node], inputs: tuple[Tensor, ...]) -
     missing = [name for name in wanted if name not in found]
     if missing:
         session = Session(graph, outputs=missing, optimize=False)
-        fixed = session.input_shapes[0][0] if session.input_shapes and session.input_shapes[0] else None
-        fed = [resized(value, fixed) for value in inputs] if isinstance(fixed, int) else list(inputs)
+        fixed = session.fixed_batch
+        fed = list(inputs) if fixed is None else [resized(value, fixed) for value in inputs]
         found |= {name: tuple(array.shape) for name, array in zip(missing, session.run(*fed))}
     return found

@@ -67,8 +67,8 @@ def layer_details(
 def node_times(path: Path, inputs: tuple[Tensor, ...], threads: int | None) -> list[dict[str, Any]]:
     """Median microseconds of each operator that the runtime really executes, one sample."""
     session = Session(path, threads=threads, profile=True)
-    first = session.input_shapes[0][0] if session.input_shapes and session.input_shapes[0] else 1
-    fed = [resized(value, first if isinstance(first, int) else 1) for value in inputs]
+    batch = 1 if session.fixed_batch is None else session.fixed_batch
+    fed = [resized(value, batch) for value in inputs]
     end = time.monotonic() + SECONDS
     for count in range(RUNS):
         session.run(*fed)

@@ -91,5 +91,5 @@ def _single_samples(batches: Iterable[Any]) -> Iterable[tuple[Tensor, ...]]:
 
 def _run(session: Session, inputs: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
     """One sample through a graph, whatever batch it takes; the copies that fill a fixed batch change no ratio."""
-    first = session.input_shapes[0][0] if session.input_shapes and session.input_shapes[0] else 1
-    return session.run(*(resized(value, first) if isinstance(first, int) else value for value in inputs))
+    fixed = 1 if session.fixed_batch is None else session.fixed_batch  # one sample is what comes in
+    return session.run(*(resized(value, fixed) for value in inputs))
