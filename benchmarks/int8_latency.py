@@ -8,6 +8,8 @@ float, as `onnxruntime.quantization` makes it (QDQ, per-channel weights, after i
 activations, the better one counts), and as `compress.quantize_static` does, with `--tune` after `tune_latency`.
 Every file is timed in one process, in turns; figures are ratios of medians. `--clock cpu` takes processor time instead
 of wall time, for a machine that others are using (one thread only). `--cache` keeps the float files for the next run.
+Where `nncf` and `openvino` are installed (no dependency of ours), `--openvino` adds what they make of the same float
+file, run by OpenVINO in the same turns; its speed-up is over ONNX Runtime's float, as ours is.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from compress.quantization.tuning import tune_latency
 
 FIRST_SIX = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "vit_b_16")
 MODELS = (*FIRST_SIX, "shufflenet_v2_x1_0", "convnext_tiny", "swin_t")
+TRANSFORMERS = ("vit_b_16", "swin_t")  # NNCF asks to be told
 THEIRS = ("ort u8", "ort s8")
 
 
@@ -100,6 +103,25 @@ def theirs(path: Path, signed: bool, samples: list[np.ndarray], folder: Path) ->
     return out
 
 
+class OpenVino:
+    """NNCF's int8 model, compiled by OpenVINO for latency on `threads` threads; runs as a Session does."""
+
+    def __init__(self, path: Path, samples: list[np.ndarray], transformer: bool, threads: int) -> None:
+        import nncf
+        import openvino
+
+        model = openvino.convert_model(path)
+        self.input_name = next(iter(model.inputs[0].get_names()))
+        kind = nncf.ModelType.TRANSFORMER if transformer else None
+        made = nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples), model_type=kind)
+        made.reshape({self.input_name: [1, 3, 224, 224]})
+        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        self.request = openvino.Core().compile_model(made, "CPU", settings).create_infer_request()
+
+    def run(self, x: np.ndarray) -> None:
+        self.request.infer({self.input_name: x}, share_inputs=True)
+
+
 def ours(path: Path, samples: list[torch.Tensor], tune: bool, threads: int, budget_s: float) -> tuple[ir.Model, list]:
     if not tune:
         return quantize_static(path, samples).model, []
@@ -112,7 +134,7 @@ def ours(path: Path, samples: list[torch.Tensor], tune: bool, threads: int, budg
     return quantize_static(path, samples, **tuned.choices.options()).model, [c.as_dict() for c in tuned.changes]
 
 
-def time_in_turns(models: dict[str, Session], rounds: int, clock) -> dict[str, float]:
+def time_in_turns(models: dict[str, Session | OpenVino], rounds: int, clock) -> dict[str, float]:
     x = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     times: dict[str, list[float]] = {name: [] for name in models}
     for count in range(rounds + 3):
@@ -132,7 +154,9 @@ def measure(name: str, threads: int, args: argparse.Namespace, folder: Path) -> 
     files: dict[str, Path | ir.Model] = {"float": path, "ours": made}
     if not args.no_ort:
         files |= {kind: theirs(path, kind == "ort s8", samples, folder) for kind in THEIRS}
-    sessions = {kind: Session(file, threads=threads) for kind, file in files.items()}
+    sessions: dict[str, Session | OpenVino] = {kind: Session(file, threads=threads) for kind, file in files.items()}
+    if args.openvino:
+        sessions["NNCF+OpenVINO"] = OpenVino(path, samples, name in TRANSFORMERS, threads)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
     row = {"model": name, "threads": threads, "ms": time_in_turns(sessions, args.rounds, clock)}
     row["speedup"] = {kind: row["ms"]["float"] / ms for kind, ms in row["ms"].items() if kind != "float"}
@@ -172,6 +196,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="tune_latency before quantizing")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of tuning for each model (default: 60)")
     parser.add_argument("--no-ort", action="store_true", help="leave out ONNX Runtime's own quantizer")
+    parser.add_argument("--openvino", action="store_true", help="NNCF's int8 model run by OpenVINO too")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()

@@ -1,5 +1,7 @@
 """ONNX Runtime behind one door: named inputs, inner tensors, node times, errors in one line."""
 
+import time
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -46,6 +48,19 @@ def test_inner_tensors_by_name(network, graph, optimize):
     np.testing.assert_allclose(third, network(x).detach().numpy(), atol=1e-6)
     np.testing.assert_array_equal(given, x.numpy())
     assert [value.name for value in graph.graph.outputs] == ["output"]  # the graph itself is as it was
+
+
+def test_threads_rest_when_a_run_is_over():
+    """Spinning threads of one session would slow the next one down, in every comparison of models."""
+    wide = nn.Sequential(*(nn.Linear(256, 256) for _ in range(8))).eval()
+    session, x = Session(export(wide, torch.randn(2, 256)).model, threads=2), torch.randn(64, 256)
+    shares = []
+    for _ in range(5):
+        session.run(x)
+        wall, cpu = time.perf_counter(), time.process_time()
+        time.sleep(0.01)
+        shares.append((time.process_time() - cpu) / (time.perf_counter() - wall))
+    assert min(shares) < 0.3  # a spinning thread would take all of its processor
 
 
 def test_node_times(graph):

@@ -88,6 +88,12 @@ class Session:
             tuple(value.name for value in results) if outputs is None else tuple(outputs)
         )
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch that the first input takes; None where any will do."""
+        first = self.input_shapes[0][:1] if self.input_shapes else ()
+        return first[0] if first and isinstance(first[0], int) else None
+
     def run(self, *inputs: np.ndarray | Tensor) -> tuple[np.ndarray, ...]:
         """Run on inputs in the order of `input_names`; integers and floats are cast to the graph's width.
 
@@ -178,6 +184,8 @@ def _session_options(threads: int | None, *, optimize: bool, arena: bool) -> ort
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = arena
     options.enable_mem_pattern = arena
+    # Else the threads of a session that has just run keep spinning, and models timed in turns slow each other down.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     return options
