@@ -12,6 +12,15 @@ KINDS = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+class Names(click.ParamType):
+    """Comma-separated names: Conv,Gemm."""
+
+    name = "A,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 def own_fields(cls: type, skipped: Sequence[str] = ()) -> list[dataclasses.Field]:
     """The fields that become options: those with a help text, without the skipped ones."""
     return [field for field in dataclasses.fields(cls) if "help" in field.metadata and field.name not in skipped]
@@ -35,12 +44,16 @@ def option_of(field: dataclasses.Field) -> Decorator:
     name = field.name.replace("_", "-")
     text = field.metadata["help"][0].upper() + field.metadata["help"][1:]
     kind = str(field.type).removesuffix(" | None")
+    if off := field.metadata.get("off"):  # the flag that a field which is True by default is switched off by
+        return click.option(f"--{off}", field.name, flag_value=False, default=None, type=click.BOOL, help=f"{text}.")
     if kind == "bool":
         both = "" if field.metadata.get("only_on") else f"/--no-{name}"
         return click.option(f"--{name}{both}", field.name, is_flag=True, default=None, help=f"{text}.")
+    if field.metadata.get("commas"):
+        return click.option(f"--{name}", field.name, type=Names(), metavar=field.metadata["metavar"], help=f"{text}.")
     if kind.startswith("tuple"):
         return click.option(f"--{name}", field.name, multiple=True, metavar="NAME", help=f"{text} (repeatable).")
-    choices = field.metadata.get("choices")
-    metavar = "|".join(choices) if choices and len(choices) < 5 else field.metadata.get("metavar")
+    choices = field.metadata.get("choices") or ()
+    metavar = field.metadata.get("metavar") or ("|".join(choices) if 0 < len(choices) < 5 else None)
     default = "" if field.default is None else f" [default: {field.default}]"
     return click.option(f"--{name}", field.name, type=KINDS[kind], metavar=metavar, help=f"{text}.{default}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 
+from compress.errors import InputError
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
 
@@ -52,15 +52,16 @@ class Size(click.ParamType):
     """A file size: 5MB, 300kB, 1.5MiB or plain bytes."""
 
     name = "SIZE"
-    units: ClassVar = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(value))
-        if not match or match[2].lower() not in self.units:
-            self.fail(f"{value!r} is not a size; write it as 5MB, 300kB or 1.5MiB", param, ctx)
-        return int(float(match[1]) * self.units[match[2].lower()])
+        from compress.pipeline.gates import parse_size
+
+        try:
+            return parse_size(str(value))
+        except InputError as error:
+            self.fail(str(error), param, ctx)
 
 
 def key_values(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -230,6 +231,33 @@ def output_options(what: str = "folder", *, required: bool = True) -> Function:
             help=f"The {what} to write.",
         )
         return _with([place, OVERWRITE], wrapper)
+
+    return decorate
+
+
+def gate_options(what: str) -> Function:
+    """Add --metric and the limits (named `what` in their help); the command receives `metric` and `gates: Gates`."""
+
+    def decorate(command: Function) -> Function:
+        @functools.wraps(command)
+        def wrapper(*, max_drop: float | None, require_speedup: float | None, max_size: int | None, **rest: Any) -> Any:
+            from compress.pipeline.gates import Gates
+
+            gates = Gates(max_drop=max_drop, require_speedup=require_speedup, max_size=max_size)
+            return command(gates=gates, **rest)
+
+        speed = click.FloatRange(0, min_open=True)
+        limits = [
+            click.option(
+                "--metric", metavar="MODULE:NAME", help="Your own metric: (outputs, target) -> float, or a class."
+            ),
+            click.option(
+                "--max-drop", type=float, metavar="POINTS", help=f"{what}: most top-1 points that may be lost."
+            ),
+            click.option("--require-speedup", type=speed, metavar="X", help=f"{what}: least speed-up."),
+            click.option("--max-size", type=Size(), help=f"{what}: largest file, such as 5MB."),
+        ]
+        return _with(limits, wrapper)
 
     return decorate
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.fields import given, own_fields, with_options
-from cli.options import Size, data_options, examples, model_options, output_options, report_option, run_options
+from cli.options import data_options, examples, gate_options, model_options, output_options, report_option, run_options
 from cli.printing import show
 from cli.training_options import from_file
 from compress.errors import InputError
@@ -18,6 +18,9 @@ from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
 from compress.pipeline.prune_options import PruneOptions
 from compress.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from compress.pipeline.gates import Gates
 
 SHORT = ("latency", "macs")  # --macs 0.4 is --target macs --amount 0.4
 
@@ -67,10 +70,7 @@ def _target(short: dict[str, float | None]) -> dict[str, Any]:
 @data_options
 @output_options()
 @prune_options
-@click.option("--metric", metavar="MODULE:NAME", help="Your own metric: (outputs, target) -> float, or a class.")
-@click.option("--max-drop", type=float, metavar="POINTS", help="Budget: most top-1 points that may be lost.")
-@click.option("--require-speedup", type=click.FloatRange(0, min_open=True), metavar="X", help="Budget: least speed-up.")
-@click.option("--max-size", type=Size(), help="Budget: largest file, such as 5MB.")
+@gate_options("Budget")
 @report_option
 @run_options
 def command(
@@ -79,9 +79,7 @@ def command(
     output: Output,
     options: PruneOptions,
     metric: str | None,
-    max_drop: float | None,
-    require_speedup: float | None,
-    max_size: int | None,
+    gates: Gates,
     report: Path | None,
     settings: Settings,
 ) -> None:
@@ -90,9 +88,7 @@ def command(
     Heads, groups, residuals and concatenations are found by themselves, and the result is held to the original with
     those channels zeroed. Reload it with `compress export MODEL --weights OUT/weights.pt`. --verbose lists every layer.
     """
-    from compress.pipeline.closing import Gates
     from compress.pipeline.prune import prune
 
-    gates = Gates(max_drop=max_drop, require_speedup=require_speedup, max_size=max_size)
     result = prune(source, data, output=output, options=options, gates=gates, metric=metric, settings=settings)
     show(result, settings, report)

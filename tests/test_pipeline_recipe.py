@@ -32,6 +32,16 @@ MISTAKES = [
     ("distill = true", "distill = 1", r"r.toml:19: finetune.distill must be true or false, got 1"),
     ("lr = 0.05", "lr = -1", r"r.toml:18: training option lr must be above 0, got -1"),
     ("epochs = 3", "epochs = 2.5", r"r.toml:16: finetune.epochs must be a whole number, got 2.5"),
+    (
+        'method = "static"',
+        'method = "qat"\nepochs = 0',
+        r"r.toml:23: quantization option epochs must be at least 1, got 0",
+    ),
+    (
+        'method = "static"',
+        "weight_bits = 3",
+        r"r.toml:22: quantization option weight_bits must be at least 4 and at most 8, got 3",
+    ),
     ('method = "static"', 'method = "statik"', r"r.toml:22: unknown method 'statik'; did you mean 'static'\?"),
     ('spec = "net.py:build"', "", r"r.toml:5: \[model\] needs 'spec'"),
     ("[evaluate]", "[gates]\nmax_size = 'huge'\n[evaluate]", r"r.toml:25: gates.max_size 'huge' is not a size"),

@@ -135,7 +135,10 @@ def test_data_is_asked_for_where_needed(place):
 
 @pytest.mark.parametrize(
     ("values", "text"),
-    [({"steps": 0}, "steps 0 is too few; give 1 or more"), ({"finetune_epochs": -1}, "finetune-epochs -1 is too few")],
+    [
+        ({"steps": 0}, "pruning option steps must be at least 1, got 0"),
+        ({"finetune_epochs": -1}, "pruning option finetune_epochs must be at least 0, got -1"),
+    ],
 )
 def test_counts_out_of_range(values, text):
     with pytest.raises(InputError, match=text):

@@ -228,7 +228,8 @@ def test_files_that_are_not_ours(tmp_path):
 def test_the_command(tmp_path, residual):
     from compress.pipeline.inputs import DataSource, ModelSource, Settings
     from compress.pipeline.outputs import Output
-    from compress.pipeline.quantize import QuantizeOptions, quantize
+    from compress.pipeline.quantize import quantize
+    from compress.pipeline.quantize_options import QuantizeOptions
 
     x, y = torch.rand(60, 12, 12, 3).mul(255).byte().numpy(), torch.randint(0, 4, (60,)).numpy()
     np.savez(tmp_path / "data.npz", x=x, y=y)

@@ -151,7 +151,7 @@ def test_what_compress_quantize_tunes(monkeypatch, options, max_drop, verb):
     chosen = job.QuantizeOptions(**options)
     assert job._quantized(None, opened, chosen, max_drop, None).name == verb
     # A stage of a recipe, which must repeat its figures when resumed, tunes on request only.
-    in_recipe = job.METHODS["static"](None, opened, chosen).name
+    in_recipe = job.STEPS["static"](None, opened, chosen).name
     assert in_recipe == ("tuned" if chosen.tune_latency else "static")
 
 
@@ -196,7 +196,7 @@ def test_a_graph_with_a_fixed_batch_is_timed_on_its_batch():
 
 
 def test_tuning_belongs_to_the_static_method():
-    from compress.pipeline.quantize import QuantizeOptions
+    from compress.pipeline.quantize_options import QuantizeOptions
 
     with pytest.raises(InputError, match="--tune-latency chooses among static int8 forms; method 'dynamic' has none"):
         QuantizeOptions(method="dynamic", tune_latency=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +15,16 @@ from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import Target
 from compress.evaluation.size import count_macs, count_parameters, size_bytes, sparsity
 from compress.pipeline.details import layer_details
+from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import Opened, Settings
 from compress.pipeline.layer_noise import SAMPLES
 from compress.reporting.environment import describe
-from compress.reporting.report import Gate, Report
+from compress.reporting.report import Report
 from compress.steps import Measurement, Step
 
 NOISE = 0.03  # medians nearer than this are told apart by chance
 UNSTEADY = 2.0  # times the median that the slowest tenth of the runs takes at least where others use the machine
 CLOSING_SECONDS = 20.0  # what timing may cost at the end of a command
-
-
-@dataclass(frozen=True)
-class Gates:
-    """Limits that the user sets; every row but the baseline is held to them. None: no limit."""
-
-    max_drop: float | None = None  # percentage points of top-1 (of the metric's own unit, where one is given)
-    require_speedup: float | None = None
-    max_size: int | None = None  # bytes
-
-    def check(self, rows: Sequence[Measurement], base: Measurement) -> tuple[Gate, ...]:
-        """Hold each row to each limit; a figure that was not measured fails."""
-        return tuple(gate for row in rows if row.name != base.name for gate in self._of(row, base))
-
-    def _of(self, row: Measurement, base: Measurement) -> Iterable[Gate]:
-        if self.max_drop is not None:
-            drop, unit = _drop(row, base)
-            # A tolerance below any real difference: 0.5 points must pass a limit of 0.5 whatever binary says.
-            yield Gate(
-                "max-drop", row.name, drop, self.max_drop, unit, drop is not None and drop <= self.max_drop + 1e-9
-            )
-        if self.require_speedup is not None:
-            fast = row.speedup is not None and row.speedup >= self.require_speedup
-            yield Gate("require-speedup", row.name, row.speedup, self.require_speedup, "×", fast)
-        if self.max_size is not None:
-            small = row.size_bytes is not None and row.size_bytes <= self.max_size
-            yield Gate("max-size", row.name, row.size_bytes, self.max_size, " bytes", small)
-
-
-def _drop(row: Measurement, base: Measurement) -> tuple[float | None, str]:
-    if row.top1 is not None and base.top1 is not None:
-        return 100 * (base.top1 - row.top1), " points"
-    if row.metric is not None and base.metric is not None:
-        return base.metric - row.metric, ""
-    return None, " points"
 
 
 def measure(

@@ -9,7 +9,8 @@ from typing import Any
 
 from compress.errors import InputError
 from compress.evaluation.runners import Target
-from compress.pipeline.closing import Gates, closing_report, measure
+from compress.pipeline.closing import closing_report, measure
+from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, reopen
 from compress.reporting.environment import describe
 from compress.reporting.report import Report

@@ -17,7 +17,8 @@ from compress.evaluation.runners import resized
 from compress.graph.exporting import export
 from compress.graph.parity import compare
 from compress.graph.sparse_storage import store_sparse
-from compress.pipeline.closing import Gates, closing_report
+from compress.pipeline.closing import closing_report
+from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.outputs import Output, output_folder
 from compress.pipeline.prune_options import PruneOptions

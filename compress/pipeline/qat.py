@@ -14,7 +14,7 @@ from compress.training.loop import fit
 from compress.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from compress.pipeline.quantize import QuantizeOptions
+    from compress.pipeline.quantize_options import QuantizeOptions
 
 EPOCHS = 2
 # Adam: folded into their convolutions, batch-norm's channels differ in size by up to 10^6, and SGD's one rate is near

@@ -4,49 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.errors import InputError, nearest
 from compress.evaluation.runners import open_runner
 from compress.graph.exporting import to_graph
 from compress.onnx_files import save_onnx
-from compress.pipeline.closing import Gates, closing_report
+from compress.pipeline.closing import closing_report
+from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.outputs import Output, output_folder
+from compress.pipeline.quantize_options import QuantizeOptions
 from compress.reporting.report import Report
 from compress.steps import Step
 
 QUICK_S = 60.0  # timing that takes longer is done on request only
-
-
-@dataclass(frozen=True)
-class QuantizeOptions:
-    """How to quantize. The command's and the recipe's names are these; `None` leaves the method's own default."""
-
-    method: str = "static"
-    runtime: str = "onnx"
-    target: str = "auto"
-    ranges: str = "minmax"
-    per_channel: bool = True
-    weight_type: str = "int8"
-    op_types: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    weight_bits: int = 8  # fewer are simulated inside int8
-    scales: str = "learned"  # of qat: learned, observed, fixed
-    epochs: int | None = None  # of qat
-    lr: float | None = None  # of qat
-    # Time int8 and float forms on this machine, keep the faster. None: in `quantize`, with target auto, where it is quick.
-    tune_latency: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"unknown method {self.method!r}; {nearest(self.method, METHODS)}")
-        if self.runtime not in RUNTIMES:
-            raise InputError(f"unknown runtime {self.runtime!r}; {nearest(self.runtime, RUNTIMES)}")
-        if self.tune_latency and self.method != "static":
-            raise InputError(f"--tune-latency chooses among static int8 forms; method {self.method!r} has none")
 
 
 def quantize(
@@ -133,7 +105,7 @@ def _quantized(graph: Any, opened: Opened, options: QuantizeOptions, max_drop: f
     if options.method == "static" and max_drop is None and options.tune_latency is None and options.target == "auto":
         return _tuned(graph, opened, options, only_under_s=QUICK_S)
     if options.method != "static" or max_drop is None:
-        return METHODS[options.method](graph, opened, options)
+        return STEPS[options.method](graph, opened, options)
     from compress.pipeline.budget import only_checked, quantize_to_budget
 
     if options.tune_latency:
@@ -186,9 +158,8 @@ def _qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     return quantize_qat(graph, opened, options)
 
 
-METHODS: Mapping[str, Callable[[Any, Opened, QuantizeOptions], Step]] = {
+STEPS: Mapping[str, Callable[[Any, Opened, QuantizeOptions], Step]] = {
     "static": _static,
     "dynamic": _dynamic,
     "qat": _qat,
 }
-RUNTIMES = ("onnx", "torch")

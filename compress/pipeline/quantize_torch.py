@@ -10,7 +10,8 @@ from torch import nn
 
 from compress.errors import InputError, nearest
 from compress.loading.torchscript import SUFFIX, save_torchscript
-from compress.pipeline.closing import Gates, closing_report
+from compress.pipeline.closing import closing_report
+from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import Opened, Settings, open_inputs
 from compress.pipeline.outputs import Output, output_folder
 from compress.quantization import torch_native
@@ -19,7 +20,7 @@ from compress.reporting.report import Report
 from compress.steps import Step
 
 if TYPE_CHECKING:
-    from compress.pipeline.quantize import QuantizeOptions
+    from compress.pipeline.quantize_options import QuantizeOptions
 
 ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
 EPOCHS = 2

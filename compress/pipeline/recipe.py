@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import InputError, nearest
-from compress.pipeline.closing import Gates
+from compress.pipeline.gates import Gates, parse_size
 from compress.pipeline.inputs import DataSource, ModelSource
 from compress.pipeline.prune_options import PruneOptions
-from compress.pipeline.quantize import QuantizeOptions
+from compress.pipeline.quantize_options import QuantizeOptions
 from compress.training.options import TrainOptions
-
-UNITS = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,10 @@ def _read_table(given: Mapping[str, Any], kind: type, table: str, places: Places
 
 def _converted(value: Any, hint: Any, table: str | None, key: str, places: Places) -> Any:
     if table == "gates" and key.replace("-", "_") == "max_size" and isinstance(value, str):
-        return _size(value, places.of(table, key))
+        try:
+            return parse_size(value)
+        except InputError as error:
+            raise InputError(f"{places.of(table, key)}: gates.max_size {error}") from None
     for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
         found = _as(value, option)
         if found is not None:
@@ -241,13 +242,6 @@ def _words(hint: Any) -> str:
         WORDS.get(option, "a list of " + WORDS.get((typing.get_args(option) or (Any,))[0], "values"))
         for option in options
     )
-
-
-def _size(text: str, place: str) -> int:
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]+)\s*", text)
-    if not match or match[2].lower() not in UNITS:
-        raise InputError(f'{place}: gates.max_size {text!r} is not a size; write it as "5MB", "300kB" or in bytes')
-    return int(float(match[1]) * UNITS[match[2].lower()])
 
 
 COMMENTED = """\

@@ -16,7 +16,8 @@ from compress.errors import InputError, OutputError
 from compress.evaluation.runners import open_runner, resized
 from compress.onnx_files import save_onnx
 from compress.pipeline.cache import FOLDER, StageCache, content_key, environment_key, fingerprint, paths_in
-from compress.pipeline.closing import Gates, closing_report
+from compress.pipeline.closing import closing_report
+from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.outputs import Output, output_folder
 from compress.pipeline.quantize import check_runs

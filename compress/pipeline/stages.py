@@ -19,7 +19,8 @@ from compress.onnx_files import read_onnx, save_onnx
 from compress.pipeline.inputs import Opened, Settings
 from compress.pipeline.prune import check_pruning, pruned
 from compress.pipeline.prune_options import PruneOptions
-from compress.pipeline.quantize import METHODS, QuantizeOptions
+from compress.pipeline.quantize import STEPS
+from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.steps import Step
 from compress.training.options import TrainOptions
@@ -172,7 +173,7 @@ class Quantize(GraphStage):
     name: str = "quantize"
 
     def run(self, work: Work, working: Path) -> Step:
-        return METHODS[self.options.method](work.model, work.opened, self.options)
+        return STEPS[self.options.method](work.model, work.opened, self.options)
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:
         if self.options.method == "dynamic":

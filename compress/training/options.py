@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.errors import InputError, nearest
+from compress.options import check_fields, choice, option
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 SCHEDULERS = ("none", "step", "plateau", "cosine")
@@ -15,17 +16,6 @@ LOSSES = ("cross_entropy", "mse")
 PRECISIONS = ("float32", "bf16", "fp16")
 EVALUATION_PARTS = ("test", "calibration")
 MONITORS = ("auto", "loss", "top1")
-
-
-def _option(
-    default: Any, text: str, *, low: float | None = None, above: float | None = None, high: float | None = None
-):
-    """A field with its help text and its range: `low` and `high` belong to it, `above` does not."""
-    return dataclasses.field(default=default, metadata={"help": text, "low": low, "above": above, "high": high})
-
-
-def _choice(default: str, text: str, choices: tuple[str, ...]):
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -39,61 +29,55 @@ class TrainOptions:
     128
     """
 
-    epochs: int = _option(10, "passes over the training data", low=1)
-    batch_size: int = _option(128, "samples per optimizer step, over all processes", low=1)
-    accumulate: int = _option(1, "forward passes that share one optimizer step", low=1)
-    shuffle: bool = _option(True, "new order of the samples in every epoch")
-    workers: int = _option(0, "processes that load data", low=0)
-    drop_last: bool = _option(False, "leave out the last, smaller batch")
-    pin_memory: bool = _option(False, "page-locked batches, for CUDA")
-    crop_padding: int = _option(0, "pad images by so many pixels, then crop back at random", low=0)
-    flip: bool = _option(False, "mirror half of the images left to right")
-    mixup: float = _option(0.0, "blend each image with another by Beta(α, α), e.g. 1 with a teacher; 0: off", low=0)
+    epochs: int = option(10, "passes over the training data", low=1)
+    batch_size: int = option(128, "samples per optimizer step, over all processes", low=1)
+    accumulate: int = option(1, "forward passes that share one optimizer step", low=1)
+    shuffle: bool = option(True, "new order of the samples in every epoch")
+    workers: int = option(0, "processes that load data", low=0)
+    drop_last: bool = option(False, "leave out the last, smaller batch")
+    pin_memory: bool = option(False, "page-locked batches, for CUDA")
+    crop_padding: int = option(0, "pad images by so many pixels, then crop back at random", low=0)
+    flip: bool = option(False, "mirror half of the images left to right")
+    mixup: float = option(0.0, "blend each image with another by Beta(α, α), e.g. 1 with a teacher; 0: off", low=0)
 
-    loss: str = _choice("cross_entropy", "what is minimized: cross_entropy, mse or module:function", LOSSES)
-    label_smoothing: float = _option(0.0, "share of the target spread over all classes", low=0, high=1)
-    optimizer: str = _choice("sgd", "how gradients become steps", OPTIMIZERS)
-    lr: float = _option(0.05, "learning rate", above=0)
-    momentum: float = _option(0.9, "of sgd and rmsprop", low=0, high=1)
-    nesterov: bool = _option(False, "Nesterov momentum (sgd)")
-    weight_decay: float = _option(0.0, "L2 penalty (decoupled with adamw)", low=0)
-    scheduler: str = _choice("cosine", "how the learning rate falls", SCHEDULERS)
-    warmup_epochs: int = _option(0, "epochs of linear rise to the learning rate", low=0)
-    step_size: int = _option(30, "epochs between two drops (step)", low=1)
-    gamma: float = _option(0.1, "factor of each drop (step, plateau)", above=0, high=1)
-    plateau_patience: int = _option(5, "epochs without improvement before a drop (plateau)", low=0)
-    min_lr: float = _option(0.0, "the learning rate falls no lower (plateau, cosine)", low=0)
-    clip_norm: float | None = _option(None, "largest norm of the whole gradient", above=0)
-    clip_value: float | None = _option(None, "largest absolute value of each gradient element", above=0)
+    loss: str = choice("cross_entropy", "what is minimized: cross_entropy, mse or module:function", LOSSES, or_own=True)
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", low=0, high=1)
+    optimizer: str = choice("sgd", "how gradients become steps", OPTIMIZERS)
+    lr: float = option(0.05, "learning rate", above=0)
+    momentum: float = option(0.9, "of sgd and rmsprop", low=0, high=1)
+    nesterov: bool = option(False, "Nesterov momentum (sgd)")
+    weight_decay: float = option(0.0, "L2 penalty (decoupled with adamw)", low=0)
+    scheduler: str = choice("cosine", "how the learning rate falls", SCHEDULERS)
+    warmup_epochs: int = option(0, "epochs of linear rise to the learning rate", low=0)
+    step_size: int = option(30, "epochs between two drops (step)", low=1)
+    gamma: float = option(0.1, "factor of each drop (step, plateau)", above=0, high=1)
+    plateau_patience: int = option(5, "epochs without improvement before a drop (plateau)", low=0)
+    min_lr: float = option(0.0, "the learning rate falls no lower (plateau, cosine)", low=0)
+    clip_norm: float | None = option(None, "largest norm of the whole gradient", above=0)
+    clip_value: float | None = option(None, "largest absolute value of each gradient element", above=0)
 
-    precision: str = _choice("float32", "arithmetic of the forward pass (autocast)", PRECISIONS)
-    recompute: tuple[str, ...] = _option((), "gradient checkpointing of this layer, NAME or NAME:SEGMENTS")
-    ema_decay: float | None = _option(None, "exponential moving average of the weights, e.g. 0.999", above=0, high=1)
+    precision: str = choice("float32", "arithmetic of the forward pass (autocast)", PRECISIONS)
+    recompute: tuple[str, ...] = option((), "gradient checkpointing of this layer, NAME or NAME:SEGMENTS")
+    ema_decay: float | None = option(None, "exponential moving average of the weights, e.g. 0.999", above=0, high=1)
 
-    evaluate_on: str = _choice("test", "part of the data measured after each epoch", EVALUATION_PARTS)
-    monitor: str = _choice("auto", "what decides the best epoch; auto: top1 with cross_entropy, else loss", MONITORS)
-    patience: int | None = _option(None, "stop after so many epochs without improvement; keep the best", low=1)
-    min_delta: float = _option(0.0, "smallest change that counts as improvement", low=0)
-    checkpoint_every: int = _option(1, "epochs between two checkpoints", low=1)
+    evaluate_on: str = choice("test", "part of the data measured after each epoch", EVALUATION_PARTS)
+    monitor: str = choice("auto", "what decides the best epoch; auto: top1 with cross_entropy, else loss", MONITORS)
+    patience: int | None = option(None, "stop after so many epochs without improvement; keep the best", low=1)
+    min_delta: float = option(0.0, "smallest change that counts as improvement", low=0)
+    checkpoint_every: int = option(1, "epochs between two checkpoints", low=1)
 
-    distill_weight: float = _option(0.5, "share of the teacher's soft targets in the loss", low=0, high=1)
-    temperature: float = _option(4.0, "softens the outputs of teacher and student", above=0)
-    feature_layers: tuple[str, ...] = _option((), "layer whose features follow the teacher's, NAME or STUDENT=TEACHER")
-    feature_weight: float = _option(1.0, "weight of the feature term", low=0)
+    distill_weight: float = option(0.5, "share of the teacher's soft targets in the loss", low=0, high=1)
+    temperature: float = option(4.0, "softens the outputs of teacher and student", above=0)
+    feature_layers: tuple[str, ...] = option((), "layer whose features follow the teacher's, NAME or STUDENT=TEACHER")
+    feature_weight: float = option(1.0, "weight of the feature term", low=0)
 
-    sync_batchnorm: bool = _option(False, "batch-norm statistics over all processes")
-    find_unused_parameters: bool = _option(False, "for models that skip parameters in some steps (several processes)")
-    seed: int = _option(0, "of Python, NumPy, torch and the data workers", low=0)
-    deterministic: bool = _option(False, "only deterministic algorithms")
+    sync_batchnorm: bool = option(False, "batch-norm statistics over all processes")
+    find_unused_parameters: bool = option(False, "for models that skip parameters in some steps (several processes)")
+    seed: int = option(0, "of Python, NumPy, torch and the data workers", low=0)
+    deterministic: bool = option(False, "only deterministic algorithms")
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            _check_type(field, value)
-            _check_range(field.name, value, field.metadata)
-            choices = field.metadata.get("choices")
-            if choices and value not in choices and not (field.name == "loss" and ":" in value):
-                raise InputError(f"unknown {field.name} {value!r}; {nearest(str(value), choices)}")
+        check_fields(self, "training")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise InputError("nesterov needs optimizer 'sgd' and a momentum above 0")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
@@ -117,35 +101,3 @@ class TrainOptions:
                 raise InputError(f"unknown training option {key!r}; {nearest(name, names)}")
             taken[name] = tuple(value) if isinstance(value, list) else value
         return cls(**taken)
-
-
-def _check_type(field: dataclasses.Field, value: Any) -> None:
-    kind = str(field.type)
-    if value is None and "None" in kind:
-        return
-    wanted = kind.removesuffix(" | None")
-    fits = {
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "float": isinstance(value, (int, float)) and not isinstance(value, bool),
-        "bool": isinstance(value, bool),
-        "str": isinstance(value, str),
-        "tuple[str, ...]": isinstance(value, tuple) and all(isinstance(item, str) for item in value),
-    }[wanted]
-    if not fits:
-        raise InputError(f"training option {field.name} must be {wanted}, got {value!r}")
-
-
-def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return
-    low, above, high = limits.get("low"), limits.get("above"), limits.get("high")
-    if (
-        value != value
-        or (low is not None and value < low)
-        or (above is not None and value <= above)
-        or (high is not None and value > high)
-    ):
-        parts = [f"at least {low:g}"] if low is not None else []
-        parts += [f"above {above:g}"] if above is not None else []
-        parts += [f"at most {high:g}"] if high is not None else []
-        raise InputError(f"training option {name} must be {' and '.join(parts)}, got {value!r}")

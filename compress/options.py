@@ -1,0 +1,82 @@
+"""Fields of option dataclasses: each with the help text of the command's option, and the values that it may take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from compress.errors import InputError, nearest
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    **command: Any,
+) -> Any:
+    """A field with its help text and its range: `low` and `high` belong to it, `above` does not.
+
+    `command` says how the option looks on the command line; see `cli.fields.option_of`.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": text, "low": low, "above": above, "high": high, **command}
+    )
+
+
+def choice(default: str, text: str, choices: tuple[str, ...], *, or_own: bool = False, **command: Any) -> Any:
+    """A field that takes one of `choices`; with `or_own` also the user's own, written module:function."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "or_own": or_own, **command})
+
+
+def check_fields(options: Any, what: str) -> None:
+    """Hold every field of `options` to its type, range and choices; `what` ("training") names them in messages.
+
+    Raises:
+        InputError: a value of the wrong type, out of range, or unknown (the nearest is given).
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if "help" not in field.metadata:
+            continue
+        _check_type(field, value, what)
+        _check_range(field, value, what)
+        choices = field.metadata.get("choices")
+        if choices and value not in choices and not (field.metadata["or_own"] and ":" in value):
+            raise InputError(f"unknown {field.name} {value!r}; {nearest(str(value), choices)}")
+
+
+def _check_type(field: dataclasses.Field, value: Any, what: str) -> None:
+    kind = str(field.type)
+    if value is None and "None" in kind:
+        return
+    wanted = kind.removesuffix(" | None")
+    fits = {
+        "int": isinstance(value, int) and not isinstance(value, bool),
+        "float": isinstance(value, (int, float)) and not isinstance(value, bool),
+        "bool": isinstance(value, bool),
+        "str": isinstance(value, str),
+        "tuple[str, ...]": isinstance(value, tuple) and all(isinstance(item, str) for item in value),
+    }[wanted]
+    if not fits:
+        raise InputError(f"{what} option {field.name} must be {wanted}, got {value!r}")
+
+
+def _check_range(field: dataclasses.Field, value: Any, what: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
+    limits: Mapping[str, Any] = field.metadata
+    low, above, high = limits.get("low"), limits.get("above"), limits.get("high")
+    if (
+        value != value
+        or (low is not None and value < low)
+        or (above is not None and value <= above)
+        or (high is not None and value > high)
+    ):
+        parts = [f"at least {low:g}"] if low is not None else []
+        parts += [f"above {above:g}"] if above is not None else []
+        parts += [f"at most {high:g}"] if high is not None else []
+        raise InputError(f"{what} option {field.name} must be {' and '.join(parts)}, got {value!r}")
