@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,16 @@ def split_batch(batch: Any) -> tuple[tuple[Tensor, ...], Any]:
             f"a batch of {len(batch)} items cannot be read; yield (inputs, target), with inputs a tensor or a tuple of them"
         )
     return _tensors(batch), None
+
+
+def first_batches(batches: Iterable[Any], samples: int) -> Iterator[Any]:
+    """The first batches, whole, until there are `samples` samples."""
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += len(split_batch(batch)[0][0])
+        if seen >= samples:
+            return
 
 
 def _tensors(value: Any) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress import state
+from compress.batches import first_batches
 from compress.errors import InputError, PruningError, nearest
 from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import resized
@@ -33,7 +34,7 @@ from compress.steps import Step
 from compress.training.loop import fit
 
 RECALIBRATED = "batch-norm statistics were measured anew on the calibration data"
-SCORE_BATCHES = 8  # that "taylor" looks at
+SAMPLES = 512  # that scores and reconstruction look at, at most
 LATENCY_SECONDS = 6.0  # for one measurement on the way to a latency target
 
 
@@ -112,10 +113,14 @@ def check_pruning(opened: Opened, options: PruneOptions) -> None:
         "fine-tuning": options.finetune_epochs,
         "score 'taylor'": options.method == "taylor",
         "recalibration": options.recalibrate,
+        "reconstruction": options.reconstruct,
     }
     if any(needs.values()) and opened.data is None:
         what = next(name for name, needed in needs.items() if needed)
         raise InputError(f"{what} needs data; give it with --data, such as imagefolder:DIR, FILE.npz or mnist5k")
+    if options.reconstruct and (options.masks or options.recalibrate):
+        other = "--masks keeps" if options.masks else "--recalibrate measures anew"
+        raise InputError(f"{other} what --reconstruct fits; leave one of the two out")
     if options.distill and not options.finetune_epochs:
         raise InputError("distillation happens while fine-tuning; give --finetune-epochs as well")
 
@@ -164,13 +169,19 @@ def _arguments(
     found |= {"seed": settings.seed, "remove_channels": not options.masks}
     if options.masks:
         return found | {"n": options.n, "dim": options.dim}
-    found |= {"target": options.target, "round_to": options.round_to}
-    if options.method == "taylor" or (options.target == "blocks" and opened.data is not None):
-        loader = opened.calibration()
-        found["data"] = [batch for batch, _ in zip(loader, range(SCORE_BATCHES))]
+    found |= {"target": options.target, "round_to": options.round_to, "reconstruct": _reconstructs(opened, options)}
+    if options.method == "taylor" or found["reconstruct"] or (options.target == "blocks" and opened.data is not None):
+        found["data"] = list(first_batches(opened.calibration(), SAMPLES))
     if options.target == "latency":
         found["latency"] = _latency_meter(opened, settings, scratch, baseline)
     return found
+
+
+def _reconstructs(opened: Opened, options: PruneOptions) -> bool:
+    """As asked; else where it can be done, and nothing else says how batch-norm shall be put right."""
+    data = opened.data
+    has_data = data is not None and (data.calibration is not None or data.train is not None)
+    return (has_data and not options.recalibrate) if options.reconstruct is None else options.reconstruct
 
 
 def _latency_meter(opened: Opened, settings: Settings, scratch: Path, baseline: Path) -> Callable[[nn.Module], float]:

@@ -23,6 +23,9 @@ class PruneOptions:
     round_to: int | None = option(None, "leave multiples of N channels; default 16, less in narrow layers", metavar="N")
     include: tuple[str, ...] = option((), "prune these layers only; * allowed")
     exclude: tuple[str, ...] = option((), "leave this layer whole; * allowed")
+    reconstruct: bool | None = option(
+        None, "fit the weights that stay to what their layers gave before (default: where there is --data)"
+    )
     recalibrate: bool = option(False, "measure batch-norm statistics anew after pruning", only_on=True)
     masks: bool = option(False, "zero single weights; methods l1, random, ln, random-structured, 2:4", only_on=True)
     n: float = option(2, "masks: the norm of ln")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.batches import split_batch
+from compress.batches import first_batches, split_batch
 from compress.errors import PruningError
 from compress.progress import track
 from compress.pruning.naming import check_patterns, matches
@@ -142,11 +142,7 @@ def _asked_for(
 def _samples(data: Iterable[Any] | None, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if data is None:
         return inputs
-    seen: list[tuple[Tensor, ...]] = []
-    for batch in data:
-        seen.append(split_batch(batch)[0])
-        if sum(len(item[0]) for item in seen) >= SAMPLES:
-            break
+    seen = [split_batch(batch)[0] for batch in first_batches(data, SAMPLES)]
     return tuple(torch.cat(values)[:SAMPLES] for values in zip(*seen, strict=True)) if seen else inputs
 
 

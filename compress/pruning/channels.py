@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import warnings
 from collections.abc import Mapping
@@ -94,6 +95,8 @@ def export_program(module: nn.Module, inputs: tuple[Tensor, ...], *, training: b
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        if training:  # tracing counts batches in the buffers: those of a twin, which shares the parameters
+            module = copy.deepcopy(module, {id(value): value for value in module.parameters()})
         with evaluating(module), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if training:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from compress.errors import PruningError
 from compress.pruning.blocks import prune_blocks
 from compress.pruning.denormals import flush_denormals
 from compress.pruning.masks import MaskRequest, mask_weights
+from compress.pruning.reconstruction import reconstructed
 from compress.pruning.removal import Removal, Request, remove_channels
 from compress.pruning.selection import Selection
+from compress.pruning.surgery import kept_outputs
 from compress.steps import Step
 
 
@@ -42,8 +45,8 @@ def prune(
         scope: "uniform" prunes the same fraction everywhere; "global" ranks the whole model together.
         include, exclude: names of layers or modules, `*` allowed; only these, all but these.
         remove_channels: False masks weights with zeros instead (options: those of `MaskRequest`, and `permanent`).
-        options: `target`, `round_to`, `data`, `loss`, `latency`; see `prune_channels`. `target="blocks"` removes
-            residual blocks whole, the fraction `amount` of them, scored on `data` by what the outputs lose.
+        options: `target`, `round_to`, `data`, `loss`, `latency`, `reconstruct`; see `prune_channels`. `target="blocks"`
+            removes residual blocks whole, the fraction `amount` of them, scored on `data` by what the outputs lose.
 
     Returns:
         A Step whose changes give, per layer, channels before and after, or why they stay (for masks: the zeros).
@@ -76,6 +79,7 @@ def _blocks(
     include: Sequence[str],
     exclude: Sequence[str],
     data: Iterable[Any] | None = None,
+    reconstruct: bool = False,
     **options: Any,
 ) -> Step:
     """Remove blocks; the options that choose among channels are refused, not left unheeded."""
@@ -84,6 +88,8 @@ def _blocks(
             raise PruningError(f"{name} {options[name]!r} chooses among channels; leave it out with target 'blocks'")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     step = prune_blocks(module, inputs, amount=amount, include=include, exclude=exclude, data=data)
+    if reconstruct:
+        step = reconstructed(step, module, data)
     flush_denormals(step.model)
     return step
 
@@ -102,6 +108,7 @@ def prune_channels(
     data: Iterable[Any] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     latency: Callable[[nn.Module], float] | None = None,
+    reconstruct: bool = False,
     seed: int = 0,
     may_be_nothing: bool = False,
     original: Mapping[str, int] | None = None,
@@ -116,7 +123,9 @@ def prune_channels(
         target: what `amount` is a fraction of: "channels" of every family, "macs", "parameters", or measured
             "latency" (then `latency` measures a module, in any unit).
         round_to: leave multiples of this many channels. By default 16 where a layer is wide enough, less in narrow ones.
-        data, loss: batches and loss for "taylor" (cross entropy by default).
+        data, loss: batches and loss for "taylor" (cross entropy by default); `reconstruct` takes the inputs of the same.
+        reconstruct: fit the weights that stay to what their layers gave before, on `data`; see `reconstruction`. The
+            result then differs from the zeroed original, for the better.
         may_be_nothing: an amount too small to remove anything is no error.
         original: classes of each family at the start of a run of several steps; `amount` is then the total.
     """
@@ -142,5 +151,8 @@ def prune_channels(
     )
     with torch.no_grad():
         removal = remove_channels(module, inputs, request)
+    if reconstruct:
+        kept = kept_outputs(removal.channels, removal.removed)
+        removal = replace(removal, step=reconstructed(removal.step, module, data, kept))
     flush_denormals(removal.step.model)
     return removal

@@ -34,6 +34,14 @@ def kept_indices(channels: Channels, removed: np.ndarray) -> dict[str, dict[int,
     return found
 
 
+def kept_outputs(channels: Channels, removed: np.ndarray) -> dict[str, np.ndarray]:
+    """For each layer whose weight loses outputs (its first dimension): the indices of those that stay."""
+    found = kept_indices(channels, removed)
+    return {
+        name.removesuffix(".weight"): dims[0] for name, dims in found.items() if 0 in dims and name.endswith("weight")
+    }
+
+
 def _whole_slices(name: str, out: np.ndarray) -> dict[int, np.ndarray]:
     found, left = {}, out
     for dim in range(out.ndim):

@@ -1,0 +1,233 @@
+"""Reconstruction after pruning: least squares as NumPy solves it, layer by layer, on what really arrives."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import compress
+from compress.errors import InputError, PruningError
+from compress.pipeline.inputs import DataSource, ModelSource
+from compress.pipeline.prune import prune as prune_job
+from compress.pipeline.prune_options import PruneOptions
+from compress.pruning import reconstruction
+from compress.pruning.reconstruction import reconstruct
+
+
+def correlated(rows: int, *shape: int) -> torch.Tensor:
+    """Samples whose channels can be told from each other's: eight sources behind all of them."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(8, shape[0], generator=generator)
+    sources = torch.randn(rows, *shape[1:], 8, generator=generator)
+    return (sources @ mixing + 0.1 * torch.randn(rows, *shape[1:], shape[0], generator=generator)).movedim(-1, 1)
+
+
+def without_inputs(layer: nn.Module, kept: list[int]) -> nn.Module:
+    """The layer with some of its inputs, as pruning leaves it."""
+    smaller = copy.deepcopy(layer)
+    smaller.weight = nn.Parameter(layer.weight[:, kept].detach().clone())
+    return smaller
+
+
+class Picked(nn.Module):
+    """Some channels, then a layer: the layer's view of a pruned network."""
+
+    def __init__(self, layer: nn.Module, kept: list[int]) -> None:
+        super().__init__()
+        self.layer, self.kept = layer, kept
+
+    def forward(self, x):
+        return self.layer(x[:, self.kept])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [None, [0, 2, 3]])
+def test_a_linear_layer_gets_the_ridge_regression_of_numpy(bias, outputs):
+    torch.manual_seed(0)
+    x, kept = correlated(200, 16), [0, 1, 4, 7, 8, 9, 10, 13]
+    layer = nn.Linear(16, 5, bias=bias)
+    whole, smaller = Picked(layer, list(range(16))), Picked(without_inputs(layer, kept), kept)
+    if outputs is not None:
+        smaller.layer.weight = nn.Parameter(smaller.layer.weight[outputs].detach())
+        if bias:
+            smaller.layer.bias = nn.Parameter(layer.bias[outputs].detach().clone())
+    before = copy.deepcopy(smaller.state_dict())
+    fitted, changes = reconstruct(
+        whole, smaller, [x[:120], x[120:]], outputs=None if outputs is None else {"layer": np.array(outputs)}
+    )
+    seen = x[:, kept].double().numpy()
+    start = smaller.layer.weight.detach().double().numpy()
+    if bias:
+        seen = np.hstack([seen, np.ones((200, 1))])
+        start = np.hstack([start, smaller.layer.bias.detach().double().numpy()[:, None]])
+    target = layer(x).detach().double().numpy()[:, outputs if outputs is not None else slice(None)]
+    gram = seen.T @ seen
+    ridge = reconstruction.RIDGE * gram.trace() / len(gram) * np.eye(len(gram))
+    expected = start + np.linalg.solve(gram + ridge, seen.T @ (target - seen @ start.T)).T
+    found = fitted.layer.weight.detach().numpy()
+    if bias:
+        found = np.hstack([found, fitted.layer.bias.detach().numpy()[:, None]])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    values = changes[0].values
+    assert 0 < values["error_after"] < 0.5 * values["error_before"]
+    for name, value in smaller.state_dict().items():  # the input is never touched
+        assert torch.equal(value, before[name])
+
+
+def test_fewer_rows_than_columns_take_the_other_system_and_give_the_same(monkeypatch):
+    torch.manual_seed(0)
+    x, error = torch.randn(2, 12, 30), torch.randn(2, 12, 4)
+    step = reconstruction._ridge(x, error)
+    gram = (x.mT @ x).double()
+    weight = reconstruction.RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
+    expected = torch.linalg.solve(gram + weight[:, None, None] * torch.eye(30), (x.mT @ error).double())
+    assert step.shape == (2, 30, 4)
+    torch.testing.assert_close(step, expected.float(), rtol=1e-3, atol=5e-5)
+
+
+LAYERS = {
+    "1d": (nn.Conv1d(16, 6, 3, stride=2, padding=1), (16, 9)),
+    "2d": (nn.Conv2d(16, 6, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1)), (16, 7, 8)),
+    "2d, reflected": (nn.Conv2d(16, 6, 3, padding=1, padding_mode="reflect", bias=False), (16, 6, 6)),
+    "2d, same": (nn.Conv2d(16, 6, (3, 4), padding="same"), (16, 6, 6)),
+    "3d": (nn.Conv3d(16, 6, 2), (16, 3, 4, 3)),
+    "grouped": (nn.Conv2d(16, 8, 3, padding=1, groups=4), (16, 6, 6)),
+    "depthwise": (nn.Conv2d(16, 16, 3, padding=1, groups=16), (16, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_columns_are_what_each_output_is_made_of(name):
+    layer, shape = LAYERS[name]
+    x = torch.randn(3, *shape)
+    rows = reconstruction._columns(layer, x, reconstruction._Draw(10**6)).unflatten(1, (layer.groups, -1))
+    weight = layer.weight.flatten(1).unflatten(0, (layer.groups, -1))
+    made = torch.einsum("rgn,gon->rgo", rows, weight).flatten(1)
+    made = made if layer.bias is None else made + layer.bias
+    torch.testing.assert_close(made, layer(x).movedim(1, -1).flatten(0, -2), rtol=1e-4, atol=1e-5)
+
+
+class Net(nn.Module):
+    """Residual, depthwise, tokens, a layer called twice, a tied head and a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.inner = nn.Sequential(
+            nn.Conv2d(32, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.ReLU(), nn.Conv2d(64, 32, 1)
+        )
+        self.twice, self.gru = nn.Linear(32, 32), nn.GRU(32, 16, batch_first=True)
+        self.head, self.tied = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.tied.weight = self.head.weight
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(x + self.inner(x))
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = self.twice(torch.relu(self.twice(tokens)))
+        return self.tied(torch.relu(self.head(self.gru(tokens)[0][:, -1])))
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    module = Net().train()
+    for _ in range(20):
+        module(smooth(16, seed=_))
+    return module.eval()
+
+
+def smooth(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(100 + seed)
+    return nn.functional.interpolate(torch.randn(count, 3, 3, 3, generator=generator), size=8, mode="bilinear")
+
+
+def test_a_pruned_network_comes_nearer_to_the_original_on_new_data(net):
+    data, new = [smooth(32, seed) for seed in range(6)], smooth(64, 99)
+    flags = [part.training for part in net.modules()]
+    plain = compress.prune(net, smooth(2), amount=0.5, round_to=1).model
+    step = compress.prune(net, smooth(2), amount=0.5, round_to=1, data=data, reconstruct=True)
+    with torch.no_grad():
+        whole, cut, fitted = net(new), plain(new), step.model(new)
+    assert (fitted - whole).square().mean() < 0.75 * (cut - whole).square().mean()
+    assert [tuple(value.shape) for value in step.model.parameters()] == [tuple(v.shape) for v in plain.parameters()]
+    names = {change.layer for change in step.changes if change.action == "weights fitted"}
+    assert {"inner.2", "inner.4", "twice"} <= names and not names & {"head", "tied", "gru", "stem.0"}
+    assert any("layers fitted to what they gave before pruning" in note for note in step.notes)
+    assert flags == [part.training for part in net.modules()]
+    assert not any(part._forward_hooks for part in (*net.modules(), *step.model.modules()))
+    assert step.model.inner[4].weight.requires_grad
+
+
+def test_the_same_twice(net):
+    data = [smooth(32)]
+    first, second = (
+        compress.prune(net, smooth(2), amount=0.5, data=data, reconstruct=True).model.state_dict() for _ in range(2)
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_hooks_go_when_a_forward_fails(net):
+    pruned = compress.prune(net, smooth(2), amount=0.5).model
+    with pytest.raises(RuntimeError):
+        reconstruct(net, pruned, [smooth(4), torch.randn(4, 5, 8, 8)])
+    assert not any(part._forward_hooks for part in (*net.modules(), *pruned.modules()))
+
+
+def test_layers_in_waves_give_what_they_give_at_once(net, monkeypatch):
+    data, pruned = [smooth(32)], compress.prune(net, smooth(2), amount=0.5)
+    options = {"data": data, "reconstruct": True}
+    at_once = compress.prune(net, smooth(2), amount=0.5, **options).model.state_dict()
+    monkeypatch.setattr(reconstruction, "_waves", lambda layers: ([layer] for layer in layers))
+    one_by_one = compress.prune(net, smooth(2), amount=0.5, **options).model.state_dict()
+    assert all(torch.equal(value, one_by_one[name]) for name, value in at_once.items())
+    assert not all(torch.equal(value, at_once[name]) for name, value in pruned.model.state_dict().items())
+
+
+def test_blocks_too():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            return x + self.last(self.act(self.conv(x)))
+
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        *(Block() for _ in range(4)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    ).eval()
+    data, new = [smooth(64, seed) for seed in range(4)], smooth(64, 99)
+    options = {"amount": 0.5, "target": "blocks", "data": data}
+    plain = compress.prune(module, smooth(2), **options).model
+    fitted = compress.prune(module, smooth(2), reconstruct=True, **options).model
+    with torch.no_grad():
+        whole, cut, found = module(new), plain(new), fitted(new)
+    assert (found - whole).square().mean() < 0.5 * (cut - whole).square().mean()
+
+
+def test_what_cannot_be_done_is_said(net, tmp_path):
+    with pytest.raises(PruningError, match="reconstruction fits weights on data; pass --data"):
+        compress.prune(net, smooth(2), amount=0.5, reconstruct=True)
+    with pytest.raises(PruningError, match="cannot be reconstructed: the data is empty"):
+        compress.prune(net, smooth(2), amount=0.5, reconstruct=True, data=[])
+    source = ModelSource(net, input_shape=(2, 3, 8, 8))
+    for options, message in (
+        ({"reconstruct": True}, "reconstruction needs data; give it with --data"),
+        ({"reconstruct": True, "masks": True, "data": True}, "--masks keeps what --reconstruct fits"),
+        ({"reconstruct": True, "recalibrate": True, "data": True}, "--recalibrate measures anew what --reconstruct"),
+    ):
+        data = (smooth(64).numpy(), np.arange(64) % 16) if options.pop("data", False) else None
+        np.savez(tmp_path / "d.npz", x=data[0], y=data[1]) if data else None
+        given = DataSource(spec=str(tmp_path / "d.npz")) if data else None
+        with pytest.raises((InputError, PruningError), match=message):
+            prune_job(source, given, output=tmp_path / "out", options=PruneOptions(**options))
+        assert not (tmp_path / "out").exists()
