@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 import torch
+from tiny_training import TinyData
 from torch import nn
 
 import compress
-from tiny_training import TinyData
 
 
 class Residual(nn.Sequential):

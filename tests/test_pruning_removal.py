@@ -449,3 +449,17 @@ def test_wrong_kinds_of_arguments():
         prune(small())
     with pytest.raises(PruningError, match=r"example_inputs must be tensors"):
         prune(small(), [1, 2])
+
+
+def test_equal_scores_go_from_all_layers_alike():
+    """Batch-norm as initialized scales every channel by one."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.BatchNorm2d(64),
+        nn.Conv2d(64, 4, 1),
+    ).eval()
+    model = prune(module, IMAGE, amount=0.5, method="batchnorm", scope="global").model
+    assert (model[0].out_channels, model[3].out_channels) == (16, 32)

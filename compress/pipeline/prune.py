@@ -169,7 +169,7 @@ def _arguments(
     found |= {"seed": settings.seed, "remove_channels": not options.masks}
     if options.masks:
         return found | {"n": options.n, "dim": options.dim}
-    found |= {"target": options.target, "round_to": options.round_to, "reconstruct": _reconstructs(opened, options)}
+    found |= {"target": options.target, "round_to": options.round_to, "reconstruct": reconstructs(opened, options)}
     if options.method == "taylor" or found["reconstruct"] or (options.target == "blocks" and opened.data is not None):
         found["data"] = list(first_batches(opened.calibration(), SAMPLES))
     if options.target == "latency":
@@ -177,7 +177,7 @@ def _arguments(
     return found
 
 
-def _reconstructs(opened: Opened, options: PruneOptions) -> bool:
+def reconstructs(opened: Opened, options: PruneOptions) -> bool:
     """As asked; else where it can be done, and nothing else says how batch-norm shall be put right."""
     data = opened.data
     has_data = data is not None and (data.calibration is not None or data.train is not None)

@@ -271,6 +271,7 @@ calibration_samples = 512
 {prune}amount = 0.5                     # of what `target` says
 {prune}target = "channels"              # channels, macs, parameters, blocks
 {prune}method = "l1"                    # l1, l2, random, batchnorm, fpgm
+{prune}# reconstruct = false            # fit the weights that stay; done where there is data
 
 {prune}[finetune]                       # the options of `compress finetune`
 {prune}epochs = 4

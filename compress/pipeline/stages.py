@@ -17,11 +17,12 @@ from compress.evaluation.size import sparsity
 from compress.graph.exporting import to_graph
 from compress.onnx_files import read_onnx, save_onnx
 from compress.pipeline.inputs import Opened, Settings
-from compress.pipeline.prune import check_pruning, pruned
+from compress.pipeline.prune import check_pruning, pruned, reconstructs
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.quantize import STEPS
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pruning.masks import hold_zeros, make_permanent
+from compress.pruning.reconstruction import LAYERS, SAMPLES
 from compress.steps import Step
 from compress.training.options import TrainOptions
 
@@ -109,7 +110,13 @@ class Prune(ModuleStage):
         return replace(step, model=tuned if tuned is not None else step.model)
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:
-        return "seconds to a minute: one trace, scores, one check"
+        words = "seconds to a minute: one trace, scores, one check"
+        model = work.opened.model
+        if self.options.masks or not isinstance(model, nn.Module) or not reconstructs(work.opened, self.options):
+            return words
+        layers = sum(isinstance(part, LAYERS) for part in model.modules())
+        seconds = layers * SAMPLES * seconds_per_sample
+        return f"{words}; about {duration(seconds)} more: {layers} layers fitted on {SAMPLES} samples"
 
 
 @dataclass(frozen=True)

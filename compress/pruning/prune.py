@@ -98,20 +98,11 @@ def prune_channels(
     module: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
     *,
-    amount: float = 0.5,
-    target: str = "channels",
-    method: str | Callable[[Tensor], Tensor] = "l1",
     scope: str = "uniform",
     round_to: int | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    data: Iterable[Any] | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    latency: Callable[[nn.Module], float] | None = None,
-    reconstruct: bool = False,
-    seed: int = 0,
-    may_be_nothing: bool = False,
     original: Mapping[str, int] | None = None,
+    reconstruct: bool = False,
+    **options: Any,
 ) -> Removal:
     """Remove channels, really: a copy with smaller layers, and what went by its labels.
 
@@ -120,14 +111,11 @@ def prune_channels(
     statistics.
 
     Args (beside those of `prune`):
-        target: what `amount` is a fraction of: "channels" of every family, "macs", "parameters", or measured
-            "latency" (then `latency` measures a module, in any unit).
         round_to: leave multiples of this many channels. By default 16 where a layer is wide enough, less in narrow ones.
-        data, loss: batches and loss for "taylor" (cross entropy by default); `reconstruct` takes the inputs of the same.
+        original: classes of each family at the start of a run of several steps; `amount` is then the total.
         reconstruct: fit the weights that stay to what their layers gave before, on `data`; see `reconstruction`. The
             result then differs from the zeroed original, for the better.
-        may_be_nothing: an amount too small to remove anything is no error.
-        original: classes of each family at the start of a run of several steps; `amount` is then the total.
+        options: the fields of `Request`: `target`, `data`, `loss`, `latency`, ….
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if not isinstance(module, nn.Module):
@@ -136,23 +124,12 @@ def prune_channels(
         )
     if not all(isinstance(item, Tensor) for item in inputs):
         raise PruningError("example_inputs must be tensors, batch first")
-    request = Request(
-        amount=amount,
-        target=target,
-        method=method,
-        selection=Selection(scope=scope, round_to=round_to, original=original),
-        include=tuple(include),
-        exclude=tuple(exclude),
-        data=data,
-        loss=loss,
-        latency=latency,
-        seed=seed,
-        may_be_nothing=may_be_nothing,
-    )
+    selection = Selection(scope=scope, round_to=round_to, original=original)
+    request = Request(selection=selection, **options)
     with torch.no_grad():
         removal = remove_channels(module, inputs, request)
     if reconstruct:
         kept = kept_outputs(removal.channels, removal.removed)
-        removal = replace(removal, step=reconstructed(removal.step, module, data, kept))
+        removal = replace(removal, step=reconstructed(removal.step, module, request.data, kept))
     flush_denormals(removal.step.model)
     return removal

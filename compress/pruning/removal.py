@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,14 +28,19 @@ ATTEMPTS = 40  # each locks at least one family, so this bounds models whose for
 
 @dataclass(frozen=True)
 class Request:
-    """What to remove: `amount` of `target`, by `method`, under `selection`; names are glob patterns of layers."""
+    """What to remove: `amount` of `target`, by `method`, under `selection`.
+
+    `target` says what `amount` is a fraction of: "channels" of every family, "macs", "parameters", or measured "latency"
+    (then `latency` measures a module, in any unit). `include` and `exclude` are glob patterns of layers. `data` and `loss`
+    (cross entropy by default) are what "taylor" follows.
+    """
 
     amount: float = 0.5
     target: str = "channels"
-    method: Any = "l1"
+    method: str | Callable[[Tensor], Tensor] = "l1"
     selection: Selection = field(default_factory=Selection)
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
     data: Iterable[Any] | None = None
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     latency: Callable[[nn.Module], float] | None = None

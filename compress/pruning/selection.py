@@ -55,12 +55,15 @@ def _wishes(families: list[Family], scores: np.ndarray, amount: float, selection
         return [0.0] * len(families)
     pooled = np.concatenate([scores[classes] for classes in free])
     weights = np.concatenate([np.full(family.classes.size, family.width) for family in families if family.classes.size])
-    order = np.argsort(pooled, kind="stable")
+    # Equal scores (batch-norm as initialized) are taken from all families alike, not from the first ones.
+    within = np.concatenate([np.arange(classes.size) / classes.size for classes in free])
+    order = np.lexsort((within, pooled))
     share = np.cumsum(weights[order]) / weights.sum()
-    place = int(np.searchsorted(share, amount, side="right"))
-    limit = pooled[order[place]] if place < order.size else np.inf
+    chosen = np.zeros(pooled.size, dtype=bool)
+    chosen[order[: int(np.searchsorted(share, amount, side="right"))]] = True
+    counts = iter(np.add.reduceat(chosen, np.cumsum([0, *(classes.size for classes in free[:-1])])))
     # A layer emptied to a channel or two is a bottleneck, whatever the scores say.
-    return [min(float((scores[f.classes] < limit).sum()), MOST * f.total) for f in families]
+    return [min(float(next(counts)), MOST * f.total) if f.classes.size else 0.0 for f in families]
 
 
 def _most_removable(family: Family) -> int:
