@@ -156,7 +156,7 @@ def _unsteady(rows: Sequence[Measurement]) -> list[str]:
         return []
     return [
         f"latencies are unsteady: the slowest tenth of the runs of {worst} took {spread[worst]:.1f} times the median or more; "
-        "other work seems to use this machine, so time again when it is quiet, or with --threads 1"
+        "other work seems to use this machine, so time again when it is quiet"
     ]
 
 
