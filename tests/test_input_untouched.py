@@ -85,7 +85,7 @@ VERBS = {
         )
         for name, options in PRUNE.items()
     },
-    "prune_iteratively": lambda m, x: compress.prune_iteratively(m, x(2), steps=2),
+    "prune_iteratively": lambda m, x: compress.prune_iteratively(m, x(2), steps=2, data=batches(x), reconstruct=True),
     "fuse": lambda m, x: compress.fuse(m, x(2)),
     "export": lambda m, x: compress.export(m, x(2)),
     "quantize_dynamic": lambda m, x: compress.quantize_dynamic(m, example_inputs=(x(2),)),

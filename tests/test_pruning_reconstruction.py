@@ -214,6 +214,15 @@ def test_blocks_too():
     assert (found - whole).square().mean() < 0.5 * (cut - whole).square().mean()
 
 
+def test_in_steps(net):
+    step = compress.prune_iteratively(
+        net, smooth(2), amount=0.5, steps=2, schedule_kind="linear", data=[smooth(32)], reconstruct=True
+    )
+    assert step.model.inner[0].out_channels == 32
+    assert any("layers fitted" in note for note in step.notes)
+    assert {"inner.0: 64 → 32 channels", "inner.2: weights fitted"} <= {f"{c.layer}: {c.action}" for c in step.changes}
+
+
 def test_what_cannot_be_done_is_said(net, tmp_path):
     with pytest.raises(PruningError, match="reconstruction fits weights on data; pass --data"):
         compress.prune(net, smooth(2), amount=0.5, reconstruct=True)

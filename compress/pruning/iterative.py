@@ -59,7 +59,8 @@ def prune_iteratively(
             first = counts(removal.channels, removal.removed[:0])
             original = {family.name: family.total for family in removal.channels.families} if uniform else {}
         left *= _share_left(removal, current, options)
-        widths = {change.values["parameter"]: _since_start(widths, change) for change in removal.step.changes}
+        channels = [change for change in removal.step.changes if "parameter" in change.values]
+        widths = {change.values["parameter"]: _since_start(widths, change) for change in channels}
         notes.append(
             f"step {number} of {len(totals)}: {100 * (1 - left):.1f} % of {options.get('target', 'channels')} gone"
         )
@@ -67,8 +68,9 @@ def prune_iteratively(
         if between is not None:
             current = between(current, number, len(totals)) or current
     after = count_notes(first, counts(removal.channels, removal.removed))
-    kept = [note for note in removal.step.notes if note.startswith("kept whole")]
-    return Step("prune", current, tuple(widths.values()), (*notes, *after, *kept))
+    kept = [note for note in removal.step.notes if note.startswith(("kept whole", "weights of"))]
+    fitted = [change for change in removal.step.changes if "parameter" not in change.values]  # in the last step
+    return Step("prune", current, (*widths.values(), *fitted), (*notes, *after, *kept))
 
 
 def _share_left(removal: Removal, module: nn.Module, options: dict[str, Any]) -> float:
