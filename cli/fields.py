@@ -55,5 +55,15 @@ def option_of(field: dataclasses.Field) -> Decorator:
         return click.option(f"--{name}", field.name, multiple=True, metavar="NAME", help=f"{text} (repeatable).")
     choices = field.metadata.get("choices") or ()
     metavar = field.metadata.get("metavar") or ("|".join(choices) if 0 < len(choices) < 5 else None)
-    default = "" if field.default is None else f" [default: {field.default}]"
-    return click.option(f"--{name}", field.name, type=KINDS[kind], metavar=metavar, help=f"{text}.{default}")
+    notes = "; ".join(filter(None, ["" if field.default is None else f"default: {field.default}", _limits(field)]))
+    shown = f"{text}. [{notes}]" if notes else f"{text}."
+    return click.option(f"--{name}", field.name, type=KINDS[kind], metavar=metavar, help=shown)
+
+
+def _limits(field: dataclasses.Field) -> str:
+    """The range of a number, as click writes it."""
+    low, above, high = (field.metadata.get(name) for name in ("low", "above", "high"))
+    left = f"{low:g}<=" if low is not None else f"{above:g}<" if above is not None else ""
+    if high is not None:
+        return f"{left}x<={high:g}"
+    return f"x>={low:g}" if low is not None else f"x>{above:g}" if above is not None else ""

@@ -36,6 +36,11 @@ def split_batch(batch: Any) -> tuple[tuple[Tensor, ...], Any]:
     return _tensors(batch), None
 
 
+def reiterable(batches: Iterable[Any]) -> Iterable[Any]:
+    """The same, as a list where it could be gone through only once."""
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
 def first_batches(batches: Iterable[Any], samples: int) -> Iterator[Any]:
     """The first batches, whole, until there are `samples` samples."""
     seen = 0

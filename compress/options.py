@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,9 +40,12 @@ def check_fields(options: Any, what: str) -> None:
         InputError: a value of the wrong type, out of range, or unknown (the nearest is given).
     """
     for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
         if "help" not in field.metadata:
             continue
+        value = getattr(options, field.name)
+        if isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(options, field.name, value)  # frozen, and still being made
         _check_type(field, value, what)
         _check_range(field, value, what)
         choices = field.metadata.get("choices")
@@ -55,8 +59,8 @@ def _check_type(field: dataclasses.Field, value: Any, what: str) -> None:
         return
     wanted = kind.removesuffix(" | None")
     fits = {
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "float": isinstance(value, (int, float)) and not isinstance(value, bool),
+        "int": isinstance(value, numbers.Integral) and not isinstance(value, bool),
+        "float": isinstance(value, numbers.Real) and not isinstance(value, bool),
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
         "tuple[str, ...]": isinstance(value, tuple) and all(isinstance(item, str) for item in value),
@@ -66,7 +70,7 @@ def _check_type(field: dataclasses.Field, value: Any, what: str) -> None:
 
 
 def _check_range(field: dataclasses.Field, value: Any, what: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return
     limits: Mapping[str, Any] = field.metadata
     low, above, high = limits.get("low"), limits.get("above"), limits.get("high")
@@ -79,4 +83,4 @@ def _check_range(field: dataclasses.Field, value: Any, what: str) -> None:
         parts = [f"at least {low:g}"] if low is not None else []
         parts += [f"above {above:g}"] if above is not None else []
         parts += [f"at most {high:g}"] if high is not None else []
-        raise InputError(f"{what} option {field.name} must be {' and '.join(parts)}, got {value!r}")
+        raise InputError(f"{what} option {field.name} must be {' and '.join(parts) or 'a number'}, got {value!r}")

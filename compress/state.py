@@ -27,6 +27,17 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
+def slow_attention() -> Iterator[None]:
+    """Run a block with attention's fast path off, which hides heads and layers in one operator."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with Python, NumPy and torch (CPU) seeded; restore their states afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()

@@ -61,17 +61,16 @@ def test_a_linear_layer_gets_the_ridge_regression_of_numpy(bias, outputs):
     )
     seen = x[:, kept].double().numpy()
     start = smaller.layer.weight.detach().double().numpy()
-    if bias:
-        seen = np.hstack([seen, np.ones((200, 1))])
-        start = np.hstack([start, smaller.layer.bias.detach().double().numpy()[:, None]])
     target = layer(x).detach().double().numpy()[:, outputs if outputs is not None else slice(None)]
-    gram = seen.T @ seen
-    ridge = reconstruction.RIDGE * gram.trace() / len(gram) * np.eye(len(gram))
-    expected = start + np.linalg.solve(gram + ridge, seen.T @ (target - seen @ start.T)).T
-    found = fitted.layer.weight.detach().numpy()
+    missing = target - seen @ start.T - (smaller.layer.bias.detach().double().numpy() if bias else 0)
+    x_, e_ = (seen - seen.mean(0), missing - missing.mean(0)) if bias else (seen, missing)
+    gram = x_.T @ x_
+    move = np.linalg.solve(gram + reconstruction.RIDGE * gram.trace() / len(gram) * np.eye(len(gram)), x_.T @ e_)
+    np.testing.assert_allclose(fitted.layer.weight.detach().numpy(), start + move.T, rtol=1e-4, atol=1e-5)
     if bias:
-        found = np.hstack([found, fitted.layer.bias.detach().numpy()[:, None]])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        shift = (missing - seen @ move).mean(0)
+        expected = smaller.layer.bias.detach().numpy() + shift
+        np.testing.assert_allclose(fitted.layer.bias.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
     values = changes[0].values
     assert 0 < values["error_after"] < 0.5 * values["error_before"]
     for name, value in smaller.state_dict().items():  # the input is never touched
@@ -223,11 +222,188 @@ def test_in_steps(net):
     assert {"inner.0: 64 → 32 channels", "inner.2: weights fitted"} <= {f"{c.layer}: {c.action}" for c in step.changes}
 
 
+def block() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    ).eval()
+
+
+def gain(module, make, **options):
+    """The error of the outputs on new samples, as a share of that of plain pruning."""
+    plain = compress.prune(module, make(2, 0), amount=0.5, round_to=1).model
+    data = [make(64, seed) for seed in range(1, 5)]
+    step = compress.prune(module, make(2, 0), amount=0.5, round_to=1, data=data, reconstruct=True, **options)
+    new = make(64, 99)
+    with torch.no_grad():
+        whole, cut, fitted = (
+            part(*new) if isinstance(new, tuple) else part(new) for part in (module, plain, step.model)
+        )
+    return float((fitted - whole).square().mean() / (cut - whole).square().mean()), step
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_widths_of_numbers(dtype):
+    torch.manual_seed(0)
+    share, step = gain(block().to(dtype), lambda count, seed: smooth(count, seed).to(dtype))
+    assert share < 0.5 and step.model[0].weight.dtype == dtype
+
+
+def test_the_scale_of_the_activations_plays_no_part():
+    shares = []
+    for scale in (1e-3, 1.0, 1e3):
+        torch.manual_seed(0)
+        module = block()
+        with torch.no_grad():
+            for name, value in module.named_parameters():
+                value.mul_(scale if name.endswith("bias") else 1.0)
+        shares.append(gain(module, lambda count, seed, scale=scale: smooth(count, seed) * scale)[0])
+    assert max(shares) < 0.3 and max(shares) / min(shares) < 1.05
+
+
+class Aliased(nn.Module):
+    """One layer under two names, another called by keyword, one on a single sample's vector, and one with a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared = nn.Linear(8, 32), nn.Linear(32, 32)
+        self.again, self.hooked, self.head = self.shared, nn.Linear(32, 32), nn.Linear(32, 4)
+        self.hooked.register_forward_hook(lambda part, args, output: 2 * output)
+
+    def forward(self, x):
+        x = torch.relu(self.again(torch.relu(self.first(input=x))))
+        x = torch.relu(self.hooked(x))
+        return torch.stack([self.head(row) for row in x.unbind()]) if len(x) < 2 else self.head(x)
+
+
+def noise(*shape):
+    mix = torch.randn(4, shape[-1], generator=torch.Generator().manual_seed(1))
+
+    def make(count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, *shape[:-1], 4, generator=generator) @ mix
+
+    return make
+
+
+def test_names_keywords_and_hooks():
+    torch.manual_seed(0)
+    module = Aliased().eval()
+    share, step = gain(module, noise(8))
+    assert share < 0.5
+    assert {c.layer for c in step.changes if c.action == "weights fitted"} >= {"shared", "hooked", "head"}
+
+
+def test_attention_with_a_padding_mask():
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(8, 32), nn.Linear(32, 4)
+            layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2)
+
+        def forward(self, x, mask):
+            return self.head(self.encoder(self.embed(x), src_key_padding_mask=mask))
+
+    tokens = noise(6, 8)
+
+    def make(count, seed):
+        mask = torch.zeros(count, 6, dtype=torch.bool)
+        mask[::2, 4:] = True
+        return tokens(count, seed), mask
+
+    torch.manual_seed(0)
+    module = Encoder().eval()
+    data = [(make(64, seed), None) for seed in range(4)]
+    step = compress.prune(module, make(2, 0), amount=0.5, data=data, reconstruct=True)
+    fitted = {c.layer for c in step.changes if c.action == "weights fitted"}
+    assert {"embed", "head", "encoder.layers.0.linear2"} - {"embed"} <= fitted
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_layers_that_are_not_what_their_class_says_stay():
+    class Doubled(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return 2 * super()._conv_forward(x, weight, bias)
+
+    torch.manual_seed(0)
+    module = block()
+    module[2] = Doubled(16, 32, 3, padding=1)
+    _, step = gain(module, smooth)
+    assert "2" not in {c.layer for c in step.changes if c.action == "weights fitted"}
+
+
+def test_a_bias_of_two_layers_stays():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+            self.third.bias = self.second.bias
+            self.head = nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(x)))))))
+
+    torch.manual_seed(0)
+    _, step = gain(Two().eval(), noise(8))
+    assert {c.layer for c in step.changes if c.action == "weights fitted"} == {"head"}
+
+
+def test_no_more_samples_than_said(monkeypatch):
+    seen = []
+    monkeypatch.setattr(reconstruction, "_columns", lambda part, x, draw: seen.append(len(x)) or torch.zeros(1, 1))
+    module = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    reconstruct(module, module, [torch.randn(100, 4), torch.randn(1000, 4), torch.randn(5, 4)])
+    assert seen == [100, 156, 100, 156]
+
+
+def test_few_or_dull_samples_leave_the_weights():
+    torch.manual_seed(0)
+    module = block()
+    few = compress.prune(module, smooth(2), amount=0.5, data=[smooth(8)], reconstruct=True)
+    assert "8 samples are too few to fit it on" in {c.reason for c in few.skipped}
+    dull = compress.prune(module, smooth(2), amount=0.5, data=[torch.zeros(64, 3, 8, 8)], reconstruct=True)
+    for change in (*few.changes, *dull.changes):
+        assert change.values.get("error_before", 0) < 1e7
+    with torch.no_grad():
+        assert torch.isfinite(dull.model(smooth(4))).all()
+
+
+@pytest.mark.parametrize("options", [{"method": "taylor"}, {"target": "blocks"}], ids=["taylor", "blocks"])
+def test_data_that_can_be_gone_through_once(options):
+    class Residual(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 3), Residual(nn.Conv2d(16, 16, 3, padding=1)), Residual(nn.Conv2d(16, 16, 1)), *block()[4:]
+    )
+    module[-1] = nn.Linear(16, 5)
+    labels = torch.zeros(32, dtype=torch.long)
+    step = compress.prune(
+        module.eval(),
+        smooth(2),
+        amount=0.5,
+        data=((smooth(32, s), labels) for s in range(4)),
+        reconstruct=True,
+        **options,
+    )
+    assert any("layers fitted" in note for note in step.notes)
+
+
 def test_what_cannot_be_done_is_said(net, tmp_path):
     with pytest.raises(PruningError, match="reconstruction fits weights on data; pass --data"):
         compress.prune(net, smooth(2), amount=0.5, reconstruct=True)
     with pytest.raises(PruningError, match="cannot be reconstructed: the data is empty"):
         compress.prune(net, smooth(2), amount=0.5, reconstruct=True, data=[])
+    with pytest.raises(PruningError, match="masks keep the weights that they leave"):
+        compress.prune(net, amount=0.5, remove_channels=False, reconstruct=True, data=[smooth(2)])
     source = ModelSource(net, input_shape=(2, 3, 8, 8))
     for options, message in (
         ({"reconstruct": True}, "reconstruction needs data; give it with --data"),

@@ -23,7 +23,7 @@ from compress.errors import ModelError
 from compress.evaluation.runners import Target, resized
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx
-from compress.state import evaluating
+from compress.state import evaluating, slow_attention
 
 # Operator → positions of the inputs that only describe numbers: scales and zero points.
 DESCRIBING = {
@@ -128,8 +128,7 @@ def _module_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     # Without oneDNN and fused attention, so that all decomposes into matrix products that the counter sees.
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # flags() touches a switch of other hardware, which warns
-        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(slow_attention())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         with evaluating(module), torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
             module(*inputs)

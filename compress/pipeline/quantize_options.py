@@ -17,7 +17,7 @@ class QuantizeOptions:
 
     method: str = choice("static", "how: static, dynamic or qat", METHODS, metavar="NAME")
     runtime: str = choice("onnx", "what runs the file: onnx, or torch (deprecated there)", RUNTIMES, metavar="NAME")
-    target: str = option("auto", "processor: auto, x86-vnni, x86-avx2, arm64, …", metavar="CPU")
+    target: str = option("auto", "processor: auto, any, x86-vnni, x86-avx2, arm64", metavar="CPU")
     ranges: str = option("minmax", "how ranges are chosen: minmax, percentile, entropy, mse", metavar="NAME")
     weight_type: str = option("int8", "dynamic: int8, uint8, float16", metavar="TYPE")
     weight_bits: int = option(8, "bits of a weight; fewer than 8 are simulated in int8", low=4, high=8)

@@ -20,7 +20,7 @@ from compress.errors import ExportError
 from compress.pruning.labels import FIXED, NONE, core, shrink, varying
 from compress.pruning.rules import created, rule_for
 from compress.pruning.trace import Call, Labelled, Trace, Work, lock
-from compress.state import evaluating
+from compress.state import evaluating, slow_attention
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,10 @@ def export_program(module: nn.Module, inputs: tuple[Tensor, ...], *, training: b
     Raises:
         ExportError: `torch.export` refuses; its reason is in the message.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         if training:  # tracing counts batches in the buffers: those of a twin, which shares the parameters
             module = copy.deepcopy(module, {id(value): value for value in module.parameters()})
-        with evaluating(module), warnings.catch_warnings():
+        with slow_attention(), evaluating(module), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if training:
                 for part in module.modules():
@@ -109,8 +107,6 @@ def export_program(module: nn.Module, inputs: tuple[Tensor, ...], *, training: b
             f"torch.export cannot take {type(module).__name__}: {line[:300]}; check the example inputs, and keep Python "
             "branches on tensor values out of forward (or prune with masks: remove_channels=False)"
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def find_channels(module: nn.Module, inputs: tuple[Tensor, ...]) -> Channels:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compress.batches import reiterable
 from compress.pruning.cost import CostModel
 from compress.pruning.masks import MaskRequest, make_permanent, mask_weights
 from compress.pruning.prune import prune_channels
@@ -34,6 +35,7 @@ def prune_iteratively(
 
     Each step takes its share of what the step before left, so `amount` is of the module handed in, as in one shot.
     `options` are those of `compress.prune`. Masks stay attached between the steps, and are made permanent at the end.
+    With `reconstruct`, each step is fitted to the network that it found.
 
     Raises:
         PruningError: as `compress.prune`; or the schedule is unknown.
@@ -41,6 +43,8 @@ def prune_iteratively(
     totals = schedule(schedule_kind, amount, steps)
     if not remove_channels:
         return _masks(module, totals, between, options)
+    if options.get("data") is not None:
+        options["data"] = reiterable(options["data"])
     uniform = options.get("target", "channels") == "channels" and options.get("scope", "uniform") == "uniform"
     left, notes, current = 1.0, [], module
     first: dict[str, int] = {}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.batches import reiterable
 from compress.errors import PruningError
 from compress.pruning.blocks import prune_blocks
 from compress.pruning.denormals import flush_denormals
@@ -59,8 +60,14 @@ def prune(
         raise PruningError(
             f"pruning works on a torch.nn.Module, not on {type(module).__name__}; prune before exporting"
         )
+    if options.get("data") is not None:
+        options["data"] = reiterable(options["data"])  # scores go through it, then reconstruction
     shared: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude), "seed": seed}
     if not remove_channels:
+        if options.pop("reconstruct", False):
+            raise PruningError(
+                "masks keep the weights that they leave; reconstruct=True fits those: leave one of the two out"
+            )
         permanent = options.pop("permanent", True)
         request = MaskRequest(method=str(method), amount=amount, scope=scope, **shared, **options)
         return mask_weights(module, request, permanent=permanent)
@@ -115,7 +122,7 @@ def prune_channels(
         original: classes of each family at the start of a run of several steps; `amount` is then the total.
         reconstruct: fit the weights that stay to what their layers gave before, on `data`; see `reconstruction`. The
             result then differs from the zeroed original, for the better.
-        options: the fields of `Request`: `target`, `data`, `loss`, `latency`, ….
+        options: the other fields of `Request`: `target`, `data`, `loss`, `latency`, ….
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if not isinstance(module, nn.Module):
@@ -129,7 +136,7 @@ def prune_channels(
     with torch.no_grad():
         removal = remove_channels(module, inputs, request)
     if reconstruct:
-        kept = kept_outputs(removal.channels, removal.removed)
+        kept = kept_outputs(module, removal.channels, removal.removed)
         removal = replace(removal, step=reconstructed(removal.step, module, request.data, kept))
     flush_denormals(removal.step.model)
     return removal

@@ -1,20 +1,22 @@
 """Least squares for what pruning took away: each layer that stays gives again what it gave before.
 
-A layer y = W x + b sees less after pruning: x̂, with fewer channels, and not what they were. Its weights are fitted anew
-on calibration data. With b in W, samples in the rows of X̂ (a column of ones for b), and in Y what the unpruned layer
-gave on the outputs that stay:
+A layer y = W x + b sees less after pruning: x̂, with fewer channels, and not what they were. With samples in the rows of X̂,
+and in Y what the unpruned layer gave on the outputs that stay, its weights move by ridge regression on what is missing:
 
-    W' = W + (Y − X̂ Wᵀ)ᵀ X̂ (X̂ᵀ X̂ + λ I)⁻¹        λ = RIDGE · mean of the diagonal of X̂ᵀ X̂
+    E = Y − X̂ Wᵀ − b
+    ΔW = Ẽᵀ X̃ (X̃ᵀ X̃ + λ I)⁻¹        Δb = mean of E − X̂ ΔWᵀ        λ = RIDGE · mean of the diagonal of X̃ᵀ X̃
 
-so that W stays as it is where the data say nothing. Layers are fitted in the order in which they run, each on what the
-fitted ones before it give, so that errors do not add up. No labels, no gradients (He et al. 2017, "Channel Pruning for
-Accelerating Very Deep Neural Networks", section 3; Luo et al. 2017, "ThiNet", section 3.4).
+X̃ and Ẽ are X̂ and E less their means; a layer without b takes them as they are. W stays as it is where the data say
+nothing. Layers are fitted in the order in which they run, each on what the fitted ones before it give, so that errors do
+not add up. No labels, no gradients (He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks",
+section 3; Luo et al. 2017, "ThiNet", section 3.4).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,16 +29,16 @@ from torch import Tensor, nn
 from compress.batches import first_batches, split_batch
 from compress.errors import PruningError
 from compress.progress import track
-from compress.state import evaluating
+from compress.state import evaluating, slow_attention
 from compress.steps import Change, Step
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-FORWARDS = frozenset(kind.forward for kind in LAYERS)
-RIDGE = 1e-2
+RIDGE = 0.1
+FEWEST_ROWS = 32  # fewer say too little about a layer
 MOST_ROWS = 16_384  # samples of one layer: places in images, tokens
 MOST_ELEMENTS = 2**27  # of X̂, and of all Y held at once: half a gigabyte each
 SAMPLES = 256  # of the data; twice as many change the accuracy by chance only
-SAME = 1e-8  # of the outputs' variance: a layer that nothing was taken from
+SAME = 1e-10  # of the outputs' mean square: a layer that nothing was taken from
 
 
 @dataclass(frozen=True)
@@ -95,54 +97,77 @@ def reconstruct(
 
     Args:
         original: the network before pruning; layers are matched by name.
-        data: batches of inputs; the first 256 samples are used, and held in memory. Targets are not looked at.
+        data: batches of inputs, of which the first 256 samples are used. Targets are not looked at.
         outputs: for each layer that lost outputs, the indices of those that stay.
 
     Raises:
         PruningError: the data is empty.
     """
-    batches = [split_batch(batch)[0] for batch in first_batches(data, SAMPLES)]
+    batches = _samples(data)
     if not batches:
         raise PruningError("weights cannot be reconstructed: the data is empty")
     twin = copy.deepcopy(pruned)
+    # A forward may write into buffers: those of a twin, which shares the parameters.
+    original = copy.deepcopy(original, {id(value): value for value in original.parameters()})
     before, changes = dict(original.named_modules()), []
-    layers = [layer for layer in _layers(twin, batches, outputs or {}) if layer.name in before]
-    with evaluating(original), evaluating(twin), track(None, "reconstruct", total=len(layers), unit="layer") as bar:
-        for wave in _waves(layers):
-            wanted = _outputs(original, before, wave, batches)
-            for layer in wave:
-                changes.append(_fit(twin, layer, batches, wanted.pop(layer.name)))
-                bar.update()
+    with slow_attention(), evaluating(original), evaluating(twin):
+        layers = [layer for layer in _layers(twin, batches, outputs or {}) if layer.name in before]
+        with track(None, "reconstruct", total=len(layers), unit="layer") as bar:
+            for wave in _waves(layers):
+                wanted = _outputs(original, before, wave, batches)
+                for layer in wave:
+                    changes.append(_fit(twin, layer, batches, wanted.pop(layer.name)))
+                    bar.update()
     return twin, tuple(change for change in changes if change is not None)
+
+
+def _samples(data: Iterable[Any]) -> list[tuple[Tensor, ...]]:
+    found, left = [], SAMPLES
+    for batch in first_batches(data, SAMPLES):
+        inputs = tuple(value[:left] for value in split_batch(batch)[0])
+        found.append(inputs)
+        left -= len(inputs[0])
+    return found
 
 
 def _layers(
     module: nn.Module, batches: Sequence[tuple[Tensor, ...]], outputs: Mapping[str, np.ndarray]
 ) -> list[_Layer]:
     """The layers that can be fitted, in running order: called as modules, by their own forward, with their own weights."""
-    owners: dict[int, int] = {}
-    for part in module.modules():
-        for parameter in part._parameters.values():
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    calls: dict[str, int] = {}
+    owners = Counter(id(value) for part in module.modules() for value in part._parameters.values())
+    calls: Counter[str] = Counter()
+    unbatched: set[str] = set()  # convolutions of one sample without a batch: no place for more samples
 
     def count(name: str) -> Any:
-        return lambda *_: calls.update({name: calls.get(name, 0) + 1})
+        def hook(part: Any, args: Any, kwargs: Any, output: Any) -> None:
+            calls[name] += 1
+            if not isinstance(part, nn.Linear) and output.dim() != len(part.kernel_size) + 2:
+                unbatched.add(name)
 
-    named = {
-        name: part
-        for name, part in module.named_modules()
-        if isinstance(part, LAYERS) and type(part).forward in FORWARDS and owners.get(id(part.weight)) == 1
-    }
-    with _hooks({part: count(name) for name, part in named.items()}), evaluating(module):
+        return hook
+
+    named = {name: part for name, part in module.named_modules() if _is_plain(part, owners)}
+    with _hooks({part: count(name) for name, part in named.items()}):
         module(*(value[:2] for value in batches[0]))
     found = []
     for name, times in calls.items():
+        if name in unbatched:
+            continue
         columns = named[name].weight[0].numel() * getattr(named[name], "groups", 1)
         rows = min(MOST_ROWS, MOST_ELEMENTS // columns) // (len(batches) * times)
         kept = torch.from_numpy(outputs[name]) if name in outputs else None
         found.append(_Layer(name, named[name], times, max(rows, 1), kept))
     return found
+
+
+def _is_plain(part: Any, owners: Mapping[int, int]) -> bool:
+    """Whether it computes what its class says, with weights that nobody else has."""
+    kind = next((kind for kind in LAYERS if isinstance(part, kind)), None)
+    if kind is None or "forward" in vars(part) or part._parameters.get("weight") is None:
+        return False
+    own = (type(part).forward, getattr(type(part), "_conv_forward", None))
+    plain = own == (kind.forward, getattr(kind, "_conv_forward", None))
+    return plain and all(owners[id(value)] == 1 for value in part._parameters.values() if value is not None)
 
 
 def _waves(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
@@ -167,8 +192,9 @@ def _outputs(
     found: dict[str, list[Tensor]] = {layer.name: [] for layer in wave}
 
     def watch(layer: _Layer, draw: _Draw) -> Any:
-        def hook(part: nn.Module, args: Any, output: Tensor) -> None:
-            rows = _last(output, part).flatten(0, -2)
+        def hook(part: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            last = output if isinstance(part, nn.Linear) else output.movedim(1, -1)
+            rows = last.reshape(-1, last.shape[-1])
             rows = rows[draw(len(rows))]
             found[layer.name].append(rows if layer.kept is None else rows[:, layer.kept])
 
@@ -186,9 +212,9 @@ def _inputs(module: nn.Module, layer: _Layer, batches: Sequence[tuple[Tensor, ..
     draw = layer.drawn()
     seen = 0
 
-    def hook(part: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(part: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         nonlocal seen
-        found.append(_columns(part, args[0], draw))
+        found.append(_columns(part, args[0] if args else kwargs["input"], draw))
         seen += 1
         if seen % layer.calls == 0:
             raise _Stop
@@ -204,7 +230,7 @@ def _inputs(module: nn.Module, layer: _Layer, batches: Sequence[tuple[Tensor, ..
 def _columns(part: Any, x: Tensor, draw: _Draw) -> Tensor:
     """The inputs behind drawn outputs of a layer: one row each, in the order of a filter's weights."""
     if isinstance(part, nn.Linear):
-        rows = x.flatten(0, -2)
+        rows = x.reshape(-1, x.shape[-1])
         return rows[draw(len(rows))]
     dims = len(part.kernel_size)
     mode = "constant" if part.padding_mode == "zeros" else part.padding_mode
@@ -220,31 +246,35 @@ def _columns(part: Any, x: Tensor, draw: _Draw) -> Tensor:
 def _fit(module: nn.Module, layer: _Layer, batches: Sequence[tuple[Tensor, ...]], wanted: Tensor) -> Change | None:
     """Fit one layer, in place; None where nothing has changed before it."""
     part, x = layer.part, _inputs(module, layer, batches)
-    if len(x) != len(wanted):
+    if len(x) != len(wanted) or wanted.shape[1] != len(part.weight):
         return Change(layer.name, "weights kept", "its output has another shape than before", skipped=True)
-    groups = x.shape[1]
-    x = x.transpose(0, 1)  # (groups, rows, columns)
-    weight = part.weight.flatten(1)
+    if len(x) < FEWEST_ROWS:
+        return Change(layer.name, "weights kept", f"{len(x)} samples are too few to fit it on", skipped=True)
+    groups, dtype = x.shape[1], torch.promote_types(part.weight.dtype, torch.float32)
+    x, wanted = x.transpose(0, 1).to(dtype), wanted.to(dtype)  # (groups, rows, columns)
+    weight = part.weight.flatten(1).unflatten(0, (groups, -1)).to(dtype)
+    error = wanted.unflatten(1, (groups, -1)).transpose(0, 1) - x @ weight.mT
     if part.bias is not None:
-        x = torch.cat([x, torch.ones(*x.shape[:2], 1)], 2)
-        weight = torch.cat([weight, part.bias[:, None]], 1)
-    weight = weight.unflatten(0, (groups, -1))
-    y = wanted.unflatten(1, (groups, -1)).transpose(0, 1)
-    spread = float((wanted - wanted.mean(0)).square().mean())
-    error = y - x @ weight.mT
-    before = _share(error, spread)
-    if before < SAME:
+        error = error - part.bias.to(dtype).unflatten(0, (groups, 1, -1))
+    square = float(wanted.square().mean())
+    if float(error.square().mean()) <= SAME * square:
         return None
-    step = _ridge(x, error)
-    after = _share(error - x @ step, spread)
+    centred = (_centred(x), _centred(error)) if part.bias is not None else (x, error)
+    step = _ridge(*centred)
+    left = error - x @ step
+    shift = left.mean(1, keepdim=True) if part.bias is not None else torch.zeros((), dtype=dtype)
+    spread = max(float(_centred(wanted[None]).square().mean()), 1e-6 * square)  # outputs that do not vary have none
+    before, after = (float(rest.square().mean()) / spread for rest in (error, left - shift))
     if not after < before:  # also where it is not finite
         return Change(layer.name, "weights kept", "the fit is no better", skipped=True)
-    fitted = (weight + step.mT).flatten(0, 1)
+    part.weight.copy_((weight + step.mT).reshape(part.weight.shape))
     if part.bias is not None:
-        part.bias.copy_(fitted[:, -1])
-        fitted = fitted[:, :-1]
-    part.weight.copy_(fitted.reshape(part.weight.shape))
+        part.bias.add_(shift.flatten())
     return Change(layer.name, "weights fitted", values={"error_before": before, "error_after": after})
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(1, keepdim=True)
 
 
 def _ridge(x: Tensor, error: Tensor) -> Tensor:
@@ -253,8 +283,8 @@ def _ridge(x: Tensor, error: Tensor) -> Tensor:
     weight = RIDGE * x.square().sum((1, 2)).double() / columns
     if rows < columns:
         kernel = (x @ x.mT).double()
-        return x.mT @ torch.linalg.solve(_raised(kernel, weight), error.double()).float()
-    return torch.linalg.solve(_raised((x.mT @ x).double(), weight), (x.mT @ error).double()).float()
+        return x.mT @ torch.linalg.solve(_raised(kernel, weight), error.double()).to(x.dtype)
+    return torch.linalg.solve(_raised((x.mT @ x).double(), weight), (x.mT @ error).double()).to(x.dtype)
 
 
 def _raised(matrix: Tensor, weight: Tensor) -> Tensor:
@@ -263,18 +293,10 @@ def _raised(matrix: Tensor, weight: Tensor) -> Tensor:
     return matrix
 
 
-def _share(error: Tensor, spread: float) -> float:
-    return float(error.square().mean()) / max(spread, 1e-30)
-
-
-def _last(output: Tensor, part: nn.Module) -> Tensor:
-    """The outputs of a layer with its channels last."""
-    return output if isinstance(part, nn.Linear) else output.movedim(1, -1)
-
-
 @contextlib.contextmanager
 def _hooks(hooks: Mapping[nn.Module, Any]) -> Iterator[None]:
-    handles = [part.register_forward_hook(hook) for part, hook in hooks.items()]
+    # Before the user's own hooks, which may change what the layer gives.
+    handles = [part.register_forward_hook(hook, prepend=True, with_kwargs=True) for part, hook in hooks.items()]
     try:
         yield
     finally:

@@ -34,12 +34,15 @@ def kept_indices(channels: Channels, removed: np.ndarray) -> dict[str, dict[int,
     return found
 
 
-def kept_outputs(channels: Channels, removed: np.ndarray) -> dict[str, np.ndarray]:
-    """For each layer whose weight loses outputs (its first dimension): the indices of those that stay."""
-    found = kept_indices(channels, removed)
-    return {
-        name.removesuffix(".weight"): dims[0] for name, dims in found.items() if 0 in dims and name.endswith("weight")
-    }
+def kept_outputs(module: nn.Module, channels: Channels, removed: np.ndarray) -> dict[str, np.ndarray]:
+    """For each layer whose weight loses outputs (its first dimension), under each of its names: the indices that stay."""
+    weights = {name: value for name, value in module.named_parameters(remove_duplicate=False)}
+    found = {}
+    for name, dims in kept_indices(channels, removed).items():
+        if name.endswith("weight") and 0 in dims:
+            aliases = [alias for alias, value in weights.items() if value is weights.get(name)]
+            found.update({alias.removesuffix("weight").rstrip("."): dims[0] for alias in aliases})
+    return found
 
 
 def _whole_slices(name: str, out: np.ndarray) -> dict[int, np.ndarray]:

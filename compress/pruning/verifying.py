@@ -14,7 +14,7 @@ from compress.pruning.channels import Channels
 from compress.pruning.labels import core, kept_places
 from compress.pruning.trace import Labelled, module_of
 from compress.pruning.zeroing import zeroed_nodes, zeroed_outputs
-from compress.state import evaluating
+from compress.state import evaluating, slow_attention
 
 TOLERANCE = 1e-3  # of the largest output; float rounding over a hundred layers stays well below
 
@@ -94,16 +94,13 @@ def _watched(module: nn.Module, inputs: tuple) -> tuple[Any, list[tuple[str, Ten
     for name, part in module.named_modules():
         handles.append(part.register_forward_pre_hook(enter(name)))
         handles.append(part.register_forward_hook(leave(name, not list(part.children()))))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(module):
+        with slow_attention(), evaluating(module):
             return module(*inputs), seen, None
     except Exception as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return None, seen, Failure(stack[-1] if stack else "", line[:160])
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
 
