@@ -105,10 +105,8 @@ DATA = [
     click.option(
         "--calibration-samples",
         type=click.IntRange(1),
-        default=512,
-        show_default=True,
         metavar="N",
-        help="Most samples that calibrate.",
+        help="Most samples that calibrate; default: 512, an eighth of the training samples where that is less.",
     ),
     click.option("--test-samples", type=click.IntRange(1), metavar="N", help="Measure accuracy on the first N only."),
     click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Samples in a batch."),

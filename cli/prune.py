@@ -31,7 +31,8 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def wrapper(*, seed: int, lr: float, config: Path | None, **rest: Any) -> Any:
-        values = given(rest, fields) | _target({name: rest.pop(name) for name in SHORT})
+        values = given(rest, fields)
+        values |= _target({name: rest.pop(name) for name in SHORT}, values)
         amount = values.get("amount")
         if values.get("masks") and amount is not None and amount >= 2 and amount == int(amount):
             values["amount"] = int(amount)  # a number of weights, not a share of them
@@ -51,10 +52,13 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options(decorated, fields)
 
 
-def _target(short: dict[str, float | None]) -> dict[str, Any]:
+def _target(short: dict[str, float | None], values: dict[str, Any]) -> dict[str, Any]:
     typed = {name: value for name, value in short.items() if value is not None}
     if len(typed) > 1:
         raise InputError("--latency and --macs are two targets; give one of them")
+    for name in typed:
+        if other := next((option for option in ("target", "amount") if option in values), None):
+            raise InputError(f"--{name} says target and amount at once; leave --{other} out")
     return next(({"target": name, "amount": value} for name, value in typed.items()), {})
 
 

@@ -21,7 +21,9 @@ def check_writable(path: str | Path, *, overwrite: bool = False) -> Path:
     path = Path(path)
     occupied = any(path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not overwrite:
-        raise OutputError(f"output {str(path)!r} exists already; choose another -o, or pass --overwrite")
+        raise OutputError(
+            f"output {str(path)!r} exists already; choose another -o, or pass --overwrite (overwrite=True)"
+        )
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"folder {str(parent)!r} is not writable; choose another -o")

@@ -26,5 +26,14 @@ def test_a_middle_row_that_is_faster_than_the_deliverable_is_said(middle, said):
 
 def test_disturbed_timings_are_said():
     (words,) = plain_words((FLOAT, int8(1.0, 9.0)), FLOAT)
-    assert "the slowest tenth of the runs of int8 took 9.0 times the median" in words and "--threads 1" in words
+    assert (
+        "the slowest tenth of the runs of int8 took 9.0 times the median" in words
+        and "time again when it is quiet" in words
+    )
     assert plain_words((Measurement("a"), Measurement("b")), FLOAT) == []
+
+
+def test_an_accuracy_on_few_samples_is_said_to_be_coarse():
+    few, many = (Measurement("a", top1=0.9, samples=count) for count in (22, 2000))
+    assert plain_words((few,), few) == ["top-1 is of 22 test samples, 4.5 points each"]
+    assert plain_words((many,), many) == []

@@ -149,3 +149,21 @@ def test_a_network_without_residuals_has_none():
     plain = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1))
     with pytest.raises(PruningError, match="no block"):
         compress.prune(plain, torch.randn(2, 3, 8, 8), target="blocks")
+
+
+def test_what_takes_a_mask_stays_whole():
+    """`nn.TransformerEncoder` is the identity with weights of zero; its layers are the blocks, and they take masks."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    module = nn.Sequential(nn.Linear(8, 16), encoder, nn.Linear(16, 4)).eval()
+    assert find_blocks(module, (torch.randn(2, 5, 8),)) == ()
+    with pytest.raises(PruningError, match="no submodule returns its only argument once its weights are zero"):
+        prune_blocks(module, (torch.randn(2, 5, 8),))
+
+
+def test_a_pattern_without_blocks_names_those_there_are():
+    with pytest.raises(
+        PruningError, match=r"none of the blocks asked for can be removed; these can: stage\.0, stage\.2"
+    ):
+        prune_blocks(Net().eval(), (torch.randn(2, 3, 6, 6),), include=("stem*",))

@@ -111,6 +111,8 @@ def test_verbose_lists_every_layer(place):
         (["--macs", "0.999"], "cannot be removed: the closest reached is"),
         (["--method", "l9"], "pruning score 'l9' is unknown"),
         (["--latency", "0.5", "--macs", "0.5"], "--latency and --macs are two targets"),
+        (["--macs", "0.5", "--amount", "0.3"], "--macs says target and amount at once; leave --amount out"),
+        (["--macs", "0.5", "--target", "blocks"], "--macs says target and amount at once; leave --target out"),
         (["--masks", "--macs", "0.5"], "masks remove no macs"),
         (["--distill"], "give --finetune-epochs as well"),
         (["--schedule", "lineal", "--steps", "2"], "pruning schedule 'lineal' is unknown; did you mean 'linear'?"),

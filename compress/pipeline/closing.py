@@ -24,6 +24,7 @@ from compress.steps import Measurement, Step
 
 NOISE = 0.03  # medians nearer than this are told apart by chance
 UNSTEADY = 2.0  # times the median that the slowest tenth of the runs takes at least where others use the machine
+FEW = 200  # test samples of which one is half a point of accuracy
 CLOSING_SECONDS = 20.0  # what timing may cost at the end of a command
 
 
@@ -160,9 +161,16 @@ def _unsteady(rows: Sequence[Measurement]) -> list[str]:
     ]
 
 
+def _few(base: Measurement) -> list[str]:
+    """Say how coarse an accuracy on few samples is: a drop of less than one of them cannot be seen."""
+    if base.top1 is None or not base.samples or base.samples >= FEW:
+        return []
+    return [f"top-1 is of {base.samples} test samples, {100 / base.samples:.1f} points each"]
+
+
 def plain_words(rows: Sequence[Measurement], base: Measurement) -> list[str]:
     """Say what the user must not overlook: timings disturbed, slower than the baseline here, less accurate beyond chance."""
-    words = _unsteady(rows)
+    words = [*_unsteady(rows), *_few(base)]
     last = rows[-1]
     for row in rows[1:-1]:
         if row.name != base.name and row.p50_ms and last.p50_ms and row.p50_ms < (1 - NOISE) * last.p50_ms:

@@ -42,7 +42,7 @@ class DataSource:
     crop: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    calibration_samples: int = 512
+    calibration_samples: int | None = None  # None: up to 512, at most an eighth of the training samples
     test_samples: int | None = None
     batch_size: int | None = None
 

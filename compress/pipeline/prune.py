@@ -79,7 +79,8 @@ def prune(
             notes.append(said)
         targets: dict[str, Any] = {f"{opened.name} before": baseline}
         if tuned is not None:
-            targets["pruned, not fine-tuned"] = scratch / "pruned.onnx"
+            first = "pruned, not fine-tuned" if options.schedule == "one-shot" else "before the last fine-tuning"
+            targets[first] = scratch / "pruned.onnx"
             export(step.model, opened.inputs, path=scratch / "pruned.onnx")
         targets["model.onnx"] = shipped
         report = closing_report(

@@ -265,13 +265,13 @@ spec = {data}
 # crop = 224
 # mean = [0.485, 0.456, 0.406]
 # std = [0.229, 0.224, 0.225]
-calibration_samples = 512
+# calibration_samples = 512     # most that calibrate; default: 512, an eighth of the training samples where that is less
 
 {prune}[prune]
 {prune}amount = 0.5                     # of what `target` says
-{prune}target = "channels"              # channels, macs, parameters, blocks
-{prune}method = "l1"                    # l1, l2, random, batchnorm, fpgm
-{prune}# reconstruct = false            # fit the weights that stay; done where there is data
+{prune}target = "channels"              # channels, macs, parameters, latency, blocks
+{prune}method = "l1"                    # l1, l2, random, batchnorm, taylor, fpgm
+{prune}# reconstruct = false            # do not fit the weights that stay to what their layers gave before
 
 {prune}[finetune]                       # the options of `compress finetune`
 {prune}epochs = 4

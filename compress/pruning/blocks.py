@@ -54,8 +54,13 @@ def prune_blocks(
     check_amount(amount)
     found = find_blocks(module, inputs)
     if not found:
-        raise PruningError("no block of this model can be removed: none returns its input once its weights are zero")
+        raise PruningError(
+            "no block of this model can be removed: no submodule returns its only argument once its weights are zero; "
+            "additions in the outermost forward cannot be taken out"
+        )
     candidates = _asked_for(module, found, include, exclude)
+    if not candidates:
+        raise PruningError(f"none of the blocks asked for can be removed; these can: {', '.join(found[:8])}")
     wanted = int(amount * len(candidates) + 0.5)
     if not wanted and amount:
         raise PruningError(f"{100 * amount:g} % of {len(candidates)} removable blocks is less than one; give more")
@@ -74,18 +79,22 @@ def prune_blocks(
         left = [name for name in left if name not in gone]
     _check(module, smaller, removed, inputs)
     notes = count_notes({"parameters": _count(module)}, {"parameters": _count(smaller)})
+    notes.append(f"{len(removed)} of {len(candidates)} removable blocks removed: {', '.join(sorted(removed))}")
     return Step("prune", smaller, tuple(_changes(module, candidates, removed, scores)), tuple(notes))
 
 
 def find_blocks(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
-    """Name the innermost modules that can be removed: called once, and the identity with their parameters at zero."""
-    calls: dict[str, list[Tensor | None]] = {}
+    """Name the innermost modules that can be removed: called once, and the identity with their parameters at zero.
+
+    One that takes more than its one input (a mask) leaves no `nn.Identity`; it stays, and so does what it is part of.
+    """
+    calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]] | None]] = {}
 
     def watch(name: str) -> Any:
         def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            one = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-            same = one and args[0].shape == output.shape and args[0].dtype == output.dtype
-            calls.setdefault(name, []).append(args[0].detach().clone() if same else None)
+            tensors = bool(args) and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+            same = tensors and args[0].shape == output.shape and args[0].dtype == output.dtype
+            calls.setdefault(name, []).append(((args[0].detach().clone(), *args[1:]), kwargs) if same else None)
 
         return hook
 
@@ -98,12 +107,15 @@ def find_blocks(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...
         for handle in handles:
             handle.remove()
     blocks: list[str] = []
+    staying: list[str] = []
     for name, part in reversed(named):  # the inner ones first
         seen = calls.get(name, [])
-        if len(seen) != 1 or seen[0] is None or any(inner.startswith(f"{name}.") for inner in blocks):
+        inner = any(other.startswith(f"{name}.") for other in (*blocks, *staying))
+        if len(seen) != 1 or seen[0] is None or inner:
             continue
-        if _is_identity(part, seen[0]):
-            blocks.append(name)
+        args, kwargs = seen[0]
+        if _is_identity(part, args, kwargs):
+            (blocks if len(args) == 1 and not kwargs else staying).append(name)
     return tuple(reversed(blocks))
 
 
@@ -120,13 +132,14 @@ def _has_layers(part: nn.Module) -> bool:
     return bool(list(part.children())) and any(value.dim() > 1 for value in part.parameters())
 
 
-def _is_identity(part: nn.Module, x: Tensor) -> bool:
+def _is_identity(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    x = args[0]
     zeroed = copy.deepcopy(part)
     try:
         with evaluating(zeroed):
             for parameter in zeroed.parameters():
                 parameter.zero_()
-            output = zeroed(x)
+            output = zeroed(*args, **kwargs)
     except Exception:  # whatever a forward raises on weights of zero: such a part is no block
         return False
     return isinstance(output, Tensor) and output.shape == x.shape and difference(output, x) <= EXACT

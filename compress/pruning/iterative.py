@@ -11,6 +11,7 @@ from compress.batches import reiterable
 from compress.pruning.cost import CostModel
 from compress.pruning.masks import MaskRequest, make_permanent, mask_weights
 from compress.pruning.prune import prune_channels
+from compress.pruning.reconstruction import FITTED, fitted_note
 from compress.pruning.removal import Removal, count_notes, counts
 from compress.pruning.schedule import next_fraction, schedule
 from compress.steps import Change, Step
@@ -50,6 +51,7 @@ def prune_iteratively(
     first: dict[str, int] = {}
     original: dict[str, int] = {}
     widths: dict[str, Change] = {}
+    fitted: dict[str, Change] = {}
     for number, total in enumerate(totals, start=1):
         removal = prune_channels(
             current,
@@ -63,6 +65,7 @@ def prune_iteratively(
             first = counts(removal.channels, removal.removed[:0])
             original = {family.name: family.total for family in removal.channels.families} if uniform else {}
         left *= _share_left(removal, current, options)
+        fitted |= {change.layer: change for change in removal.step.changes if change.action == FITTED}
         channels = [change for change in removal.step.changes if "parameter" in change.values]
         widths = {change.values["parameter"]: _since_start(widths, change) for change in channels}
         notes.append(
@@ -72,9 +75,9 @@ def prune_iteratively(
         if between is not None:
             current = between(current, number, len(totals)) or current
     after = count_notes(first, counts(removal.channels, removal.removed))
-    kept = [note for note in removal.step.notes if note.startswith(("kept whole", "weights of"))]
-    fitted = [change for change in removal.step.changes if "parameter" not in change.values]  # in the last step
-    return Step("prune", current, (*widths.values(), *fitted), (*notes, *after, *kept))
+    kept = [note for note in removal.step.notes if note.startswith("kept whole")]
+    said = fitted_note(fitted.values())
+    return Step("prune", current, (*widths.values(), *fitted.values()), (*notes, *after, *kept, *said))
 
 
 def _share_left(removal: Removal, module: nn.Module, options: dict[str, Any]) -> float:

@@ -33,6 +33,7 @@ from compress.state import evaluating, slow_attention
 from compress.steps import Change, Step
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+FITTED = "weights fitted"  # the action of a change
 RIDGE = 0.1
 FEWEST_ROWS = 32  # fewer say too little about a layer
 MOST_ROWS = 16_384  # samples of one layer: places in images, tokens
@@ -82,9 +83,14 @@ def reconstructed(
     if data is None:
         raise PruningError("reconstruction fits weights on data; pass --data (data=…), or leave it out")
     module, changes = reconstruct(original, step.model, data, outputs=outputs)
-    fitted = [change for change in changes if not change.skipped]
-    note = f"weights of {len(fitted)} layers fitted to what they gave before pruning"
-    return replace(step, model=module, changes=(*step.changes, *changes), notes=(*step.notes, note))
+    notes = (*step.notes, *fitted_note(changes))
+    return replace(step, model=module, changes=(*step.changes, *changes), notes=notes)
+
+
+def fitted_note(changes: Iterable[Change]) -> list[str]:
+    """One sentence that counts the fitted layers; none where there is none."""
+    count = sum(change.action == FITTED for change in changes)
+    return [f"weights of {count} layer{'s' * (count > 1)} fitted to what they gave before pruning"] if count else []
 
 
 def reconstruct(
@@ -270,7 +276,7 @@ def _fit(module: nn.Module, layer: _Layer, batches: Sequence[tuple[Tensor, ...]]
     part.weight.copy_((weight + step.mT).reshape(part.weight.shape))
     if part.bias is not None:
         part.bias.add_(shift.flatten())
-    return Change(layer.name, "weights fitted", values={"error_before": before, "error_after": after})
+    return Change(layer.name, FITTED, values={"error_before": before, "error_after": after})
 
 
 def _centred(rows: Tensor) -> Tensor:

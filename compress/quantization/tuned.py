@@ -73,7 +73,12 @@ def quantize_tuned(
         graph, build, sample, threads=threads, budget_s=budget_s, only_under_s=only_under_s, start=start
     )
     step = quantize_static(graph, calibration, threads=threads, **tuned.choices.options(), **options)
-    return replace(step, changes=(*tuned.changes, *step.changes), notes=(*step.notes, *tuned.notes))
+    chosen = set(tuned.choices.exclude) - set(start.exclude)
+    changes = [
+        replace(change, reason="faster in float on this machine") if change.values.get("node") in chosen else change
+        for change in step.changes
+    ]
+    return replace(step, changes=(*tuned.changes, *changes), notes=(*step.notes, *tuned.notes))
 
 
 def _cheap(options: dict[str, Any]) -> dict[str, Any]:

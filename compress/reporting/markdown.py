@@ -45,13 +45,16 @@ def _interval(row: Measurement) -> str:
 
 
 def decisions(step: Step, *, style: str = "markdown") -> str:
-    """What a step did and refused: counted, then listed with reasons."""
+    """What a step did and refused, with reasons: counted, in the plain style (`--verbose`) layer by layer."""
     heading = f"## {step.name}" if style == "markdown" else f"{step.name}:"
     bullet, code = ("* ", "`") if style == "markdown" else ("  ", "")
-    done = [
+    counted = [
         f"{bullet}{count} × {action}" for action, count in Counter(c.action for c in step.done).most_common(LONGEST)
     ]
-    refused = [f"{bullet}{line}" for line in _refusals(step.skipped, code)]
+    one_by_one = [f"{bullet}{change.layer}: {change.action}" for change in step.done]
+    done = counted if style == "markdown" else one_by_one
+    longest = LONGEST if style == "markdown" else len(step.changes)
+    refused = [f"{bullet}{line}" for line in _refusals(step.skipped, code, longest)]
     notes = [f"{bullet}{note}" for note in step.notes]
     blocks = ["\n".join([*notes, *done])]
     if refused:
@@ -66,8 +69,8 @@ def decisions(step: Step, *, style: str = "markdown") -> str:
     )
 
 
-def _refusals(changes: tuple[Change, ...], code: str) -> list[str]:
-    if len(changes) <= LONGEST:
+def _refusals(changes: tuple[Change, ...], code: str, longest: int) -> list[str]:
+    if len(changes) <= longest:
         return [f"{code}{change.layer}{code} ({change.action}): {change.reason}" for change in changes]
     counts = Counter((change.action, change.reason) for change in changes)
     return [f"{number} × {action}: {reason}" for (action, reason), number in counts.most_common()]
