@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import distributed_training
@@ -15,6 +16,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from compress.errors import InputError, TrainingError
+from compress.training import launching
 from compress.training.distributed import World, joined
 from compress.training.launching import available_processes, check_nproc, launch
 from compress.training.loaders import open_batches
@@ -101,6 +103,16 @@ def test_a_killed_process_ends_the_job():
         pytest.skip("needs two CPU cores")
     with pytest.raises(TrainingError, match=r"process 1 failed with exit code -9: Signal 9 \(SIGKILL\)"):
         launch(2, [WORKER, "fail-kill"])
+
+
+def test_of_several_failures_the_cause_is_told():
+    def failure(exitcode, when, own=None):
+        message = {"message": "lost", "extraInfo": {"time": own}} if own is not None else "Signal"
+        return SimpleNamespace(exitcode=exitcode, timestamp=when, message=message)
+
+    killed, ended = failure(-9, 101), failure(-15, 101)
+    first, later = failure(1, 100, own=100.2), failure(1, 100, own=100.9)
+    assert sorted([later, first, ended, killed], key=launching._order) == [killed, first, later, ended]
 
 
 def test_more_processes_than_the_machine_has():

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -70,7 +71,7 @@ def launch(count: int, command: Sequence[str]) -> None:
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
-            rank, failure = min(error.failures.items(), key=lambda item: _moment(item[1]))
+            rank, failure = min(error.failures.items(), key=lambda item: _order(item[1]))
             raise _own_error(rank, failure.exitcode, failure.message) from None
         except SignalException as error:
             raise KeyboardInterrupt from error
@@ -112,12 +113,13 @@ def _write_error_file(error: BaseException) -> None:
     Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
 
 
-def _moment(failure: Any) -> float:
-    """When a process failed. The launcher counts seconds; what its end did to the others is often quicker."""
+def _order(failure: Any) -> tuple[bool, float]:
+    """Which failure came first. One that was killed could not note its moment, and what its end did to the others is
+    theirs to tell within milliseconds, so it goes before them; the launcher's own end of a process is SIGTERM."""
+    killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
     message = failure.message
-    return float(
-        message["extraInfo"].get("time", failure.timestamp) if isinstance(message, dict) else failure.timestamp
-    )
+    moment = message["extraInfo"].get("time", failure.timestamp) if isinstance(message, dict) else failure.timestamp
+    return not killed, float(moment)
 
 
 def _own_error(rank: int, exit_code: int, message: object) -> CompressError:
