@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterator
 
@@ -24,6 +25,11 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
     finally:
         for name, part in module.named_modules():
             part.training = flags.get(name, part.training)
+
+
+def own_buffers(module: nn.Module) -> nn.Module:
+    """A twin that shares the parameters: what a forward writes into buffers stays in the twin."""
+    return copy.deepcopy(module, {id(value): value for value in module.parameters()})
 
 
 @contextlib.contextmanager

@@ -67,8 +67,7 @@ def layer_details(
 def node_times(path: Path, inputs: tuple[Tensor, ...], threads: int | None) -> list[dict[str, Any]]:
     """Median microseconds of each operator that the runtime really executes, one sample."""
     session = Session(path, threads=threads, profile=True)
-    batch = 1 if session.fixed_batch is None else session.fixed_batch
-    fed = [resized(value, batch) for value in inputs]
+    fed = [resized(value, session.fixed_batch or 1) for value in inputs]
     end = time.monotonic() + SECONDS
     for count in range(RUNS):
         session.run(*fed)

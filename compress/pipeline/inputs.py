@@ -111,6 +111,13 @@ class Opened:
         part = "train" if self.data is not None and self.data.calibration is None else "calibration"
         return self.loader(part)
 
+    @property
+    def calibration_samples(self) -> int | None:
+        """How many samples `calibration` goes through; None where there is nothing to calibrate on."""
+        data = self.data
+        part = None if data is None else data.calibration if data.calibration is not None else data.train
+        return None if part is None else len(part)  # type: ignore[arg-type]
+
 
 def open_inputs(source: ModelSource | Any, data: DataSource | Any = None, settings: Settings | None = None) -> Opened:
     """Load the model and the data that a job works on; check that the model takes the inputs.

@@ -91,5 +91,4 @@ def _single_samples(batches: Iterable[Any]) -> Iterable[tuple[Tensor, ...]]:
 
 def _run(session: Session, inputs: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
     """One sample through a graph, whatever batch it takes; the copies that fill a fixed batch change no ratio."""
-    fixed = 1 if session.fixed_batch is None else session.fixed_batch  # one sample is what comes in
-    return session.run(*(resized(value, fixed) for value in inputs))
+    return session.run(*(resized(value, session.fixed_batch or 1) for value in inputs))

@@ -180,9 +180,9 @@ def _arguments(
 
 def reconstructs(opened: Opened, options: PruneOptions) -> bool:
     """As asked; else where it can be done, and nothing else says how batch-norm shall be put right."""
-    data = opened.data
-    has_data = data is not None and (data.calibration is not None or data.train is not None)
-    return (has_data and not options.recalibrate) if options.reconstruct is None else options.reconstruct
+    if options.reconstruct is not None:
+        return options.reconstruct
+    return opened.calibration_samples is not None and not options.recalibrate
 
 
 def _latency_meter(opened: Opened, settings: Settings, scratch: Path, baseline: Path) -> Callable[[nn.Module], float]:

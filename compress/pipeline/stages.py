@@ -115,7 +115,7 @@ class Prune(ModuleStage):
         if self.options.masks or not isinstance(model, nn.Module) or not reconstructs(work.opened, self.options):
             return words
         layers = sum(isinstance(part, LAYERS) for part in model.modules())
-        samples = min(SAMPLES, _calibrating(work.opened) or 0)
+        samples = min(SAMPLES, work.opened.calibration_samples or 0)
         seconds = layers * samples * seconds_per_sample
         return f"{words}; up to {duration(seconds)} more: as many as {layers} layers fitted on {samples} samples"
 
@@ -186,17 +186,10 @@ class Quantize(GraphStage):
     def cost(self, work: Work, seconds_per_sample: float) -> str:
         if self.options.method == "dynamic":
             return "seconds: weights only"
-        samples = _calibrating(work.opened)
+        samples = work.opened.calibration_samples
         if samples is None:
             return "cannot run: there is no calibration data"
         return f"about {duration(samples * seconds_per_sample)} and a few seconds: {samples} samples calibrate"
-
-
-def _calibrating(opened: Opened) -> int | None:
-    """How many samples there are to calibrate on; None without data."""
-    data = opened.data
-    part = None if data is None else data.calibration if data.calibration is not None else data.train
-    return None if part is None else len(part)  # type: ignore[arg-type]
 
 
 def _module(work: Work, stage: str) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import warnings
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from compress.errors import ExportError
 from compress.pruning.labels import FIXED, NONE, core, shrink, varying
 from compress.pruning.rules import created, rule_for
 from compress.pruning.trace import Call, Labelled, Trace, Work, lock
-from compress.state import evaluating, slow_attention
+from compress.state import evaluating, own_buffers, slow_attention
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ def export_program(module: nn.Module, inputs: tuple[Tensor, ...], *, training: b
         ExportError: `torch.export` refuses; its reason is in the message.
     """
     try:
-        if training:  # tracing counts batches in the buffers: those of a twin, which shares the parameters
-            module = copy.deepcopy(module, {id(value): value for value in module.parameters()})
+        if training:
+            module = own_buffers(module)  # tracing counts batches there
         with slow_attention(), evaluating(module), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if training:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from compress.batches import first_batches, split_batch
 from compress.errors import PruningError
 from compress.progress import track
-from compress.state import evaluating, slow_attention
+from compress.state import evaluating, own_buffers, slow_attention
 from compress.steps import Change, Step
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -113,8 +113,7 @@ def reconstruct(
     if not batches:
         raise PruningError("weights cannot be reconstructed: the data is empty")
     twin = copy.deepcopy(pruned)
-    # A forward may write into buffers: those of a twin, which shares the parameters.
-    original = copy.deepcopy(original, {id(value): value for value in original.parameters()})
+    original = own_buffers(original)
     before, changes = dict(original.named_modules()), []
     with slow_attention(), evaluating(original), evaluating(twin):
         layers = [layer for layer in _layers(twin, batches, outputs or {}) if layer.name in before]

@@ -99,5 +99,5 @@ class TrainOptions:
             name = key.replace("-", "_")
             if name not in names:
                 raise InputError(f"unknown training option {key!r}; {nearest(name, names)}")
-            taken[name] = tuple(value) if isinstance(value, list) else value
+            taken[name] = value
         return cls(**taken)
