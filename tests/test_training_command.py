@@ -211,6 +211,24 @@ def test_ctrl_c_ends_every_process(place):
     assert err.strip() == "compress: stopped"
 
 
+def test_ctrl_c_while_a_process_imports_torch_says_nothing():
+    code = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+from compress.pipeline.training_process import main
+main("job", "report")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 # Bad input: one line each, exit code 2, nothing left behind
 
 

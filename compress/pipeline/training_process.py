@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import pickle
+import signal
 import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from compress.files import written_beside
-from compress.pipeline.train import TrainJob, run_job
-from compress.progress import set_quiet
-from compress.training.launching import reporting_failure
-
 
 def main(job_path: str, report_path: str) -> None:
     """Run the pickled `TrainJob` (written by our own parent a moment ago, so it can be trusted)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch is imported: an end without a word
+    from compress.files import written_beside
+    from compress.pipeline.train import TrainJob, run_job
+    from compress.progress import set_quiet
+    from compress.training.launching import reporting_failure
+
     with reporting_failure():
         job: TrainJob = pickle.loads(Path(job_path).read_bytes())
         set_quiet(job.settings.quiet)

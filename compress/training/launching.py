@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -13,13 +14,14 @@ import traceback
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from compress.errors import CompressError, InputError, TrainingError
 
 LAUNCHED = "COMPRESS_LAUNCHED"  # set in the processes that `launch` starts
+INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
 
 def available_processes() -> int:
@@ -81,21 +83,33 @@ def launch(count: int, command: Sequence[str]) -> None:
 def reporting_failure() -> Iterator[None]:
     """In a process that a launcher started, leave the error where the launcher reads it.
 
-    Started by `launch`, the process then exits in silence: the launcher shows the error of the first that
-    failed, once. Under `torchrun` the error goes on its way, to be printed here.
+    Started by `launch`, the process then exits in silence, as it does after Ctrl-C: the launcher shows the error of
+    the first that failed, once. Under `torchrun` the error goes on its way, to be printed here.
     """
+    launched = bool(os.environ.get(LAUNCHED))
     try:
+        if launched:  # from here on Ctrl-C unwinds what is under way
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
     except KeyboardInterrupt:
-        if os.environ.get(LAUNCHED):
-            raise SystemExit(130) from None
+        if launched:
+            _leave(INTERRUPTED)
         raise
     except Exception as error:
         _write_error_file(error)
-        if os.environ.get(LAUNCHED):
-            sys.stderr.flush()
-            raise SystemExit(getattr(error, "exit_code", 1)) from error
+        if launched:
+            _leave(getattr(error, "exit_code", 1))
         raise
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End a process whose work is undone already, without the interpreter's own end: there a thread of a broken
+    process group that asks for the interpreter makes C++ print "terminate called without an active exception"."""
+    for child in multiprocessing.active_children():  # a DataLoader's, which the interpreter would have ended
+        child.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _write_error_file(error: BaseException) -> None:
