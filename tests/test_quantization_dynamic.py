@@ -131,7 +131,7 @@ def test_lstm_is_the_reference_arithmetic(weight_type, target):
     expected = reference_lstm(x, *parts, b[0])
     np.testing.assert_allclose(states[:, 0], expected, atol=2e-3)
     np.testing.assert_array_equal(states[-1, 0], last[0])
-    assert np.abs(states - Session(graph).run(x)[0]).max() < 0.02
+    assert np.abs(states - Session(graph).run(x)[0]).max() < 0.05
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
@@ -209,7 +209,8 @@ def test_float16_weights(op_type):
         graph, x = stored_case(op_type)
     step = quantize_dynamic(graph, weight_type="float16")
     assert step.done and weight_bytes(step.model) < 0.6 * weight_bytes(graph)
-    np.testing.assert_allclose(Session(step.model).run(x)[0], Session(graph).run(x)[0], rtol=5e-3, atol=5e-3)
+    expected = Session(graph).run(x)[0]
+    np.testing.assert_allclose(Session(step.model).run(x)[0], expected, rtol=0, atol=1e-3 * np.abs(expected).max())
 
 
 def test_float16_refuses_what_overflows():
