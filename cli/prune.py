@@ -16,7 +16,7 @@ from cli.training_options import from_file
 from compress.errors import InputError
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
-from compress.pipeline.prune_options import PruneOptions
+from compress.pipeline.prune_options import LEARNING_RATE, PruneOptions
 from compress.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -30,18 +30,22 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
     fields = own_fields(PruneOptions)
 
     @functools.wraps(command)
-    def wrapper(*, seed: int, lr: float, config: Path | None, **rest: Any) -> Any:
+    def wrapper(*, seed: int, lr: float | None, config: Path | None, **rest: Any) -> Any:
         values = given(rest, fields)
         values |= _target({name: rest.pop(name) for name in SHORT}, values)
         amount = values.get("amount")
         if values.get("masks") and amount is not None and amount >= 2 and amount == int(amount):
             values["amount"] = int(amount)  # a number of weights, not a share of them
-        train = TrainOptions.from_mapping({"lr": lr, "seed": seed, **from_file(config)})
+        typed = {} if lr is None else {"lr": lr}
+        if (typed or config) and not values.get("finetune_epochs"):
+            name = "lr" if typed else "config"
+            raise InputError(f"--{name} says how to fine-tune; give --finetune-epochs as well")
+        train = TrainOptions.from_mapping({"lr": LEARNING_RATE, "seed": seed, **from_file(config), **typed})
         return command(options=PruneOptions(**values, train=train), seed=seed, **rest)
 
     path = click.Path(path_type=Path, dir_okay=False)
     tuning = [
-        click.option("--lr", type=float, default=0.01, show_default=True, help="Learning rate of fine-tuning."),
+        click.option("--lr", type=float, help=f"Learning rate of fine-tuning. [default: {LEARNING_RATE}]"),
         click.option("--config", type=path, metavar="FILE", help="TOML: how to fine-tune."),
         click.option("--latency", type=float, metavar="F", help="Remove until the measured latency fell by F."),
         click.option("--macs", type=float, metavar="F", help="Remove until the multiply-accumulates fell by F."),

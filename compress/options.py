@@ -17,15 +17,16 @@ def option(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    idle: Mapping[str, tuple[Any, ...]] | None = None,
     **command: Any,
 ) -> Any:
     """A field with its help text and its range: `low` and `high` belong to it, `above` does not.
 
+    `idle` names other fields, each with the values beside which this one would change nothing: it is refused there.
     `command` says how the option looks on the command line; see `cli.fields.option_of`.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": text, "low": low, "above": above, "high": high, **command}
-    )
+    limits = {"low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata={"help": text, **limits, "idle": idle or {}, **command})
 
 
 def choice(default: str, text: str, choices: tuple[str, ...], *, or_own: bool = False, **command: Any) -> Any:
@@ -37,7 +38,7 @@ def check_fields(options: Any, what: str) -> None:
     """Hold every field of `options` to its type, range and choices; `what` ("training") names them in messages.
 
     Raises:
-        InputError: a value of the wrong type, out of range, or unknown (the nearest is given).
+        InputError: a value of the wrong type, out of range, unknown (the nearest is given), or without effect here.
     """
     for field in dataclasses.fields(options):
         if "help" not in field.metadata:
@@ -51,6 +52,8 @@ def check_fields(options: Any, what: str) -> None:
         choices = field.metadata.get("choices")
         if choices and value not in choices and not (field.metadata["or_own"] and ":" in value):
             raise InputError(f"unknown {field.name} {value!r}; {nearest(str(value), choices)}")
+    for field in dataclasses.fields(options):
+        _check_effect(field, options, what)
 
 
 def _check_type(field: dataclasses.Field, value: Any, what: str) -> None:
@@ -84,3 +87,17 @@ def _check_range(field: dataclasses.Field, value: Any, what: str) -> None:
         parts += [f"above {above:g}"] if above is not None else []
         parts += [f"at most {high:g}"] if high is not None else []
         raise InputError(f"{what} option {field.name} must be {' and '.join(parts) or 'a number'}, got {value!r}")
+
+
+def _check_effect(field: dataclasses.Field, options: Any, what: str) -> None:
+    value = getattr(options, field.name)
+    switched_off = value is False and field.default is None
+    if value == field.default or switched_off:
+        return
+    name = field.metadata.get("off", field.name) if value is False else field.name
+    for other, values in field.metadata.get("idle", {}).items():
+        found = getattr(options, other)
+        if found not in values:
+            continue
+        beside = f"with {other} {found}" if not isinstance(found, bool) else f"with{'' if found else 'out'} {other}"
+        raise InputError(f"{what} option {name} changes nothing {beside}; leave it out")

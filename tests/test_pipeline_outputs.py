@@ -18,10 +18,14 @@ def test_a_new_folder_appears_whole_with_final_paths(tmp_path):
         assert not final.exists()
         (folder.path / "model.onnx").write_text("x")
         row = Measurement("int8", path=str(folder.onnx))
-        report = folder.save_report(Report(rows=(row,), files={"model": str(folder.onnx)}))
+        assert list(folder.listed()) == ["model", "page"]
+        folder.save_module(nn.Linear(3, 2), (torch.randn(2, 3),))
+        report = folder.save_report(Report(rows=(row,), files=folder.listed()))
     assert {item.name for item in final.iterdir()} >= {"model.onnx", "report.json", "report.md"}
     assert json.loads((final / "report.json").read_text())["rows"][0]["path"] == str(final / "model.onnx")
-    assert report.files == {"model": str(final / "model.onnx")}
+    names = {"model": "model.onnx", "weights": "weights.pt", "page": "report.html"}
+    assert report.files == {kind: str(final / name) for kind, name in names.items()}
+    assert all((final / name).is_file() for name in names.values())
     assert [item.name for item in final.parent.iterdir()] == ["out"]
 
 

@@ -127,6 +127,8 @@ def test_verbose_lists_every_layer(place):
         (["--macs", "0.5", "--target", "blocks"], "--macs says target and amount at once; leave --target out"),
         (["--masks", "--macs", "0.5"], "masks remove no macs"),
         (["--distill"], "give --finetune-epochs as well"),
+        (["--lr", "0.1"], "--lr says how to fine-tune; give --finetune-epochs as well"),
+        (["--steps", "3"], "pruning option steps changes nothing with schedule one-shot; leave it out"),
         (["--schedule", "lineal", "--steps", "2"], "pruning schedule 'lineal' is unknown; did you mean 'linear'?"),
     ],
 )

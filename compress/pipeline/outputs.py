@@ -66,6 +66,13 @@ class OutputFolder:
     def onnx(self) -> Path:
         return self.path / "model.onnx"
 
+    def listed(self) -> dict[str, str]:
+        """What a report lists: the model, a module's weights where they were saved, the page."""
+        names = {"model": "model.onnx", "weights": "weights.pt", "page": "report.html"}
+        if not (self.path / names["weights"]).exists():
+            del names["weights"]
+        return {kind: str(self.path / name) for kind, name in names.items()}
+
     def save_graph(self, graph: Any, name: str = "model.onnx") -> Path:
         """Write an ONNX graph; return the path that it has now."""
         from compress.onnx_files import save_onnx

@@ -91,11 +91,7 @@ def prune(
             steps=[replace(step, model=module, changes=tuple(changes), notes=tuple(notes))],
             gates=gates,
             metric=metric,
-            files={
-                "model": str(folder.onnx),
-                "weights": str(folder.path / "weights.pt"),
-                "page": str(folder.path / "report.html"),
-            },
+            files=folder.listed(),
             shipped=shipped,
         )
         return folder.save_report(report)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from compress.options import check_fields, option
 from compress.training.options import TrainOptions
 
+LEARNING_RATE = 0.01  # a trained model is mended, not trained anew
+
 
 @dataclass(frozen=True)
 class PruneOptions:
@@ -20,7 +22,9 @@ class PruneOptions:
     target: str = option("channels", "what --amount is of: channels, macs, parameters, latency, blocks", metavar="NAME")
     method: str = option("l1", "score; the least go first: l1, l2, random, batchnorm, taylor, fpgm", metavar="NAME")
     scope: str = option("uniform", "where channels are ranked: uniform (in each layer), global", metavar="NAME")
-    round_to: int | None = option(None, "leave multiples of N channels; default 16, less in narrow layers", metavar="N")
+    round_to: int | None = option(
+        None, "leave multiples of N channels; default 16, less in narrow layers", idle={"masks": (True,)}, metavar="N"
+    )
     include: tuple[str, ...] = option((), "prune these layers only; * allowed")
     exclude: tuple[str, ...] = option((), "leave this layer whole; * allowed")
     reconstruct: bool | None = option(
@@ -28,13 +32,13 @@ class PruneOptions:
     )
     recalibrate: bool = option(False, "measure batch-norm statistics anew after pruning", only_on=True)
     masks: bool = option(False, "zero single weights; methods l1, random, ln, random-structured, 2:4", only_on=True)
-    n: float = option(2, "masks: the norm of ln")
-    dim: int = option(0, "masks: 0 output channels, 1 input channels")
+    n: float = option(2, "masks: the norm of ln", idle={"masks": (False,)})
+    dim: int = option(0, "masks: 0 output channels, 1 input channels", idle={"masks": (False,)})
     schedule: str = option("one-shot", "how the amount grows: one-shot, linear, agp", metavar="NAME")
-    steps: int = option(5, "steps of a schedule", low=1)
+    steps: int = option(5, "steps of a schedule", low=1, idle={"schedule": ("one-shot",)})
     finetune_epochs: int = option(0, "train on, spread over the steps", low=0, metavar="N")
     distill: bool = option(False, "fine-tune with the unpruned model as teacher", only_on=True)
-    train: TrainOptions = field(default_factory=lambda: TrainOptions(lr=0.01))
+    train: TrainOptions = field(default_factory=lambda: TrainOptions(lr=LEARNING_RATE))
     sparse_storage: bool = option(False, "store mostly-zero weights sparse where that is smaller", only_on=True)
 
     def __post_init__(self) -> None:

@@ -64,7 +64,7 @@ def quantize(
             steps=[step],
             gates=gates,
             metric=metric,
-            files={"model": str(folder.onnx), "page": str(folder.path / "report.html")},
+            files=folder.listed(),
             shipped=shipped,
         )
         return folder.save_report(report)

@@ -46,7 +46,8 @@ def quantize_torch(
     settings = settings or Settings()
     if options.method not in METHODS:
         raise InputError(f"--runtime torch has no method {options.method!r}; {nearest(options.method, METHODS)}")
-    _check_options(options)
+    if options.op_types and options.method != "dynamic":
+        raise InputError(f"--runtime torch chooses no --op-types with method {options.method}; leave it out")
     engine = engine_of(options.target)
     opened = open_inputs(model, data, settings)
     if not isinstance(opened.model, nn.Module):
@@ -116,19 +117,6 @@ def _qat(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
     )
     step = torch_native.convert(dataclasses.replace(prepared, module=result.module.cpu()), opened.inputs)
     return dataclasses.replace(step, notes=(*step.notes, f"trained for {epochs} epochs with simulated int8"))
-
-
-def _check_options(options: QuantizeOptions) -> None:
-    """Refuse what torch.ao has no setting for, instead of leaving it unheeded."""
-    for option, value, default in (
-        ("--ranges", options.ranges, "minmax"),
-        ("--per-tensor", options.per_channel, True),
-        ("--weight-bits", options.weight_bits, 8),
-        ("--scales", options.scales, "learned"),
-        ("--tune-latency", bool(options.tune_latency), False),
-    ):
-        if value != default:
-            raise InputError(f"--runtime torch has no {option}; leave it out, or use --runtime onnx")
 
 
 METHODS: Mapping[str, Callable[[Opened, Any, str], Step]] = {"dynamic": _dynamic, "qat": _qat, "static": _static}

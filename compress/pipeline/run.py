@@ -306,7 +306,7 @@ def _deliver(
             metric=evaluate.metric,
             rounds=evaluate.rounds,
             batch=evaluate.batch,
-            files={"model": str(folder.onnx), "page": str(folder.path / "report.html")},
+            files=folder.listed(),
             shipped=shipped,
             source=float_file,
             gated=[final],
