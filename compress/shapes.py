@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from compress.state import copied
+
 # A word in the name of a module's own attribute that makes it a count of channels or of heads.
 WIDTH_WORDS = (
     "dim",
@@ -189,13 +191,11 @@ def _scaled(value: int, pairs: list[tuple[str, tuple[int, ...], tuple[int, ...]]
 
 def shrunk_copy(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     """Copy a module with other tensors in place of some parameters; what is replaced is never copied."""
-    import copy
-
     memo: dict[int, object] = {}
     for name, parameter in _named(module):
         if name in values:
             memo[id(parameter)] = parameter  # shared for a moment, replaced below
-    twin = copy.deepcopy(module, memo)
+    twin = copied(module, memo)
     with torch.no_grad():
         replace_parameters(twin, values)
     return twin

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -27,9 +29,21 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
             part.training = flags.get(name, part.training)
 
 
+def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, also of a module that has just been trained with masks or weight normalization.
+
+    Those keep a weight computed from others as a plain attribute, which PyTorch refuses to copy while gradients hang on it.
+    """
+    memo = {} if memo is None else memo
+    for part in module.modules():
+        computed = [value for value in vars(part).values() if isinstance(value, Tensor) and not value.is_leaf]
+        memo |= {id(value): value.detach().clone() for value in computed}
+    return copy.deepcopy(module, memo)
+
+
 def own_buffers(module: nn.Module) -> nn.Module:
     """A twin that shares the parameters: what a forward writes into buffers stays in the twin."""
-    return copy.deepcopy(module, {id(value): value for value in module.parameters()})
+    return copied(module, {id(value): value for value in module.parameters()})
 
 
 @contextlib.contextmanager
@@ -56,6 +70,17 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """Run a block without a word from any logger, where what matters arrives as an exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager

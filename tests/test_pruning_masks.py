@@ -147,6 +147,69 @@ def test_iterative_masks_reach_the_amount_with_training_in_between(kind):
     assert [value for _, _, value in seen] == pytest.approx([round(s, 2) for s in schedule(kind, 0.8, 3)], abs=0.011)
 
 
+@pytest.mark.parametrize("options", [{}, {"method": "ln"}, {"method": "2:4"}, {"scope": "global"}], ids=str)
+def test_masks_grow_while_the_module_trains_in_between(options):
+    module = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16))
+
+    def train(twin, number, count):
+        twin(torch.randn(4, 8)).square().sum().backward()
+        torch.optim.SGD(twin.parameters(), lr=0.01).step()
+
+    step = prune_iteratively(module, None, amount=0.5, steps=3, remove_channels=False, between=train, **options)
+    assert model_sparsity(step.model) == pytest.approx(0.5, abs=0.01)
+    assert not torch.equal(step.model[0].weight[step.model[0].weight != 0], module[0].weight[step.model[0].weight != 0])
+    attached = prune(module, method="l1", remove_channels=False, permanent=False).model
+    train(attached, 1, 1)
+    assert model_sparsity(prune(attached, method="l1", amount=0.5, remove_channels=False).model) > 0.7
+
+
+@pytest.mark.parametrize("kind", ["one-shot", "linear", "agp"])
+def test_a_number_of_weights_is_that_number_after_the_last_step(kind):
+    module = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 2))
+    step = prune_iteratively(module, None, amount=10, schedule_kind=kind, steps=3, remove_channels=False)
+    assert [int((part.weight == 0).sum()) for part in step.model] == [10, 10]
+    with pytest.raises(PruningError, match="amount 65 is more than the 64 that layer '1' has"):
+        prune_iteratively(module, None, amount=65, schedule_kind=kind, steps=3, remove_channels=False)
+
+
+def test_computed_weights_are_not_masked():
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 2))
+    (refused,) = prune(module, remove_channels=False).skipped
+    assert refused.layer == "0" and refused.reason == "its weight is computed from other parameters; not masked"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"amount": "x"}, "amount 'x' is outside"),
+        ({"amount": True}, "amount True is outside"),
+        ({"amount": 1000, "scope": "global"}, "amount 1000 is more than the 80 weights of all chosen layers"),
+    ],
+)
+def test_amounts_that_are_none(options, text):
+    with pytest.raises(PruningError, match=text):
+        prune(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), remove_channels=False, **options)
+
+
+@pytest.mark.parametrize(
+    "second", [nn.GroupNorm(4, 64), nn.Conv2d(64, 64, 1, groups=4), nn.Conv2d(64, 64, 1, groups=8)], ids=str
+)
+def test_steps_remove_what_one_does_where_channels_go_in_groups(second):
+    """Below four groups channels go by their place in every group: a class is not what it was a step before."""
+    module = nn.Sequential(nn.Conv2d(3, 64, 1), second, nn.Conv2d(64, 5, 1)).eval()
+    for round_to in (1, None):
+        once = prune(module, torch.randn(2, 3, 4, 4), amount=0.75, round_to=round_to)
+        steps = prune_iteratively(module, torch.randn(2, 3, 4, 4), amount=0.75, steps=3, round_to=round_to)
+        assert [change.action for change in steps.done] == [change.action for change in once.done]
+        assert steps.model[0].out_channels == 16
+
+
+def test_what_a_schedule_takes_beyond_the_target_is_told():
+    module = nn.Sequential(nn.Conv2d(3, 48, 3), nn.ReLU(), nn.Conv2d(48, 4, 3)).eval()
+    step = prune_iteratively(module, torch.randn(2, 3, 8, 8), amount=0.5, target="macs", steps=2)
+    assert any("% of the MACs went, where 50 % were asked for" in note for note in step.notes)
+
+
 def test_iterative_removal_takes_its_share_of_the_original():
     module = nn.Sequential(
         nn.Conv2d(3, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.Flatten(), nn.Linear(64 * 16, 5)

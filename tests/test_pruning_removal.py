@@ -12,6 +12,7 @@ import compress
 from compress.errors import ExportError, PruningError
 from compress.pruning.channels import find_channels
 from compress.pruning.cost import CostModel
+from compress.pruning.iterative import prune_iteratively
 from compress.pruning.prune import prune, prune_channels
 from compress.pruning.verifying import agree, check, difference
 from compress.pruning.zeroing import zeroed_outputs
@@ -422,7 +423,13 @@ class Branches(nn.Module):
         ({"scope": "globe"}, r"pruning scope 'globe' is unknown"),
         ({"round_to": 0}, r"round_to 0 is not a count of channels"),
         ({"amount": 0.999, "target": "parameters", "round_to": 16}, r"99.9 % of parameters cannot be removed: the closest reached is 8\d %; locked: 7: output of the model"),
-        ({"amount": 0.01}, r"amount 0\.01 of channels removes no channel here; locked: 7: output of the model"),
+        ({"amount": 0.01}, r"amount 0\.01 of channels removes no channel here: layers keep multiples of 16, .* or a smaller --round-to; locked: 7: output of the model"),
+        ({"amount": "x"}, r"amount 'x' is outside"),
+        ({"amount": True}, r"amount True is outside"),
+        ({"round_to": 2.5}, r"round_to 2\.5 is not a count of channels"),
+        ({"method": lambda filters: filters.sum()}, r"score <lambda> must return one finite number for each of 32 filters"),
+        ({"method": lambda filters: filters.sum(1) * torch.nan}, r"must return one finite number for each"),
+        ({"exclude": "3", "amount": 0.01, "round_to": 64}, r"layers keep multiples of 64 channels"),
     ],
 )  # fmt: skip
 def test_bad_input(options, text):
@@ -449,6 +456,22 @@ def test_wrong_kinds_of_arguments():
         prune(small())
     with pytest.raises(PruningError, match=r"example_inputs must be tensors"):
         prune(small(), [1, 2])
+    with pytest.raises(PruningError, match=r"removing channels needs example_inputs"):
+        prune_iteratively(small(), None)
+
+
+def test_gradients_of_outputs_that_are_no_tensor_need_a_loss():
+    class Named(nn.Sequential):
+        def forward(self, x):
+            return {"scores": super().forward(x)}
+
+    module, data = Named(*small()).eval(), [(IMAGE, torch.tensor([0, 1]))]
+    with pytest.raises(
+        PruningError, match=r"follows cross entropy, and the model returns dict, not one tensor; pass loss"
+    ):
+        prune(module, IMAGE, method="taylor", data=data)
+    own = lambda output, target: nn.functional.cross_entropy(output["scores"], target)  # noqa: E731
+    assert prune(module, IMAGE, method="taylor", data=data, loss=own).done
 
 
 def test_equal_scores_go_from_all_layers_alike():

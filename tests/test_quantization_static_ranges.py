@@ -172,6 +172,17 @@ def test_entropy_clips_outliers_that_minmax_keeps():
     assert 2 < observer.range()[1] < 20
 
 
+def test_entropy_is_not_led_astray_by_a_value_that_comes_again_and_again():
+    """An even background behind a bias: with its spike voting, the smallest threshold of all wins."""
+    values = np.abs(gaussian(100_000))
+    values[::2] = 0.1234
+    values[1::10] = 0.2345
+    spiked, plain = Entropy().start(), Entropy().start()
+    spiked.observe(values)
+    plain.observe(np.delete(values, np.flatnonzero((values == np.float32(0.1234)) | (values == np.float32(0.2345)))))
+    assert spiked.range()[1] > 0.7 * plain.range()[1]
+
+
 def test_unknown_method():
     with pytest.raises(QuantizationError, match="unknown range method 'entrpy'; did you mean 'entropy'"):
         resolve_ranges("entrpy")

@@ -385,3 +385,18 @@ def test_device():
 def test_convolutional_network_learns():
     result = fit(convolutional(), TinyData(image=True), TrainOptions(epochs=6, batch_size=16, lr=0.1))
     assert result.final["eval/top1"] > 0.6  # chance is 0.2
+
+
+def test_a_built_in_loss_wants_one_tensor():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = perceptron()
+
+        def forward(self, x):
+            return {"scores": self.inner(x)}
+
+    with pytest.raises(
+        InputError, match="loss 'cross_entropy' takes one tensor, and the model returns dict; give a loss"
+    ):
+        fit(Named(), TinyData(), TrainOptions(epochs=1, batch_size=16))

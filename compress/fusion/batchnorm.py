@@ -13,7 +13,6 @@ After a layer that computes x = W·u + b, with s = γ / √(σ² + ε), the two 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from compress.errors import ModelError
 from compress.fusion.tracing import Found, find_batchnorms
 from compress.shapes import replace_module
+from compress.state import copied
 from compress.steps import Change, Step
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -41,7 +41,7 @@ def fuse(module: nn.Module, example_inputs: Sequence[Tensor] | Tensor | None = N
         ModelError: the module can neither be exported nor traced, with the reason.
         InputError: the module rejects `example_inputs`.
     """
-    fused = copy.deepcopy(module)
+    fused = copied(module)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     changes = []
     for found in find_batchnorms(fused, _batchnorm_names(fused), None if inputs is None else tuple(inputs)):

@@ -40,6 +40,13 @@ class Output:
     path: Path
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # a text does as well
+
+    @classmethod
+    def of(cls, value: Output | Path | str) -> Output:
+        return value if isinstance(value, Output) else cls(Path(value))
+
     def check(self) -> None:
         """Refuse a place that exists (without `overwrite`) or cannot be written.
 
@@ -105,20 +112,18 @@ class OutputFolder:
 
 def export_program(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Any:
     """Export a module with a free batch dimension where it allows one, else with the batch of the examples."""
-    import copy
-
     import torch
 
-    from compress.state import evaluating
+    from compress.state import copied, evaluating
 
     # A copy: an exported program shares its parameters with the module that it came from.
-    copied = copy.deepcopy(module)
-    with evaluating(copied):
+    twin = copied(module)
+    with evaluating(twin):
         batch = torch.export.Dim("batch", min=1)
         try:
-            return torch.export.export(copied, example_inputs, dynamic_shapes=tuple({0: batch} for _ in example_inputs))
+            return torch.export.export(twin, example_inputs, dynamic_shapes=tuple({0: batch} for _ in example_inputs))
         except Exception:
-            return torch.export.export(copied, example_inputs)
+            return torch.export.export(twin, example_inputs)
 
 
 @contextlib.contextmanager

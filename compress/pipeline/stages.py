@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from compress.pipeline.quantize import STEPS
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.pruning.reconstruction import LAYERS, SAMPLES
+from compress.state import copied
 from compress.steps import Step
 from compress.training.options import TrainOptions
 
@@ -73,7 +73,7 @@ class ModuleStage:
         from compress.loading.checkpoints import load_state_dict
 
         assert isinstance(work.model, nn.Module)
-        module = copy.deepcopy(work.model)
+        module = copied(work.model)
         state = torch.load(folder / "weights.pt", weights_only=True)
         load_state_dict(module, state, str(folder))  # cuts layers to a pruned stage's shapes
         return module

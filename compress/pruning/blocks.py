@@ -11,7 +11,6 @@ a removed layer saves its whole call, where a thinner one often takes as long as
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from compress.pruning.naming import check_patterns, matches
 from compress.pruning.removal import check_amount, count_notes
 from compress.pruning.verifying import difference, tensors_of
 from compress.shapes import replace_module
-from compress.state import evaluating
+from compress.state import copied, evaluating
 from compress.steps import Change, Step
 
 SAMPLES = 64  # that blocks are scored on
@@ -64,7 +63,7 @@ def prune_blocks(
     wanted = int(amount * len(candidates) + 0.5)
     if not wanted and amount:
         raise PruningError(f"{100 * amount:g} % of {len(candidates)} removable blocks is less than one; give more")
-    smaller, left, scores = copy.deepcopy(module), list(candidates), dict.fromkeys(candidates, 0.0)
+    smaller, left, scores = copied(module), list(candidates), dict.fromkeys(candidates, 0.0)
     samples = _samples(data, inputs)
     with evaluating(module):
         whole = module(*samples)
@@ -122,7 +121,7 @@ def find_blocks(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...
 def without(module: nn.Module, blocks: Iterable[str]) -> nn.Module:
     """Return a copy of `module`, sharing its parameters, with `nn.Identity` in place of `blocks`."""
     shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
-    shorter = copy.deepcopy(module, shared)
+    shorter = copied(module, shared)
     for name in blocks:
         replace_module(shorter, name, nn.Identity())
     return shorter
@@ -134,7 +133,7 @@ def _has_layers(part: nn.Module) -> bool:
 
 def _is_identity(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     x = args[0]
-    zeroed = copy.deepcopy(part)
+    zeroed = copied(part)
     try:
         with evaluating(zeroed):
             for parameter in zeroed.parameters():
@@ -174,7 +173,7 @@ def _leaves(value: Any) -> list[Tensor]:
 
 def _check(module: nn.Module, smaller: nn.Module, removed: Sequence[str], inputs: tuple[Tensor, ...]) -> None:
     """Hold the shallower module to the original with the removed blocks' parameters at zero."""
-    zeroed = copy.deepcopy(module)
+    zeroed = copied(module)
     with evaluating(zeroed), evaluating(smaller):
         for name in removed:
             for parameter in zeroed.get_submodule(name).parameters():

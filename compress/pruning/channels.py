@@ -37,6 +37,11 @@ class Family:
     width: int
     axis_width: int = 0
 
+    @property
+    def channels(self) -> int:
+        """Those of the widest layer, also where they must stay."""
+        return self.total * self.width
+
 
 @dataclass(frozen=True)
 class Tie:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 from compress.errors import PruningError, nearest
 from compress.pruning.naming import check_patterns, matches
 from compress.pruning.sparsity import sparsity_changes
-from compress.state import seeded
+from compress.state import copied, seeded
 from compress.steps import Change, Step
 
 MASK_METHODS = ("l1", "random", "ln", "random-structured", "N:M, such as 2:4")
@@ -39,7 +38,7 @@ class MaskRequest:
 class PatternMask(torch_prune.BasePruningMethod):
     """N:M: of every M neighbours along the input dimension, the N largest stay (Mishra et al. 2021)."""
 
-    PRUNING_TYPE = "unstructured"
+    PRUNING_TYPE = "global"  # on top of earlier masks torch hands in the whole weight, not a flat list of what is left
 
     def __init__(self, kept: int, of: int) -> None:
         self.kept, self.of = kept, of
@@ -62,7 +61,7 @@ def mask_weights(module: nn.Module, request: MaskRequest, *, permanent: bool = T
         PruningError: an argument is out of range, or a name is unknown.
     """
     pattern = _check(request)
-    twin = copy.deepcopy(module)
+    twin = copied(module)
     chosen, refused = _chosen(twin, request, pattern)
     with seeded(request.seed):
         if request.scope == "global":
@@ -75,6 +74,11 @@ def mask_weights(module: nn.Module, request: MaskRequest, *, permanent: bool = T
     names = {(path, name) for path, _, name in chosen}
     changes = [*sparsity_changes(twin, names, request.method), *refused]
     return Step("mask", make_permanent(twin) if permanent else twin, tuple(changes), (NOTE,))
+
+
+def check_masks(module: nn.Module, request: MaskRequest) -> None:
+    """Say what is wrong with a request before anything is masked; raises as `mask_weights`."""
+    _chosen(module, request, _check(request))
 
 
 def _mask_one(part: nn.Module, name: str, request: MaskRequest, pattern: tuple[int, int] | None) -> None:
@@ -103,8 +107,8 @@ def _check(request: MaskRequest) -> tuple[int, int] | None:
     if request.method not in MASK_METHODS[:4]:
         raise PruningError(f"mask method {request.method!r} is unknown; {nearest(request.method, MASK_METHODS)}")
     amount = request.amount
-    whole = isinstance(amount, int) and not isinstance(amount, bool)
-    if (whole and amount < 0) or (not whole and not 0 <= amount <= 1):
+    number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+    if not number or amount < 0 or (isinstance(amount, float) and not amount <= 1):
         raise PruningError(
             f"amount {amount!r} is outside [0, 1]; give a fraction such as 0.5, or a whole number of weights"
         )
@@ -133,6 +137,9 @@ def _chosen(
                 Change(path, "masked", f"{type(part).__name__} holds its weights otherwise; not masked", True)
             )
             continue
+        if "weight" not in part._parameters and "weight_orig" not in part._parameters:
+            refused.append(Change(path, "masked", "its weight is computed from other parameters; not masked", True))
+            continue
         size = part.weight.shape[1]
         if pattern is not None and size % pattern[1]:
             refused.append(Change(path, "masked", f"{size} inputs are no multiple of {pattern[1]}", True))
@@ -147,6 +154,9 @@ def _chosen(
         chosen.append((path, part, "weight"))
     if not chosen:
         raise PruningError("no layer to mask: none of those named is a convolution or a linear layer")
+    total = sum(getattr(part, name).numel() for _, part, name in chosen)
+    if isinstance(request.amount, int) and request.scope == "global" and request.amount > total:
+        raise PruningError(f"amount {request.amount} is more than the {total} weights of all chosen layers")
     return chosen, refused
 
 
@@ -161,7 +171,7 @@ def make_permanent(module: nn.Module) -> nn.Module:
 
 def hold_zeros(module: nn.Module) -> nn.Module:
     """Return a copy whose zero weights are masked, so that training leaves them zero."""
-    twin = copy.deepcopy(module)
+    twin = copied(module)
     for part in twin.modules():
         if isinstance(part, (nn.modules.conv._ConvNd, nn.Linear)) and "weight" in part._parameters:
             zeros = part.weight == 0

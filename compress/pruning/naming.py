@@ -25,3 +25,8 @@ def check_patterns(module: nn.Module, *patterns: str) -> None:
 def matches(layer: str, patterns: Sequence[str]) -> bool:
     """A pattern names a layer, or a module with everything inside it."""
     return any(fnmatch.fnmatch(layer, pattern) or fnmatch.fnmatch(layer, f"{pattern}.*") for pattern in patterns)
+
+
+def as_patterns(names: Sequence[str] | str) -> tuple[str, ...]:
+    """One name alone stands for itself, not for its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -14,6 +14,7 @@ from compress.errors import PruningError
 from compress.pruning.blocks import prune_blocks
 from compress.pruning.denormals import flush_denormals
 from compress.pruning.masks import MaskRequest, mask_weights
+from compress.pruning.naming import as_patterns
 from compress.pruning.reconstruction import reconstructed
 from compress.pruning.removal import Removal, Request, remove_channels
 from compress.pruning.selection import Selection
@@ -62,7 +63,7 @@ def prune(
         )
     if options.get("data") is not None:
         options["data"] = reiterable(options["data"])  # scores go through it, then reconstruction
-    shared: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude), "seed": seed}
+    shared: dict[str, Any] = {"include": as_patterns(include), "exclude": as_patterns(exclude), "seed": seed}
     if not remove_channels:
         if options.pop("reconstruct", False):
             raise PruningError(
@@ -71,16 +72,23 @@ def prune(
         permanent = options.pop("permanent", True)
         request = MaskRequest(method=str(method), amount=amount, scope=scope, **shared, **options)
         return mask_weights(module, request, permanent=permanent)
-    if example_inputs is None:
-        raise PruningError("removing channels needs example_inputs: tensors, batch first, a batch of 2")
     if options.get("target") == "blocks":
         return _blocks(module, example_inputs, amount=amount, method=method, scope=scope, **shared, **options)
     return prune_channels(module, example_inputs, amount=amount, method=method, scope=scope, **shared, **options).step
 
 
+def _tensors(inputs: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+    if inputs is None:
+        raise PruningError("removing channels needs example_inputs: tensors, batch first, a batch of 2")
+    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if not all(isinstance(item, Tensor) for item in tensors):
+        raise PruningError("example_inputs must be tensors, batch first")
+    return tensors
+
+
 def _blocks(
     module: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Tensor | Sequence[Tensor] | None,
     *,
     amount: float,
     include: Sequence[str],
@@ -93,8 +101,7 @@ def _blocks(
     for name, default in (("method", "l1"), ("scope", "uniform"), ("round_to", None)):
         if options.get(name, default) != default:
             raise PruningError(f"{name} {options[name]!r} chooses among channels; leave it out with target 'blocks'")
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    step = prune_blocks(module, inputs, amount=amount, include=include, exclude=exclude, data=data)
+    step = prune_blocks(module, _tensors(example_inputs), amount=amount, include=include, exclude=exclude, data=data)
     if reconstruct:
         step = reconstructed(step, module, data)
     flush_denormals(step.model)
@@ -103,7 +110,7 @@ def _blocks(
 
 def prune_channels(
     module: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Tensor | Sequence[Tensor] | None,
     *,
     scope: str = "uniform",
     round_to: int | None = None,
@@ -119,18 +126,16 @@ def prune_channels(
 
     Args (beside those of `prune`):
         round_to: leave multiples of this many channels. By default 16 where a layer is wide enough, less in narrow ones.
-        original: classes of each family at the start of a run of several steps; `amount` is then the total.
+        original: `selection.widths` at the start of a run of several steps; `amount` is then the total.
         reconstruct: fit the weights that stay to what their layers gave before, on `data`; see `reconstruction`. The
             result then differs from the zeroed original, for the better.
         options: the other fields of `Request`: `target`, `data`, `loss`, `latency`, ….
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if not isinstance(module, nn.Module):
         raise PruningError(
             f"pruning works on a torch.nn.Module, not on {type(module).__name__}; prune before exporting"
         )
-    if not all(isinstance(item, Tensor) for item in inputs):
-        raise PruningError("example_inputs must be tensors, batch first")
+    inputs = _tensors(example_inputs)
     selection = Selection(scope=scope, round_to=round_to, original=original)
     request = Request(selection=selection, **options)
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import nn
 
 from compress.batches import split_batch
 from compress.errors import PruningError
-from compress.state import evaluating
+from compress.state import copied, evaluating
 
 
 def recalibrate_batchnorm(module: nn.Module, data: Iterable[Any]) -> nn.Module:
@@ -22,7 +21,7 @@ def recalibrate_batchnorm(module: nn.Module, data: Iterable[Any]) -> nn.Module:
     Raises:
         PruningError: the data is empty.
     """
-    twin = copy.deepcopy(module)
+    twin = copied(module)
     layers = [
         part
         for part in twin.modules()

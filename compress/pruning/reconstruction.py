@@ -15,7 +15,6 @@ section 3; Luo et al. 2017, "ThiNet", section 3.4).
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from compress.batches import first_batches, split_batch
 from compress.errors import PruningError
 from compress.progress import track
-from compress.state import evaluating, own_buffers, slow_attention
+from compress.state import copied, evaluating, own_buffers, slow_attention
 from compress.steps import Change, Step
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -112,7 +111,7 @@ def reconstruct(
     batches = _samples(data)
     if not batches:
         raise PruningError("weights cannot be reconstructed: the data is empty")
-    twin = copy.deepcopy(pruned)
+    twin = copied(pruned)
     original = own_buffers(original)
     before, changes = dict(original.named_modules()), []
     with slow_attention(), evaluating(original), evaluating(twin):

@@ -90,11 +90,23 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
         same = remove(module, channels, removed)
         step = Step("prune", same, tuple(_changes(channels, removed)), ("nothing was to be removed",))
         return Removal(step, channels, removed, 0.0)
-    raise PruningError(f"amount {request.amount:g} of {request.target} removes no channel here; {_locks(channels)}")
+    raise PruningError(
+        f"amount {request.amount:g} of {request.target} removes no channel here{_rounding(channels, request)}; "
+        f"{_locks(channels)}"
+    )
+
+
+def _rounding(channels: Channels, request: Request) -> str:
+    """What keeps the layers whole where nothing locks them."""
+    if not any(family.classes.size for family in channels.families):
+        return ""
+    multiple = request.selection.round_to
+    kept = f"multiples of {multiple}" if multiple else "multiples of 16, of 8 in narrow layers,"
+    return f": layers keep {kept} channels, so give a larger amount, or a smaller --round-to"
 
 
 def check_amount(amount: float) -> None:
-    if not 0 <= amount < 1:
+    if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not 0 <= amount < 1:
         raise PruningError(f"amount {amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
 
 
@@ -109,7 +121,7 @@ def _check_request(request: Request) -> None:
         if value not in known:
             raise PruningError(f"pruning {what} {value!r} is unknown; {nearest(value, known)}")
     multiple = request.selection.round_to
-    if multiple is not None and multiple < 1:
+    if multiple is not None and (not isinstance(multiple, int) or multiple < 1):
         raise PruningError(f"round_to {multiple!r} is not a count of channels; give 1, 8, 16, …")
 
 
@@ -216,23 +228,26 @@ def _notes(channels: Channels, removed: np.ndarray, request: Request) -> list[st
     before, after = counts(channels, removed[:0]), counts(channels, removed)
     notes = count_notes(before, after)
     reasons = sorted({reason for reason in channels.locked.values() if reason.startswith("sizes fixed")})
-    return [*notes, *(f"kept whole: {reason}" for reason in reasons), *_beyond(before, after, request)]
+    beyond = beyond_target(before, after, request.target, request.amount, request.selection.round_to)
+    return [*notes, *(f"kept whole: {reason}" for reason in reasons), *beyond]
 
 
 FAR = 0.03  # of the whole: what goes beyond the target by more is told
 
 
-def _beyond(before: dict[str, int], after: dict[str, int], request: Request) -> list[str]:
+def beyond_target(
+    before: dict[str, int], after: dict[str, int], target: str, amount: float, round_to: int | None
+) -> list[str]:
     """Say where rounding to the kernel's multiples took more than was asked for: accuracy pays for it."""
-    name = {"macs": "MACs", "parameters": "parameters"}.get(request.target)
-    multiple = request.selection.round_to or 16
+    name = {"macs": "MACs", "parameters": "parameters"}.get(target)
+    multiple = round_to or 16
     if name is None or multiple == 1:
         return []
     gone = 1 - after[name] / max(before[name], 1)
-    if gone - request.amount <= FAR:
+    if gone - amount <= FAR:
         return []
     return [
-        f"{100 * gone:.0f} % of the {name} went, where {100 * request.amount:.0f} % were asked for: layers keep "
+        f"{100 * gone:.0f} % of the {name} went, where {100 * amount:.0f} % were asked for: layers keep "
         f"multiples of {multiple} channels, which run faster; --round-to {max(1, multiple // 4)} comes nearer"
     ]
 

@@ -29,8 +29,8 @@ def schedule(kind: str, amount: float, steps: int = 1, *, initial: float = 0.0) 
     if kind == "one-shot":
         return [amount]
     power = 1 if kind == "linear" else 3
-    totals = [amount + (initial - amount) * (1 - step / steps) ** power for step in range(1, steps + 1)]
-    return [round(total, 12) for total in totals]
+    totals = [amount + (initial - amount) * (1 - step / steps) ** power for step in range(1, steps)]
+    return [*(round(total, 12) for total in totals), amount]
 
 
 def next_fraction(total: float, left: float) -> float:

@@ -65,11 +65,36 @@ def score_classes(
     if method == "taylor":
         if data is None:
             raise PruningError("score 'taylor' follows gradients and needs data; pass --data (data=…), or choose l1")
-        return _taylor(module, channels, data, loss or nn.functional.cross_entropy), []
+        return _taylor(module, channels, data, loss or _cross_entropy), []
     if method == "batchnorm":
         return _batchnorm(module, channels)
-    function = FILTER_SCORES[method] if isinstance(method, str) else method
+    function = FILTER_SCORES[method] if isinstance(method, str) else _checked(method)
     return _filters(module, channels, function), []
+
+
+def _checked(score: Score) -> Score:
+    """The user's own score, held to one finite number for each filter."""
+
+    def checked(filters: Tensor) -> Tensor:
+        values = score(filters)
+        if not isinstance(values, Tensor) or values.shape != filters.shape[:1] or not values.isfinite().all():
+            name = getattr(score, "__name__", type(score).__name__)
+            raise PruningError(
+                f"pruning score {name} must return one finite number for each of {len(filters)} filters "
+                "(the rows of its argument)"
+            )
+        return values
+
+    return checked
+
+
+def _cross_entropy(output: object, target: Tensor) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise PruningError(
+            f"score 'taylor' follows cross entropy, and the model returns {type(output).__name__}, not one tensor; "
+            "pass loss=function(output, target), or choose l1"
+        )
+    return nn.functional.cross_entropy(output, target)
 
 
 class _Means:

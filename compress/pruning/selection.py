@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,14 @@ class Selection:
 
     scope: str = "uniform"  # or "global"
     round_to: int | None = None
-    # In a run of several steps: the classes that each family had at the start, of which the amount is then a fraction.
-    original: Mapping[str, int] | None = None
+    # In a run of several steps: `widths` at the start, of which the amount is then a fraction.
+    original: Mapping[Any, int] | None = None
+
+
+def widths(channels: Channels) -> dict[Any, int]:
+    """The channels of each family by its name, and of each of its layers by (parameter, dimension)."""
+    layers = {producer: channels.axes[producer].size for producer in channels.producers}
+    return layers | {family.name: family.channels for family in channels.families}
 
 
 def choose(channels: Channels, scores: np.ndarray, amount: float, selection: Selection) -> np.ndarray:
@@ -49,7 +56,7 @@ def _lowest(family: Family, scores: np.ndarray, count: int) -> np.ndarray:
 def _wishes(families: list[Family], scores: np.ndarray, amount: float, selection: Selection) -> list[float]:
     if selection.scope == "uniform":
         original = selection.original or {}
-        return [family.total - (1 - amount) * original.get(family.name, family.total) for family in families]
+        return [family.total - (1 - amount) * _classes_at_first(family, original) for family in families]
     free = [family.classes for family in families if family.classes.size]
     if not free:
         return [0.0] * len(families)
@@ -64,6 +71,15 @@ def _wishes(families: list[Family], scores: np.ndarray, amount: float, selection
     counts = iter(np.add.reduceat(chosen, np.cumsum([0, *(classes.size for classes in free[:-1])])))
     # A layer emptied to a channel or two is a bottleneck, whatever the scores say.
     return [min(float(next(counts)), MOST * f.total) if f.classes.size else 0.0 for f in families]
+
+
+def _classes_at_first(family: Family, original: Mapping[Any, int]) -> float:
+    """What it had then in classes of now: a class may have been a whole group, and is a place in every group.
+
+    A family that has come apart from another since then is known by its widest layer.
+    """
+    by_layer = max((original[producer] for producer in family.producers if producer in original), default=0)
+    return original.get(family.name, by_layer or family.channels) / family.width
 
 
 def _most_removable(family: Family) -> int:

@@ -43,4 +43,14 @@ def make_loss(options: TrainOptions) -> Loss:
         raise InputError(f"loss {options.loss!r} is a function of your own; pass the function itself as fit(loss=…)")
     if options.loss not in LOSSES:
         raise InputError(f"unknown loss {options.loss!r}; {nearest(options.loss, LOSSES)}")
-    return LOSSES[options.loss](options)
+    loss = LOSSES[options.loss](options)
+
+    def of_one_tensor(output: Any, target: Any) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise InputError(
+                f"loss {options.loss!r} takes one tensor, and the model returns {type(output).__name__}; "
+                "give a loss of your own (module:function)"
+            )
+        return loss(output, target)
+
+    return of_one_tensor

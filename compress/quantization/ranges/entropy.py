@@ -17,6 +17,7 @@ from compress.quantization.ranges.histogram import Histogram
 from compress.quantization.ranges.observer import Observer
 
 TINY = 1e-12
+SPIKE = 8  # times its neighbours, and the usual bin
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,23 @@ def best_threshold(counts: np.ndarray, levels: int, stride: int = 1) -> int:
         return len(counts)
     # Exact zeros (every ReLU makes a spike of them) are represented whatever the threshold; they must not vote.
     counts[0] = counts[1]
+    counts = _without_spikes(counts)
     candidates = [*range(levels, len(counts), stride), len(counts)]
     beyond = counts.sum() - np.cumsum(counts)
     divergences = [_divergence(counts[:kept], float(beyond[kept - 1]), levels) for kept in candidates]
     return candidates[int(np.argmin(divergences))]
+
+
+def _without_spikes(counts: np.ndarray) -> np.ndarray:
+    """Lower each bin that towers over its neighbours to the higher of them.
+
+    One value that comes again and again (a picture's even background, behind a bias) fills one bin. Merged into a level it
+    is spread over all of that, which looks like a great loss, and the less so the finer the levels: without this the
+    smallest threshold of all would win.
+    """
+    beside = np.maximum(np.r_[0, counts[:-1]], np.r_[counts[1:], 0])
+    usual = counts.sum() / max(np.count_nonzero(counts), 1)
+    return np.where(counts > SPIKE * np.maximum(beside, usual), beside, counts)
 
 
 def _divergence(kept: np.ndarray, outliers: float, levels: int) -> float:
