@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx import numpy_helper
 
 from compress.errors import ModelError, UnsupportedOperatorError
 from compress.files import written_beside
@@ -19,7 +21,7 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 def read_onnx(path: str | Path) -> ir.Model:
-    """Read an ONNX file; tensors kept beside it as external data are mapped, not copied.
+    """Read an ONNX file; tensors kept beside it as external data are mapped, not copied, sparse ones become dense.
 
     Raises:
         ModelError: there is no such file, it is truncated or is not ONNX, or its external data is missing.
@@ -67,12 +69,25 @@ def _parse(path: Path) -> ir.Model:
     if not proto.graph.output or not proto.opset_import:
         raise ModelError(f"{str(path)!r} is truncated or is not an ONNX file; fetch or export it again")
     try:
+        _unfold_sparse(proto.graph)
         graph = ir.from_proto(proto)
     except Exception as error:  # a file that parses and still makes no graph: whatever it lacks, the file is the cause
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{str(path)!r} does not hold a valid ONNX graph: {reason}") from error
     ir.external_data.set_base_dir(graph.graph, str(path.parent))
     return graph
+
+
+def _unfold_sparse(graph: onnx.GraphProto) -> None:
+    """Make sparse initializers dense, as the runtime does: the graph library leaves them out."""
+    for sparse in graph.sparse_initializer:
+        values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if places.ndim == 2:  # one row of coordinates for each value; else places in the flat tensor
+            places = np.ravel_multi_index(tuple(places.T), dense.shape)
+        dense.reshape(-1)[places] = values
+        graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    del graph.sparse_initializer[:]
 
 
 def _check_opset(path: Path, graph: ir.Model) -> None:

@@ -35,6 +35,22 @@ def outputs(path):
     return ReferenceEvaluator(onnx.load(path)).run(None, {"x": x})[0]
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_sparse_weights_are_read_dense(tmp_path, flat):
+    proto = linear_proto()
+    weight = numpy_helper.to_array(proto.graph.initializer.pop())
+    places = np.flatnonzero(weight % 2) if flat else np.argwhere(weight % 2)
+    values = numpy_helper.from_array(weight[weight % 2 > 0], "w")
+    indices = numpy_helper.from_array(places.astype(np.int64), "w_indices")
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, list(weight.shape)))
+    onnx.save(proto, tmp_path / "sparse.onnx")
+    (value,) = read_onnx(tmp_path / "sparse.onnx").graph.initializers.values()
+    np.testing.assert_array_equal(value.const_value.numpy(), weight * (weight % 2))
+    saved = save_onnx(read_onnx(tmp_path / "sparse.onnx"), tmp_path / "dense.onnx")
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_allclose(outputs(saved), x @ (weight * (weight % 2)), rtol=1e-6)
+
+
 def test_round_trip(linear, tmp_path):
     saved = save_onnx(read_onnx(linear), tmp_path / "deep" / "copy.onnx")
     np.testing.assert_array_equal(outputs(saved), outputs(linear))

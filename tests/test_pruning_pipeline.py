@@ -87,6 +87,9 @@ def test_masks_schedule_and_sparse_storage(place):
     state = torch.load(out / "weights.pt", weights_only=True)
     assert (state["b.weight"] == 0).float().mean() == pytest.approx(0.9, abs=0.005)
     assert len(onnx.load(out / "model.onnx").graph.sparse_initializer) >= 1
+    float32, stored = json.loads((out / "report.json").read_text())["rows"][::2]
+    assert stored["parameters"] == float32["parameters"] and stored["macs"] == float32["macs"]
+    assert stored["sparsity"] > 0.8 and "sparse_initializer" not in done.stderr
 
 
 def test_latency_target_measures_the_exported_file(place, monkeypatch):

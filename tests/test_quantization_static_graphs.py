@@ -318,8 +318,30 @@ def test_a_dead_channel_and_constant_activations_survive():
 
 
 def test_nothing_to_quantize():
-    with pytest.raises(QuantizationError, match="nothing in this graph can run in int8"):
+    with pytest.raises(
+        QuantizationError, match="nothing in this graph can run in int8: it has Tanh, and what is excluded"
+    ):
         quantize_static(nn.Sequential(nn.Tanh()), [torch.randn(2, 3)])
+    data = [torch.randn(4, 3)]
+    for quantized in (
+        quantize_static(nn.Linear(3, 2), data),
+        compress.quantize_dynamic(to_graph(nn.Linear(64, 64), torch.randn(2, 64))),
+    ):
+        with pytest.raises(QuantizationError, match="it is quantized already; give the float model"):
+            quantize_static(quantized.model, data)
+
+
+def test_batches_of_a_generator_are_all_calibrated_on():
+    model, data = (
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(),
+        [9 * torch.randn(4, 4), torch.randn(4, 4)],
+    )
+    listed = quantize_static(model, data)
+    streamed = quantize_static(model, (batch for batch in data))
+    scales = [
+        [value.const_value.numpy() for value in step.model.graph.initializers.values()] for step in (listed, streamed)
+    ]
+    assert len(scales[0]) == len(scales[1]) and all(map(np.array_equal, *scales))
 
 
 def test_the_facade():

@@ -93,7 +93,7 @@ def test_who_did_not_ask_for_speed_keeps_the_small_file_unless_float_layers_beat
 
 def test_int8_that_loses_for_good_is_said_plainly(stopwatch):
     tuned, _ = stopwatch(lambda choices: 20.0)
-    assert "int8 is NOT faster on this machine: 20.00 ms against 10.00 ms in float, 0.50×" in tuned.notes[0]
+    assert "int8 is NOT faster on this machine: 20 ms against 10 ms in float, 0.50×" in tuned.notes[0]
 
 
 def test_leaving_nothing_in_int8_is_no_candidate(stopwatch):
@@ -156,9 +156,16 @@ def test_what_compress_quantize_tunes(monkeypatch, options, max_drop, verb):
     assert in_recipe == ("tuned" if chosen.tune_latency else "static")
 
 
+def test_what_differs_by_noise_is_called_as_fast():
+    assert Speed(0.0101, 0.01).sentence() == (
+        "int8 is as fast as float on this machine: 0.01 ms against 0.0101 ms in float, 1.01×"
+    )
+    assert "int8 is faster" in Speed(1.1, 1.0).sentence() and "is NOT faster" in Speed(0.9, 1.0).sentence()
+
+
 def test_required_speedup_is_a_gate():
     require_speedup(Speed(10.0, 5.0), 2.0)
-    with pytest.raises(GateError, match=r"speed-up 2\.00× is below the 2\.5× required .*5\.00 ms against 10\.00 ms"):
+    with pytest.raises(GateError, match=r"speed-up 2\.00× is below the 2\.5× required .*5 ms against 10 ms"):
         require_speedup(Speed(10.0, 5.0), 2.5)
     with pytest.raises(InputError, match="--require-speedup takes a positive number, got 0"):
         require_speedup(Speed(10.0, 5.0), 0)

@@ -25,7 +25,7 @@ def quantize(
     model: ModelSource | Any,
     data: DataSource | Any = None,
     *,
-    output: Output,
+    output: Output | str | Path,
     options: QuantizeOptions | None = None,
     gates: Gates | None = None,
     metric: Any = None,
@@ -41,6 +41,7 @@ def quantize(
         CompressError: one line for whatever cannot be used.
     """
     settings, options = settings or Settings(), options or QuantizeOptions()
+    output = Output.of(output)
     output.check_folder()
     if options.runtime == "torch":
         from compress.pipeline.quantize_torch import quantize_torch
@@ -55,17 +56,19 @@ def quantize(
         graph = to_graph(opened.model, opened.inputs)
         step = _quantized(graph, opened, options, (gates or Gates()).max_drop, metric)
         shipped = folder.save_graph(step.model)
-        targets = {_float_name(opened): _float_file(opened, graph, Path(scratch)), "int8": shipped}
+        kind = options.weight_type if options.method == "dynamic" else "int8"
+        targets = {_float_name(opened): _float_file(opened, graph, Path(scratch)), kind: shipped}
         report = closing_report(
             targets,
             opened,
             settings,
-            title=f"{opened.name}, {options.method} int8",
+            title=f"{opened.name}, {options.method} {kind}",
             steps=[step],
             gates=gates,
             metric=metric,
             files=folder.listed(),
             shipped=shipped,
+            scratch=Path(scratch),
         )
         return folder.save_report(report)
 

@@ -18,6 +18,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
+from compress.batches import reiterable
 from compress.errors import QuantizationError
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.sensitivity import LayerError, rank_layers
@@ -86,6 +87,7 @@ def quantize_within(
     """
     if max_drop < 0:
         raise QuantizationError(f"max_drop must be 0 or more, not {max_drop}; it is a loss, in the unit of the score")
+    calibration = reiterable(calibration)
     calibrated, rewritten = calibrate_static(model, calibration, **options)
     search = _Search(calibrated, score)
     reference = score(calibrated.graph) if baseline is None else baseline

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from compress.batches import split_batch
+from compress.batches import reiterable, split_batch
 from compress.errors import QuantizationError
 from compress.graph.folding import consumers
 from compress.graph.module import GraphModule, set_initializer
@@ -145,7 +145,7 @@ def prepare_qat(
 
     Args:
         model: a module, a graph, or the path of an `.onnx` file. Not touched.
-        calibration: a re-iterable of batches; `convert` reads it again to compare with ONNX Runtime.
+        calibration: as for `quantize_static`; `convert` reads it again to compare with ONNX Runtime.
         scales: `learned` (LSQ), `observed` (moving averages) or `fixed` (as calibrated).
         weight_bits: 4 to 8; fewer than 8 are simulated inside int8.
         options: further keyword arguments of `quantize_static`.
@@ -156,6 +156,7 @@ def prepare_qat(
     """
     if scales not in ("learned", "observed", "fixed"):
         FakeQuantize(torch.ones(()), 0, 0, 255, scales=scales)  # raises, with the nearest name
+    calibration = reiterable(calibration)
     step = quantize_static(
         model,
         calibration,

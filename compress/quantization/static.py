@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from compress.batches import split_batch
+from compress.batches import reiterable, split_batch
 from compress.errors import DataError, QuantizationError
 from compress.graph.exporting import to_graph
 from compress.graph.folding import fold_constants, infer_shapes
@@ -51,7 +51,7 @@ def quantize_static(
 
     Args:
         model: a module (exported first), a graph, or the path of an `.onnx` file. Not touched.
-        calibration: a re-iterable of batches of any size (a DataLoader, a list of tensors).
+        calibration: batches of any size (a DataLoader, a list of tensors; a generator is held in memory).
         target: what it shall run on: `auto` (this machine), `any`, `x86-vnni`, `x86-avx2`, `arm64`.
         ranges: `minmax`, `percentile`, `entropy`, `mse`, or options such as `Percentile(99.9)`.
         weight_bits: 4 to 8; fewer than 8 are simulated inside int8.
@@ -116,6 +116,7 @@ def calibrate_static(
     """
     resolved, method = resolve_target(target), resolve_ranges(ranges)
     weight_limit(weight_bits)
+    calibration = reiterable(calibration)
     graph, rewritten = prepare(
         model, calibration, example_inputs=example_inputs, rewrites=rewrites, exclude=tuple(exclude)
     )
@@ -123,7 +124,7 @@ def calibrate_static(
     types = None if op_types is None else tuple(op_types)
     plan = plan_placement(graph, op_types=types, exclude=excluded)
     if not plan.sites and not plan.stored:
-        raise QuantizationError("nothing in this graph can run in int8; see the float operators with --verbose")
+        raise QuantizationError(f"nothing in this graph can run in int8: {_what_there_is(graph)}")
     weights = WeightOptions(resolved, per_channel, weight_bits, dict(layer_bits or {}), exact_pairs)
     calibrated = observe(
         graph, plan, calibration, method, weights, op_types=types, correct_bias=correct_bias, threads=threads
@@ -161,6 +162,13 @@ def prepare(
     keep_float(set().union(*after.values()))
     matching_nodes(graph, [name for name in exclude if not before[name]])  # raises where a name means nothing in either
     return graph, changes
+
+
+def _what_there_is(graph: ir.Model) -> str:
+    types = sorted({node.op_type for node in graph.graph})
+    if {"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM"} & set(types):
+        return "it is quantized already; give the float model"
+    return f"it has {', '.join(types[:8])}{', …' if len(types) > 8 else ''}, and what is excluded"
 
 
 def _example(calibration: Iterable[Any]) -> tuple[Tensor, ...]:

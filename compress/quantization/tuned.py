@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from compress.batches import split_batch
+from compress.batches import reiterable, split_batch
 from compress.errors import DataError
 from compress.graph.exporting import to_graph
 from compress.quantization.placement import check_op_types
@@ -49,6 +49,7 @@ def quantize_tuned(
         Its Step, with one more change for each decision, its milliseconds in `values`, and a note that says whether
         int8 is faster than float here.
     """
+    calibration = reiterable(calibration)
     first = _sample(calibration)
     graph = to_graph(model, example_inputs if example_inputs is not None else _twice(first))
     sample = tuple(inputs) if inputs is not None else _filled(first, graph)

@@ -26,6 +26,7 @@ from compress.quantization.rewrites import REWRITES
 from compress.steps import Change
 
 clock = time.perf_counter  # tests put their own here
+NOISE = 0.03  # speed-ups nearer to 1 are not told from it
 MARGIN = 0.985  # a candidate must take less than this share of the time; the rest is noise
 _ROUNDS = (7, 60)  # fewest and most timed runs of each graph in one comparison
 _SECONDS = 4.0  # what one comparison takes where the runs allow it
@@ -69,8 +70,10 @@ class Speed:
 
     def sentence(self) -> str:
         """What to tell the user, plainly."""
-        figures = f"{self.int8_ms:.2f} ms against {self.float_ms:.2f} ms in float, {self.speedup:.2f}×"
-        if self.speedup >= 1.0:
+        figures = f"{self.int8_ms:.3g} ms against {self.float_ms:.3g} ms in float, {self.speedup:.2f}×"
+        if abs(self.speedup - 1) < NOISE:
+            return f"int8 is as fast as float on this machine: {figures}"
+        if self.speedup > 1:
             return f"int8 is faster on this machine: {figures}"
         return f"int8 is NOT faster on this machine: {figures}; it saves memory, not time"
 
