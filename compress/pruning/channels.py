@@ -179,7 +179,8 @@ def _run_program(trace: Trace, program: ExportedProgram) -> dict[Node, Any]:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
             floating = tensor is not None and tensor.is_floating_point() and spec.target in trace.shapes
-            values[name] = Labelled(None, tensor.shape, spec.target) if floating else tensor
+            made_of = frozenset([spec.target] if spec.kind == InputKind.PARAMETER else [])
+            values[name] = Labelled(None, tensor.shape, spec.target, made_of) if floating else tensor
         elif spec.kind == InputKind.USER_INPUT:
             values[name] = None  # from the shape of the node
         else:
@@ -241,7 +242,7 @@ def _call(trace: Trace, node: Node, args: tuple, kwargs: dict[str, Any], env: di
         result = lock(trace, call)
     if rule_for(call) is created:
         return result
-    return _wrap(result, _moved_parameter(call))
+    return _wrap(result, _moved_parameter(call), _made_of(call))
 
 
 def _known(call: Call) -> Any:
@@ -288,10 +289,20 @@ def _moved_parameter(call: Call) -> str | None:
     return next(iter(names)) if call.name in _MOVES and len(names) == 1 else None
 
 
-def _wrap(result: Any, param: str | None) -> Any:
+def _made_of(call: Call) -> frozenset[str] | None:
+    """Name the parameters that the call computes from, if from nothing else."""
+    found: set[str] = set()
+    for operand in call.labelled(every=True):
+        if operand.made_of is None:
+            return None
+        found |= operand.made_of
+    return frozenset(found)
+
+
+def _wrap(result: Any, param: str | None, made_of: frozenset[str] | None) -> Any:
     if isinstance(result, (tuple, list)):
-        return type(result)(_wrap(item, param) for item in result)
-    return Labelled(result, result.shape, param) if isinstance(result, Tensor) else result
+        return type(result)(_wrap(item, param, made_of) for item in result)
+    return Labelled(result, result.shape, param, made_of) if isinstance(result, Tensor) else result
 
 
 # -- after the run ----------------------------------------------------------------------------------------------
@@ -312,11 +323,43 @@ def _resolve(trace: Trace) -> None:
                     settled.add(place)
             else:
                 store.unite(a, b)
+        _complete_tables(trace)
         store.flush()
         for _, labels in trace.boxes:
             _keep_box(trace, labels)
         if np.array_equal(before, store.flush()):
             return
+
+
+def _complete_tables(trace: Trace) -> None:
+    """A table of positions is longer than the example: rows that were not read lose the channels of those that were.
+
+    Where all that was read of every slice along one dimension goes together, the rest of the slice goes with it.
+    """
+    root, used = trace.store.flush(), trace.store.used()
+    for _, elements in trace.owners:
+        used[elements.numpy()] = True
+    for table in trace.element_labels.values():
+        read = used[table.numpy()]
+        if read.all():
+            continue
+        roots = root[table.numpy()]
+        dims = [dim for dim in range(roots.ndim) if roots.shape[dim] > 1 and _slices_agree(roots, read, dim)]
+        if not dims:
+            continue
+        along = max(dims, key=lambda dim: read.any(_others(read, dim)).mean())
+        classes = np.where(read, roots, NONE).max(_others(read, along), keepdims=True)
+        trace.store.unite(torch.from_numpy(classes), table)
+
+
+def _slices_agree(roots: np.ndarray, read: np.ndarray, dim: int) -> bool:
+    """Is all that was read of each slice of one class?"""
+    highest = np.where(read, roots, NONE).max(_others(read, dim), keepdims=True)
+    return bool(((roots == highest) | ~read).all())
+
+
+def _others(array: np.ndarray, dim: int) -> tuple[int, ...]:
+    return tuple(other for other in range(array.ndim) if other != dim)
 
 
 def _constant(labels: Tensor, dim: int) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compress.pruning.labels import FIXED, NONE, core, first_along, varying
+from compress.pruning.labels import NONE, core, first_along, varying
 
 if TYPE_CHECKING:
     from compress.pruning.trace import Call, Trace
@@ -39,9 +39,10 @@ def contract(trace: Trace, call: Call, left: Tensor, right: Tensor, letters: tup
     summed = bool((in_a | in_b) & set(inner))
     wide_a, wide_b = bool(in_a & set(rows)), bool(in_b & set(columns))
     if (wide_a and wide_b) or (summed and (wide_a or wide_b)):
+        reason = f"two kinds of channels multiplied in {call.where()}"
         for labels in (left, right):
-            trace.store.lock(labels, f"two kinds of channels multiplied in {call.where()}")
-        return torch.full((1,), FIXED).expand([sizes[c] for c in lo])
+            trace.store.lock(labels, reason)
+        return trace.held(reason).expand([sizes[c] for c in lo])
     n, m, k = len(rows), len(columns), len(inner)
     a_inner, b_inner = range(a.dim() - k, a.dim()), range(b.dim() - k, b.dim())
     if summed and not (in_a | in_b) & set(batch):
@@ -49,7 +50,7 @@ def contract(trace: Trace, call: Call, left: Tensor, right: Tensor, letters: tup
         flat_b = first_along(b, range(b.dim() - k)).reshape(b.shape[b.dim() - k :])
         trace.store.unite(flat_a, flat_b)
         trace.reduced.append(call.node)
-        return torch.full((1,), NONE).expand([sizes[c] for c in lo])
+        return torch.full((), NONE).expand([sizes[c] for c in lo])
     if (in_a | in_b) & set(batch) and not wide_a and not wide_b:
         trace.heads.append((call.node, a, b))
     a = trace.unite_over(a, a_inner).reshape(a.shape[: a.dim() - k])

@@ -43,12 +43,12 @@ class LabelStore:
         if keep.any():
             self._pending.append((a[keep], b[keep]))
 
-    def lock(self, labels: Tensor, reason: str) -> None:
-        """Say that these channels stay, and why; the first reason of a class is the one reported."""
+    def lock(self, labels: Tensor, reason: str, *, foremost: bool = False) -> None:
+        """Say that these channels stay, and why; a class reports its first reason, or one that is `foremost`."""
         flat = np.unique(core(labels).numpy())
         flat = flat[flat > FIXED]
         if flat.size:
-            self._locks.append((flat, reason))
+            self._locks.insert(0 if foremost else len(self._locks), (flat, reason))
 
     def flush(self) -> np.ndarray:
         """Merge what was united since the last call; return the root of every label (its class's least label)."""
@@ -80,6 +80,14 @@ class LabelStore:
         root = torch.from_numpy(self.flush())
         small = core(labels)
         return torch.where(small > FIXED, root[small.clamp(min=0)], small).expand(labels.shape)
+
+    def used(self) -> np.ndarray:
+        """Say of every label whether anything was said about it: it goes with another, or must stay."""
+        root = self.flush()
+        found = (np.bincount(root, minlength=root.size) > 1)[root]
+        for labels, _ in self._locks:
+            found[labels] = True
+        return found
 
     def locked(self) -> dict[int, str]:
         """Return the root of every class that must stay, with the reason."""

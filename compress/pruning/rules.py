@@ -134,7 +134,9 @@ def index(trace: Trace, call: Call) -> Tensor:
         return movement(trace, call)
     dims = [dim for dim, item in enumerate(indices) if item is not None]
     if set(dims) & set(varying(labels)):
-        return lock(trace, call)
+        if call.arg(0).param is None:
+            return lock(trace, call)
+        labels = trace.unite_over(labels, dims)  # rows of a table: any of them may be read
     kept = [dim for dim in range(labels.dim()) if dim not in dims]
     flat = core(first_along(labels, dims).squeeze(tuple(dims)))
     shape = call.shape()
@@ -171,12 +173,15 @@ def spatial(trace: Trace, call: Call) -> Any:
 
 
 def along(trace: Trace, call: Call) -> Any:
-    """Softmax, cumulative sums, sorting: fine where they do not run along channels."""
+    """Softmax, cumulative sums, sorting: fine where they do not run along channels.
+
+    Over branches of the same channels (labels change along others too), a channel leaves all branches or none.
+    """
     labels = trace.labels(call.arg(0))
     dim = call.arg("dim", -1) % max(labels.dim(), 1)
-    if dim in varying(labels):
+    if varying(labels) == [dim]:
         return lock(trace, call)
-    return call.like(first_along(labels, [dim]))
+    return call.like(trace.unite_over(labels, [dim]))
 
 
 def reduction(trace: Trace, call: Call) -> Any:
@@ -233,9 +238,9 @@ RULES: dict[str, Callable[[Trace, Call], Any]] = {
         "view reshape _unsafe_view view_as permute transpose t swapaxes swapdims movedim moveaxis flatten unflatten "
         "squeeze unsqueeze expand expand_as broadcast_to repeat tile repeat_interleave slice narrow roll flip "
         "index_select diagonal unfold pixel_shuffle pixel_unshuffle channel_shuffle atleast_1d atleast_2d atleast_3d mT "
-        "numpy_T adjoint rot90 split_with_sizes ravel",
+        "numpy_T adjoint rot90 ravel",
     ),
-    **_table(divided, "chunk split unbind select tensor_split"),
+    **_table(divided, "chunk split split_with_sizes unbind select tensor_split"),
     **_table(
         same,
         "dropout alpha_dropout feature_dropout feature_alpha_dropout native_dropout contiguous clone alias detach to "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from compress.pruning.labels import FIXED, NONE, LabelStore, core, shrink, varying
+from compress.pruning.labels import NONE, LabelStore, core, shrink, varying
 
 
 @dataclass
@@ -18,11 +18,13 @@ class Labelled:
     """A tensor of the program by its labels. `param` names the parameter whose elements it moves, if it is one.
 
     A parameter as it stands has `labels` None: as a weight only its axes are labelled, which costs nothing.
+    `made_of` names all the parameters that it is computed from; None where an input of the model has a part in it.
     """
 
     labels: Tensor | None
     shape: torch.Size
     param: str | None = None
+    made_of: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,14 @@ class Call:
         return self.shapes()[0]
 
     def like(self, labels: Tensor) -> Any:
-        """Expand labels over the call's result; several results (indices, statistics) beyond the first are NONE."""
+        """Expand labels over the call's result; of several, those of another shape (statistics) are NONE.
+
+        A label without dimensions holds all of them.
+        """
         value = self.node.meta["val"]
         if not isinstance(value, (tuple, list)):
             return labels.expand(value.shape) if isinstance(value, Tensor) else value
-        fixed = bool((core(labels) == FIXED).all())
-        rest = torch.full((1,), FIXED if fixed else NONE)
+        rest = torch.full((), NONE) if labels.dim() else labels
         same = [item.shape == value[0].shape for item in value]
         return tuple((labels if ok else rest).expand(item.shape) for ok, item in zip(same, value))
 
@@ -167,6 +171,12 @@ class Trace:
             return torch.full((1,) * max(value.dim(), 1), NONE).reshape((1,) * value.dim()).expand(value.shape)
         return torch.full((), NONE)
 
+    def held(self, reason: str) -> Tensor:
+        """Return one label that stays and says why; without dimensions, so that it expands over anything."""
+        label = self.store.new(1).reshape(())
+        self.store.lock(label, reason)
+        return label
+
     # -- uniting ------------------------------------------------------------------------------------------------
     def settle(self, labels: Tensor) -> Tensor:
         """Shrink labels; where they change along several dimensions, first replace them by their roots."""
@@ -213,7 +223,7 @@ class Trace:
         elif broadcast_b and changes_b:
             self.broadcasts.append((b, a))
         wide, other = (b, a) if broadcast_a or (not broadcast_b and len(changes_b) > len(changes_a)) else (a, b)
-        return torch.where(wide == NONE, other, wide).expand(shape)
+        return shrink(torch.where(wide == NONE, other, wide)).expand(shape)
 
     def attach(self, parameter: Any, channels: Tensor) -> None:
         """Let a vector (bias, scale, running mean) go with the channels that it belongs to."""
@@ -292,24 +302,51 @@ class Trace:
         count = weight.shape[1 - in_dim] * (groups if in_dim == 0 and groups > 1 else 1)
         rows = self.store.new(count)
         self.store.lock(rows, reason)
+        if isinstance(weight, Labelled):
+            self._list_as_kept(weight, 1 - in_dim, reason)
         return rows
+
+    def _list_as_kept(self, weight: Labelled, out_dim: int, reason: str) -> None:
+        """Name the parameter that a computed weight stands for: the one of its shape."""
+        for name in sorted(weight.made_of or ()):
+            if self.shapes[name] == weight.shape:
+                if name.rpartition(".")[2] != "weight":
+                    reason = "its weight is computed from other parameters (parametrization)"
+                self.producers.add((name, out_dim))
+                self.store.lock(self.axis(Labelled(None, weight.shape, name), out_dim), reason, foremost=True)
 
     # -- cost ---------------------------------------------------------------------------------------------------
     def count_macs(self, call: Call, weight: Any, positions: float) -> None:
-        if isinstance(weight, Labelled) and weight.param is not None and weight.labels is None:
+        if not isinstance(weight, Labelled):
+            return
+        if weight.param is None and weight.labels is not None:  # computed: all of it stays
+            self.work.append(Work(call.node, None, positions * weight.shape.numel(), (weight.labels,)))
+        elif weight.labels is None:
             self.work.append(Work(call.node, weight.param, positions))
 
     def count_activation_macs(self, call: Call, macs: float, operands: tuple[Tensor, ...]) -> None:
+        if all(operand.made_of is not None for operand in call.labelled(every=True)):
+            return  # a weight is being computed: once, not for each sample
         batch = call.shape()[0] if call.shape() else 1
         self.work.append(Work(call.node, None, macs / max(batch, 1), operands))
 
 
 def lock(trace: Trace, call: Call) -> Any:
-    """What we know nothing about keeps all the channels that it reads."""
-    for operand in call.labelled(every=True):
-        labels = trace.labels(operand) if operand.param is None or len(operand.shape) < 2 else trace.elements(operand)
-        trace.store.lock(labels, f"read by {call.name} in {call.where()}")
-        if operand.param is not None:
-            for dim in range(len(operand.shape)):
-                trace.store.lock(trace.axis(operand, dim), f"read by {call.name} in {call.where()}")
-    return call.like(torch.full((1,), FIXED))
+    """What we know nothing about keeps all the channels that it reads, and all that it makes.
+
+    With an activation among its operands it is a layer, and its weights are listed as such.
+    """
+    reason = f"read by {call.name} in {call.where()}"
+    operands = list(call.labelled(every=True))
+    layer = any(operand.made_of is None for operand in operands)
+    for operand in operands:
+        if operand.param is None:
+            trace.store.lock(trace.labels(operand), reason)
+            continue
+        dims = len(trace.shapes[operand.param])
+        trace.store.lock(trace.elements(operand), reason)
+        for dim in range(dims):
+            trace.store.lock(trace.axis(operand, dim), reason)
+        if layer and dims > 1 and operand.made_of:
+            trace.producers.add((operand.param, 0))
+    return call.like(trace.held(reason))
