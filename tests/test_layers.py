@@ -14,7 +14,7 @@ LEVELS = [
     {"pipeline"},
     {"reporting", "evaluation", "quantization"},
     {"graph", "pruning", "training", "fusion", "loading"},
-    {"steps", "errors", "batches", "files", "onnx_files", "options", "progress", "shapes", "state"},
+    {"steps", "errors", "batches", "files", "metadata", "onnx_files", "options", "progress", "shapes", "state"},
 ]
 DOORS = {  # library → where it may be imported
     "click": ("cli/",),

@@ -14,7 +14,7 @@ from compress.pruning.channels import find_channels
 from compress.pruning.cost import CostModel
 from compress.pruning.iterative import prune_iteratively
 from compress.pruning.prune import prune, prune_channels
-from compress.pruning.verifying import agree, check, difference
+from compress.pruning.verifying import agree, check, difference, fewest
 from compress.pruning.zeroing import zeroed_outputs
 
 
@@ -228,6 +228,99 @@ def test_sizes_written_in_forward_are_locked_with_the_reason():
     assert step.model.free.out_channels == 16 and step.model.a.out_channels == 32
     refused = next(change for change in step.skipped if change.layer == "a")
     assert "sizes fixed in the forward before head: mat1 and mat2" in refused.reason
+
+
+class LeNet(nn.Module):
+    """The network of PyTorch's tutorial: one size, written between the convolutions and the rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(16 * 5 * 5, 120), nn.Linear(120, 84), nn.Linear(84, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv2(F.max_pool2d(F.relu(self.conv1(x)), 2))), 2)
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.view(-1, 16 * 5 * 5))))))
+
+
+class Halves(nn.Module):
+    """Two sizes, written in one forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.head = (nn.Linear(*sizes) for sizes in (
+            (8, 32), (32, 64), (32, 48), (48, 32), (16, 3)))  # fmt: skip
+
+    def forward(self, x):
+        first, second = self.b(self.a(x).relu()).split([32, 32], 1)
+        return self.head(self.d(self.c(first * second).relu()).unflatten(1, (2, 16)).sum(1))
+
+
+class SharedKeys(nn.Module):
+    """Heads of a size written down, in a stream that need not be as wide."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.q, self.out, self.head = (
+            nn.Linear(*sizes) for sizes in ((8, 64), (64, 64), (64, 64), (64, 3))
+        )
+        self.k, self.v = nn.Linear(64, 32), nn.Linear(64, 32)
+
+    def forward(self, x):
+        x = self.embed(x)
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, 4, 16).transpose(1, 2)
+        k, v = (layer(x).view(b, n, 2, 16).transpose(1, 2).repeat_interleave(2, 1) for layer in (self.k, self.v))
+        return self.head((x + self.out((q @ k.mT).softmax(-1).matmul(v).transpose(1, 2).reshape(b, n, 64))).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "locked", "after"),
+    [
+        (LeNet, (2, 3, 32, 32), {"conv2"}, {"conv1": 4, "fc1": 64, "fc2": 48}),
+        (Halves, (2, 8), {"b", "d"}, {"a": 16, "c": 32}),
+        (SharedKeys, (2, 6, 8), {"q", "k", "v"}, {"embed": 32, "out": 32}),
+    ],
+)
+def test_a_size_written_in_forward_holds_the_layers_before_it_and_no_others(factory, shape, locked, after):
+    torch.manual_seed(0)
+    step = prune(factory().eval(), torch.randn(shape), amount=0.5)
+    assert {change.layer for change in step.skipped if "sizes fixed in the forward" in change.reason} == locked
+    assert {change.layer: change.values["after"] for change in step.done} == after
+
+
+def test_the_fewest_that_are_enough():
+    names = list("abcdefgh")
+    for needed in ("a", "h", "ad", "bgh", "aceg"):
+        tried = []
+
+        def enough(part, needed=needed, tried=tried):
+            tried.append(part)
+            return set(needed) <= set(part)
+
+        assert sorted(fewest(names, enough)) == list(needed) and len(tried) <= 4 * (len(needed) + 1)
+    assert fewest(names, lambda part: set("abcdefg") <= set(part)) == names, "seven are too many to look for"
+
+
+class Listed(nn.Module):
+    """The Annotated Transformer's attention: layers in a list, sizes under names that say nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.h, self.d_k, self.linears = 4, 16, nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (layer(x).view(x.size(0), -1, self.h, self.d_k).transpose(1, 2) for layer in self.linears[:3])
+        y = (q @ k.mT / self.d_k**0.5).softmax(-1) @ v
+        return self.linears[3](y.transpose(1, 2).reshape(x.size(0), -1, self.h * self.d_k))
+
+
+def test_attributes_follow_in_the_module_whose_forward_calls_layers_of_a_list():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 64), Listed(), nn.Linear(64, 3)).eval()
+    step = prune(module, torch.randn(2, 100, 8), amount=0.5)
+    assert step.model[1].h == 2 and step.model[1].d_k == 16
+    assert [layer.weight.shape for layer in step.model[1].linears] == [(32, 32)] * 4
 
 
 class Widths(nn.Module):

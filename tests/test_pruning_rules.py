@@ -246,9 +246,9 @@ def normed(norm, *, old=False):
 @pytest.mark.parametrize(
     ("norm", "layer"),
     [
-        (nn.utils.parametrizations.spectral_norm, "0.parametrizations.weight"),
-        (nn.utils.parametrizations.weight_norm, "0.parametrizations.weight"),
-        (nn.utils.parametrizations.orthogonal, "0.parametrizations.weight"),
+        (nn.utils.parametrizations.spectral_norm, "0"),
+        (nn.utils.parametrizations.weight_norm, "0"),
+        (nn.utils.parametrizations.orthogonal, "0"),
         (nn.utils.spectral_norm, "0"),
         (nn.utils.weight_norm, "0"),
     ],

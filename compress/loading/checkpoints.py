@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compress.errors import WeightsError
 from compress.loading.fitting import fit_to_state_dict, remove_missing_blocks
+from compress.metadata import KEY, from_text
 
 # Where training scripts put the state dict, the likeliest first.
 WRAPPERS = (
@@ -64,9 +65,9 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str 
     """Load `state` into `module` (in place: the module is one that the caller has just built).
 
     Counters that old checkpoints lack (`num_batches_tracked`) may be missing. Where every name fits and only shapes
-    differ, the module's layers are first cut to the checkpoint's sizes, as a pruned checkpoint needs; blocks that were
-    removed in it are removed here. Returns sentences for the user: which blocks, and where that cut the network's own
-    outputs.
+    differ, the module's layers are first cut to the checkpoint's sizes, as a pruned checkpoint needs; attributes and
+    buffers that no file holds follow what it says of them, and blocks that were removed in it are removed here. Returns
+    sentences for the user: which blocks, and where that cut the network's own outputs.
 
     Raises:
         WeightsError: names or shapes do not fit; lists missing, unexpected and misshapen keys, shortened.
@@ -80,10 +81,9 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str 
     notes: tuple[str, ...] = ()
     if removed:
         notes = (f"{source}: without {_shortened(list(removed))}, which were removed in it",)
-    if misshapen and not missing and not unexpected:
-        notes += _fit(module, state, misshapen, source)
-    elif missing or unexpected:
+    if missing or unexpected:
         raise WeightsError(_misfit(module, state, missing, unexpected, misshapen, source))
+    notes += _fit(module, state, misshapen, source)
     module.load_state_dict(dict(state), strict=False)  # every key was compared above; only counters may be missing
     return notes
 
@@ -142,15 +142,19 @@ def _harmless() -> list[Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            state = collections.OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            listed = from_text((file.metadata() or {}).get(KEY, ""))
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(
             f"{str(path)!r} is not a safetensors file, or is truncated; fetch or save it again"
         ) from error
+    if listed is not None:
+        state._metadata = listed  # type: ignore[attr-defined]
+    return state
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -202,7 +206,9 @@ def _stripped(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     known = getattr(renamed, "_metadata", None)
     if known is not None:
         renamed._metadata = {  # type: ignore[attr-defined]
-            name.removeprefix(prefix): value for name, value in known.items() if name.startswith(prefix)
+            f"{name}.".removeprefix(prefix)[:-1]: value  # the entry of the wrapped module itself has no dot
+            for name, value in known.items()
+            if f"{name}.".startswith(prefix)
         }
     return renamed
 

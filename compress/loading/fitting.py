@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import WeightsError
+from compress.metadata import attributes, recorded, remember
 from compress.shapes import replace_module, replace_parameters
 
 
 def fit_to_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Give every layer of `module`, in place, the shapes that `state` has for it; the values are loaded later.
 
-    Counts that layers keep beside their weights (channels, groups, heads, widths) follow the shapes. Names in
-    `state` that the module lacks, and the reverse, are left to the loader.
+    Counts that layers keep beside their weights (channels, groups, heads, widths) follow the shapes, and where `state`
+    has more to say (see `compress.metadata`), that. Names in `state` that the module lacks, and the reverse, are left to
+    the loader.
 
     Returns:
         Sentences for the user: pruning never removes a network's own outputs, so where those become fewer, the
@@ -38,7 +40,12 @@ def fit_to_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[s
             )
         changed[name] = torch.zeros(value.shape, dtype=own.dtype)
     notes = tuple(_outputs_cut(expected, changed, module))
-    replace_parameters(module, changed)
+    before, said = attributes(module), recorded(module, state)
+    if changed:
+        replace_parameters(module, changed)
+    for restoration in said:
+        restoration.apply()
+    remember(module, before)  # so that what is saved next says it as well
     return notes
 
 
@@ -46,7 +53,7 @@ def remove_missing_blocks(module: nn.Module, state: Mapping[str, Tensor]) -> tup
     """Put `nn.Identity`, in place, where the checkpoint's module had no layers; return those modules' names.
 
     PyTorch's state dicts list the modules that they came from (`_metadata`), an `nn.Identity` too. A checkpoint
-    without that list (safetensors, a plain dict) changes nothing here.
+    without that list (a plain dict) changes nothing here.
     """
     listed = getattr(state, "_metadata", None)
     if not listed:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from compress.pruning.channels import Channels
 from compress.pruning.labels import kept_places
 from compress.pruning.trace import Labelled, module_of
+from compress.pruning.verifying import outer
 
 
 def follow_literals(candidate: nn.Module, channels: Channels, removed: np.ndarray, paths: Collection[str]) -> list[str]:
-    """Correct attributes of the modules at `paths` and of their parents; return what was changed."""
+    """Correct attributes of the modules at `paths` and of those that called them; return what was changed."""
     if not paths:
         return []
-    wanted = {place for path in paths for place in (path, path.rpartition(".")[0])}
+    wanted = {place for path in paths for place in (path, outer(channels, path))}
     gone = torch.from_numpy(channels.gone(removed))
     sizes: dict[str, dict[int, set[int]]] = {}
     for node, held in channels.labels.items():

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from compress.errors import PruningError, nearest
-from compress.pruning.channels import Channels, find_channels
+from compress.metadata import attributes, remember
+from compress.pruning.channels import Channels, Family, find_channels
 from compress.pruning.cost import CostModel
 from compress.pruning.labels import FIXED
 from compress.pruning.naming import check_patterns, matches
 from compress.pruning.patching import follow_literals
 from compress.pruning.scores import score_classes
 from compress.pruning.selection import Selection, choose, group_numbers, reach
-from compress.pruning.surgery import remove
-from compress.pruning.verifying import Agreement, Failure, check, involved
+from compress.pruning.surgery import kept_indices, remove
+from compress.pruning.verifying import Agreement, Failure, check, fewest, nearest_passing, passing
 from compress.steps import Change, Step
 
 TARGETS = ("channels", "macs", "parameters", "latency")
 SCOPES = ("uniform", "global")
 ATTEMPTS = 40  # each locks at least one family, so this bounds models whose forward fixes many sizes
+FIXED_SIZES = "sizes fixed"
+NARROW = 12  # sizes that are narrowed down to their families, which takes tries; further ones lock all in the forward
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,7 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
         removed, short = _select(module, channels, scores, request)
         if removed.size == 0:
             break
-        candidate = remove(module, channels, removed)
-        follow_literals(candidate, channels, removed, patches)
-        verdict = check(candidate, module, channels, removed, inputs)
+        candidate, verdict = _attempt(module, channels, removed, inputs, patches)
         if isinstance(verdict, Agreement):
             if short:
                 raise PruningError(f"{short}; {_locks(channels)}")
@@ -84,7 +85,7 @@ def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Requ
         if verdict.path not in patches:
             patches.add(verdict.path)
             continue
-        channels = _lock_failure(channels, verdict, removed)
+        channels = _lock_failure(module, channels, removed, inputs, patches, verdict)
     if request.amount == 0 or request.may_be_nothing:
         removed = np.zeros(0, dtype=np.int64)
         same = remove(module, channels, removed)
@@ -180,19 +181,53 @@ def _cost(module: nn.Module, channels: Channels, request: Request) -> tuple[Call
     return latency, 6
 
 
-def _lock_failure(channels: Channels, failure: Failure, removed: np.ndarray) -> Channels:
-    """Lock whole families that pass through the module whose forward did not follow."""
-    culprits = involved(channels, failure.path, removed)
+def _attempt(
+    module: nn.Module, channels: Channels, removed: np.ndarray, inputs: tuple[Tensor, ...], patches: set[str]
+) -> tuple[nn.Module, Agreement | Failure]:
+    candidate = remove(module, channels, removed)
+    follow_literals(candidate, channels, removed, patches)
+    remember(candidate, attributes(module), kept_indices(channels, removed))  # before a forward changes attributes
+    return candidate, check(candidate, module, channels, removed, inputs)
+
+
+def _lock_failure(
+    module: nn.Module,
+    channels: Channels,
+    removed: np.ndarray,
+    inputs: tuple[Tensor, ...],
+    patches: set[str],
+    failure: Failure,
+) -> Channels:
+    """Lock as few whole families as let the forward get past the module where it did not follow."""
     place = failure.path or "the model's forward"
-    if not culprits:
+
+    def gets_past(locked: Sequence[Family]) -> bool:
+        fewer = np.setdiff1d(removed, _with_heads(channels, locked))
+        try:
+            _, verdict = _attempt(module, channels, fewer, inputs, patches)
+        except PruningError:  # a parameter that would lose single elements then
+            return False
+        return isinstance(verdict, Agreement) or verdict.path != failure.path
+
+    families = passing(channels, failure.path, removed)
+    if not families:
         raise PruningError(f"pruned model fails in {place}: {failure.reason}; exclude the layers before it (--exclude)")
-    reasons = {}
-    for family in channels.families:
-        if culprits & set(family.classes.tolist()):
-            reasons.update(
-                dict.fromkeys(family.classes.tolist(), f"sizes fixed in the forward before {place}: {failure.reason}")
-            )
-    return channels.without(reasons)
+    known = {reason for reason in channels.locked.values() if reason.startswith(FIXED_SIZES)}
+    if not gets_past(families):  # more than this one thing is wrong
+        families = nearest_passing(channels, failure.path, removed)
+    elif len(known) < NARROW:
+        families = fewest(families, gets_past)
+    reason = f"{FIXED_SIZES} in the forward before {place}: {failure.reason}"
+    held = channels.without(dict.fromkeys(_with_heads(channels, families).tolist(), reason))
+    # A forward with its own count of heads need not take it from the stream, which may then go alone.
+    return replace(held, ties=[tie for tie in held.ties if not held.locked.keys() >= set(tie.heads.tolist())])
+
+
+def _with_heads(channels: Channels, families: Sequence[Family]) -> np.ndarray:
+    """The classes of `families`, and the heads that keep pace with a stream among them."""
+    classes = np.concatenate([family.classes for family in families])
+    followers = [tie.heads for tie in channels.ties if np.isin(tie.stream, classes).any()]
+    return np.unique(np.concatenate([classes, *followers]))
 
 
 def _changes(channels: Channels, removed: np.ndarray) -> Iterable[Change]:
@@ -201,7 +236,8 @@ def _changes(channels: Channels, removed: np.ndarray) -> Iterable[Change]:
     for name, dim in channels.producers:
         roots = channels.axes[name, dim]
         before, after = roots.size, int((~gone[roots]).sum())
-        layer = name.rpartition(".")[0] or name
+        layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+        layer = layer or name
         values = {"before": before, "after": after, "parameter": name}
         if after < before:
             yield Change(layer, f"{before} → {after} channels", values=values)
@@ -227,7 +263,7 @@ def count_notes(before: dict[str, int], after: dict[str, int]) -> list[str]:
 def _notes(channels: Channels, removed: np.ndarray, request: Request) -> list[str]:
     before, after = counts(channels, removed[:0]), counts(channels, removed)
     notes = count_notes(before, after)
-    reasons = sorted({reason for reason in channels.locked.values() if reason.startswith("sizes fixed")})
+    reasons = sorted({reason for reason in channels.locked.values() if reason.startswith(FIXED_SIZES)})
     beyond = beyond_target(before, after, request.target, request.amount, request.selection.round_to)
     return [*notes, *(f"kept whole: {reason}" for reason in reasons), *beyond]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from compress.pruning.channels import Channels
+from compress.pruning.channels import Channels, Family
 from compress.pruning.labels import core, kept_places
 from compress.pruning.trace import Labelled, module_of
 from compress.pruning.zeroing import zeroed_nodes, zeroed_outputs
 from compress.state import evaluating, slow_attention
 
+MOST = 6  # families locked for one size, beyond which all are that pass through the forward
 TOLERANCE = 1e-3  # of the largest output; float rounding over a hundred layers stays well below
 
 
@@ -134,24 +136,69 @@ def kept_part(channels: Channels, gone: Tensor, node: Any, value: Any) -> Tensor
     return value
 
 
-def involved(channels: Channels, path: str, removed: np.ndarray) -> set[int]:
-    """Return the removed classes that pass through the forward of a module, or of its parent."""
+def outer(channels: Channels, path: str) -> str:
+    """Return the nearest module around `path` whose own forward ran: not the list or dict that a layer is kept in."""
+    ran = {place.split("@")[0] for node in channels.labels for place, _ in _stack(node)}
+    while path:
+        path = path.rpartition(".")[0]
+        if path in ran:
+            break
+    return path
+
+
+def _stack(node: Any) -> list[tuple[str, Any]]:
+    return list((node.meta.get("nn_module_stack") or {}).values())
+
+
+def passing(channels: Channels, path: str, removed: np.ndarray) -> list[Family]:
+    """Return the families that lose channels and pass through the forward of a module, or of the one around it.
+
+    A stream that attention reads comes last: to keep its heads may be enough.
+    """
+    found = _passing(channels, path, removed) | _passing(channels, outer(channels, path), removed)
+    families = [family for family in channels.families if found & set(family.classes.tolist())]
+    streams = np.concatenate([np.zeros(0, dtype=np.int64), *(tie.stream for tie in channels.ties)])
+    return sorted(families, key=lambda family: bool(np.isin(family.classes, streams).any()))
+
+
+def nearest_passing(channels: Channels, path: str, removed: np.ndarray) -> list[Family]:
+    """Those of the module's own forward, or where there are none, of the one around it."""
+    found = _passing(channels, path, removed) or _passing(channels, outer(channels, path), removed)
+    return [family for family in channels.families if found & set(family.classes.tolist())]
+
+
+def _passing(channels: Channels, place: str, removed: np.ndarray) -> set[int]:
     flags = np.zeros(channels.root.size, dtype=bool)
     flags[removed] = True
-    for place in (path, path.rpartition(".")[0]):
-        found: set[int] = set()
-        for node, held in channels.labels.items():
-            if (
-                node.op == "call_function"
-                and module_of(node) == place
-                and isinstance(held, Labelled)
-                and held.param is None
-            ):
-                if held.labels is None:
-                    continue
-                labels = np.unique(core(held.labels).numpy())
-                roots = np.unique(channels.root[labels[labels > 0]])
-                found |= set(roots[flags[roots]].tolist())
-        if found:
-            return found
-    return set()
+    found: set[int] = set()
+    for node, held in channels.labels.items():
+        if node.op != "call_function" or module_of(node) != place or not isinstance(held, Labelled):
+            continue
+        if held.param is None and held.labels is not None:
+            labels = np.unique(core(held.labels).numpy())
+            roots = np.unique(channels.root[labels[labels > 0]])
+            found |= set(roots[flags[roots]].tolist())
+    return found
+
+
+def fewest(families: Sequence[Family], enough: Callable[[Sequence[Family]], bool]) -> list[Family]:
+    """Find by bisection a part of `families`, all of which are enough, that none can be left out of.
+
+    The shortest enough beginning ends in one that is needed; with that one held, the same again, until those found are
+    enough. This takes about log2(n) tries for each; past `MOST` of them it is no single size, and all are returned.
+    """
+    found: list[Family] = []
+    rest = list(families)
+    while rest and not (found and enough(found)):
+        if len(found) == MOST:
+            return list(families)
+        low, high = 1, len(rest)
+        while low < high:
+            middle = (low + high) // 2
+            if enough([*found, *rest[:middle]]):
+                high = middle
+            else:
+                low = middle + 1
+        found.append(rest[high - 1])
+        rest = rest[: high - 1]
+    return found

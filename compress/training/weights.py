@@ -9,10 +9,11 @@ from torch import nn
 
 from compress.errors import OutputError
 from compress.files import written_beside
+from compress.metadata import KEY, to_text
 
 
 def save_weights(module: nn.Module, path: str | Path) -> Path:
-    """Write the state dict of `module`; the ending decides the format.
+    """Write the state dict of `module`, with what pruning noted in its metadata; the ending decides the format.
 
     Raises:
         OutputError: another ending, or a file that cannot be written.
@@ -20,12 +21,15 @@ def save_weights(module: nn.Module, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise OutputError(f"weights file {path.name!r} must end in .pt, .pth or .safetensors")
-    state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    state = module.state_dict()
+    for name, value in state.items():
+        state[name] = value.detach().cpu().clone()
     with written_beside(path) as beside:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file({name: value.contiguous() for name, value in state.items()}, beside)
+            described = {"format": "pt", KEY: to_text(state)}
+            save_file({name: value.contiguous() for name, value in state.items()}, beside, described)
         else:
             torch.save(state, beside)
     return path
