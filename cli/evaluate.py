@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
@@ -36,6 +37,6 @@ def command(
     """Measure top-1, top-5 and loss on the test part of --data, with a 95 % interval."""
     from compress.pipeline.compare import evaluate
 
-    base = None if baseline is None else ModelSource(baseline, input_shape=source.input_shape)
+    base = None if baseline is None else dataclasses.replace(source, spec=baseline)
     result = evaluate(source, data, baseline=base, metric=metric, settings=settings)
     show(result, settings, report, details=True)

@@ -62,7 +62,9 @@ def _teacher(source: ModelSource, distill: str | None, teacher: str | None) -> M
         return ModelSource(teacher, weights=distill, trust_pickle=source.trust_pickle)
     if distill is None:
         return None
-    if str(source.spec).endswith((".pt2", ".onnx")):
+    from compress.loading.models import WHOLE
+
+    if str(source.spec).lower().endswith(WHOLE):
         raise InputError(
             f"{source.spec!r} carries its weights; name the teacher's architecture with --teacher, its weights with --distill"
         )

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import click
@@ -91,14 +92,33 @@ def _guarded(run: Any, arguments: list[str]) -> int:
 
 
 def _unexpected(error: BaseException, arguments: list[str]) -> int:
+    place = _in_users_code(error)
+    code = CompressError.exit_code if place else INTERNAL_ERROR
     if _wants_traceback(arguments):
         traceback.print_exc()
-        return INTERNAL_ERROR
+        return code
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:297] + "..."
-    return _say(
-        f"{type(error).__name__}: {text}; this is a bug in compress: add --verbose for the traceback", INTERNAL_ERROR
-    )
+    whose = f"your own code raised this, {place}" if place else "this is a bug in compress"
+    return _say(f"{type(error).__name__}: {text}; {whose}: add --verbose for the traceback", code)
+
+
+def _in_users_code(error: BaseException) -> str:
+    """Where the user's own code (a forward, a loss, a data set) let an exception pass; nothing where it is ours.
+
+    Of the frames that are no library's the innermost decides.
+    """
+    ours, place = Path(__file__).parents[1], ""
+    libraries = Path(os.__file__).parent
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ours / "cli") or path.is_relative_to(ours / "compress"):
+            place = ""
+            continue
+        library = path.is_relative_to(libraries) or {"site-packages", "dist-packages"} & set(path.parts)
+        if path.suffix == ".py" and not library:
+            place = f"{path.name} line {line} in {frame.f_code.co_name}"
+    return place
 
 
 def _wants_traceback(arguments: list[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import sys
 from collections.abc import Callable
@@ -65,7 +66,7 @@ class Size(click.ParamType):
 
 
 def key_values(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Turn repeated `key=value` into a dict; values are numbers, true/false/none, or text."""
+    """Turn repeated `key=value` into a dict of plain values."""
     found: dict[str, Any] = {}
     for text in values:
         key, equals, value = text.partition("=")
@@ -76,15 +77,17 @@ def key_values(_: click.Context, param: click.Parameter, values: tuple[str, ...]
 
 
 def plain_value(text: str) -> Any:
-    """Read a number, true, false or none; anything else is text."""
+    """Read a Python literal, or true, false, none in any case; anything else is text.
+
+    >>> plain_value("(8, 16)"), plain_value("True"), plain_value("true"), plain_value("relu")
+    ((8, 16), True, True, 'relu')
+    """
     if text.lower() in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None}[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+        text = text.capitalize()
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it raises, by its manual
+        return text
 
 
 MODEL = [
@@ -108,7 +111,9 @@ DATA = [
         metavar="N",
         help="Most samples that calibrate; default: 512, an eighth of the training samples where that is less.",
     ),
-    click.option("--test-samples", type=click.IntRange(1), metavar="N", help="Measure accuracy on the first N only."),
+    click.option(
+        "--test-samples", type=click.IntRange(1), metavar="N", help="Measure accuracy on N only, drawn with --seed."
+    ),
     click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Samples in a batch."),
 ]
 RUN = [

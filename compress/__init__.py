@@ -17,12 +17,14 @@ _HOMES = {
     "GraphModule": "compress.graph.module",
     "Measurement": "compress.steps",
     "ModelSource": "compress.pipeline.inputs",
+    "Output": "compress.pipeline.outputs",
     "Pipeline": "compress.pipeline.run",
     "Preprocessing": "compress.loading.preprocessing",
     "QATSchedule": "compress.quantization.qat",
     "QuantizeOptions": "compress.pipeline.quantize_options",
     "Recipe": "compress.pipeline.recipe",
     "Report": "compress.reporting.report",
+    "Settings": "compress.pipeline.inputs",
     "Step": "compress.steps",
     "TrainOptions": "compress.training.options",
     "adaround": "compress.quantization.adaround",
@@ -31,6 +33,7 @@ _HOMES = {
     "convert": "compress.quantization.qat",
     "evaluate": "compress.evaluation.accuracy",
     "export": "compress.graph.exporting",
+    "finetune": "compress.pipeline.train",
     "fit": "compress.training.loop",
     "fuse": "compress.fusion.batchnorm",
     "load": "compress.loading.models",
@@ -46,6 +49,7 @@ _HOMES = {
     "read_onnx": "compress.onnx_files",
     "run": "compress.pipeline.run",
     "save_onnx": "compress.onnx_files",
+    "train": "compress.pipeline.train",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

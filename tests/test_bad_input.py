@@ -1,5 +1,7 @@
 """Each bad input of a user: one clear line on stderr, exit code 2, no traceback, nothing half-written."""
 
+import io
+import logging
 import os
 import pickle
 import shutil
@@ -40,6 +42,50 @@ def other():
 
 def wants_rgb():
     return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.LazyLinear(2))
+
+
+class Fails(nn.Module):
+    def forward(self, x):
+        return {}["no such key"]
+
+
+class FailsInTraining(Net):
+    def forward(self, x):
+        return self.no_such_layer(x) if self.training else super().forward(x)
+
+
+class Samples:
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index > 0:
+            raise KeyError(f"sample {index}")
+        return torch.zeros(1, 8, 8), 0
+
+
+def own_loss(outputs, target):
+    raise LookupError("no such weight")
+
+
+def one_argument(outputs):
+    return 1.0
+
+
+def raising(outputs, target):
+    raise KeyError("oops")
+
+
+def text(outputs, target):
+    return "good"
+
+
+class Unfinished:
+    def update(self, outputs, target):
+        pass
+
+    def compute(self):
+        raise ZeroDivisionError("no samples")
 """
 
 
@@ -225,6 +271,69 @@ def test_onnx_operator_and_opset_that_cannot_be_taken(place):
     refused("quantize", "new.onnx", "--data", "data.npz", "-o", "out", says="99")
     onnx_model(place / "old.onnx", "Relu", opset=3)
     refused("quantize", "old.onnx", "--data", "data.npz", "-o", "out", says="3")
+
+
+def test_program_truncated(place, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("torch.export"), "handlers", [caplog.handler])
+    content = io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(2, 2),)), content)
+    (place / "half.pt2").write_bytes(content.getvalue()[:500])
+    refused("evaluate", "half.pt2", "--data", "data.npz", "--quiet", says=("half.pt2", "truncated"))
+    assert "torch.export" not in {record.name for record in caplog.records}  # it would log a traceback
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "benchmark"])
+def test_forward_that_raises_anything(place, verb):
+    says = ("Fails rejects inputs of shape", "KeyError: 'no such key'")
+    refused(verb, "net.py:Fails", "--data", "data.npz", says=says)
+
+
+def test_data_set_that_raises_anything(place):
+    says = ("calibration part of data 'net.py:Samples' cannot be read: KeyError: 'sample ", "mend the data set")
+    refused("evaluate", "net.py:build", "--data", "net.py:Samples", says=says)
+
+
+def test_training_code_that_raises_anything(place):
+    common = ("--data", "data.npz", "--epochs", "1", "-o", "out")
+    refused(
+        "train", "net.py:FailsInTraining", *common, says=("no_such_layer", "your own code", "net.py line", "in forward")
+    )
+    refused("train", "net.py:build", "--loss", "net.py:own_loss", *common, says=("LookupError", "in own_loss"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("one_argument", ("TypeError", "a function (outputs, target) -> float")),
+        ("raising", "failed: KeyError: 'oops'"),
+        ("text", "returned a str; return one number"),
+        ("Unfinished", "failed: ZeroDivisionError: no samples"),
+    ],
+)
+def test_metric_that_fails(place, metric, says):
+    says = (f"metric 'net.py:{metric}'", *([says] if isinstance(says, str) else says))
+    refused("evaluate", "net.onnx", "--data", "data.npz", "--metric", f"net.py:{metric}", says=says)
+
+
+def test_weights_that_no_model_takes(place):
+    says = ("'net.onnx' carries its own weights", "leave --weights and --model-arg out")
+    for option in (("--weights", "none.pt"), ("--model-arg", "classes=4")):
+        refused("evaluate", "net.onnx", *option, "--data", "data.npz", says=says)
+        refused("evaluate", "net.onnx", *option, "--baseline", "net.onnx", "--data", "data.npz", says=says)
+        refused("compare", "net.onnx", "net.onnx", *option, "--data", "data.npz", says=says)
+
+
+@pytest.mark.parametrize("gate", ["--max-drop", "--require-speedup"])
+def test_gate_that_needs_a_baseline(place, gate):
+    says = f"{gate} needs a second model; name the baseline first"
+    refused("compare", "net.onnx", "--data", "data.npz", gate, "1", "--max-size", "1MB", says=says)
+
+
+def test_calibration_part_that_is_missing(place):
+    x = np.zeros((24, 1, 8, 8), np.float32)
+    np.savez(place / "onlytest.npz", x_test=x, y_test=np.arange(24) % 4)
+    says = ("'onlytest' has no calibration part", "add x_calibration", "--test-samples")
+    refused("quantize", "net.onnx", "--data", "onlytest.npz", "-o", "out", says=says)
 
 
 def test_metric_that_cannot_be_found(place):

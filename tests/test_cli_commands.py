@@ -6,10 +6,13 @@ import re
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from click.testing import CliRunner
 from tiny_recipe import prepare
+from torch import nn
 
 from cli.main import main
+from compress.graph import exporting
 from compress.pipeline.closing import plain_words
 from compress.steps import Measurement
 
@@ -51,6 +54,15 @@ def test_export_writes_a_file_that_the_runtime_takes_at_any_batch(prepared, plac
     assert scores.shape == (5, 4)
 
 
+def test_export_checks_with_the_threads_asked_for(place, monkeypatch):
+    asked, opened = [], exporting.Session
+    monkeypatch.setattr(
+        exporting, "Session", lambda graph, **options: asked.append(options) or opened(graph, **options)
+    )
+    spoken("export", "net.py:build", "--data", "data.npz", "-o", "one_thread.onnx")
+    assert asked and all(options == {"threads": 1} for options in asked)
+
+
 def test_evaluate_a_module_beside_its_file(place):
     data = spoken("evaluate", "net.onnx", "--baseline", "net.py:build", "--data", "data.npz")
     base, row = data["rows"]
@@ -58,6 +70,25 @@ def test_evaluate_a_module_beside_its_file(place):
     assert row["p50_ms"] is None
     assert data["environment"]["threads"] == 1
     assert len(data["notes"]) == 2 and "95 %" in data["notes"][0]
+
+
+def test_the_baseline_takes_the_models_options(place):
+    (place / "wide.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build(widths=(4, 4)):\n"
+        "    return nn.Sequential(nn.Conv2d(1, widths[0], 3), nn.ReLU(), nn.Flatten(), nn.Linear(36 * widths[0], 4))\n"
+    )
+    module = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4))
+    torch.save(module.state_dict(), "wide.pt")
+    options = ["--weights", "wide.pt", "--model-arg", "widths=(6, 8)", "--data", "data.npz"]
+    spoken("export", "wide.py:build", *options, "-o", "wide.onnx")
+    _, row = spoken("evaluate", "wide.onnx", "--baseline", "wide.py:build", *options)["rows"]
+    assert row["agreement"] == 1.0
+    assert spoken("compare", "wide.onnx", "wide.py:build", *options, "--rounds", "5")["rows"][1]["agreement"] == 1.0
+
+
+def test_evaluate_writes_each_interval_once(place):
+    spoken("evaluate", "net.onnx", "--data", "data.npz", "--report", "interval.md")
+    assert (place / "interval.md").read_text().count("top-1 between") == 1
 
 
 def test_evaluate_with_a_metric_of_ones_own(place):
@@ -89,6 +120,12 @@ def test_compare_marks_the_rows_that_fail_a_gate(place):
     assert "✗ **failed** build" in report.read_text()
 
 
+def test_one_model_alone_is_held_to_its_size(place):
+    data = spoken("compare", "net.onnx", "--data", "data.npz", "--rounds", "5", "--max-size", "1kB", code=3)
+    assert [(gate["name"], gate["row"], gate["passed"]) for gate in data["gates"]] == [("max-size", "net", False)]
+    assert spoken("compare", "net.onnx", "--data", "data.npz", "--rounds", "5", "--max-size", "1MB")["passed"] is True
+
+
 def test_a_gate_on_what_was_not_measured_fails(place):
     data = spoken("compare", "net.onnx", "net.py:build", "--input-shape", "2,1,8,8", "--max-drop", "1", code=3)
     assert data["gates"][0]["value"] is None and data["gates"][0]["passed"] is False
@@ -102,7 +139,7 @@ def test_quantize_leaves_the_file_that_it_measured(place, method):
     base, row = data["rows"]
     assert row["path"] == str(out / "model.onnx") and row["size_bytes"] == (out / "model.onnx").stat().st_size
     assert row["samples"] == 40 and row["agreement"] is not None and row["speedup"] is not None
-    assert base["speedup"] == 1.0
+    assert base["speedup"] == 1.0 and base["path"] is None  # a file that is gone when the job ends
     assert json.loads((out / "report.json").read_text())["rows"] == data["rows"]
     assert (out / "report.html").stat().st_size < 3_000_000 and "| model" in (out / "report.md").read_text()
     if row["speedup"] < 1:

@@ -26,13 +26,13 @@ def invoke(*arguments):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Replace what a verb does by raising `error`."""
+    """Replace what a verb does by raising `error`, in a file of ours unless another is named."""
 
-    def use(error):
+    def use(error, file=ROOT / "cli" / "doctor.py"):
         @click.command()
         @click.option("--verbose", is_flag=True)
         def command(verbose):
-            raise error
+            exec(compile("raise error", str(file), "exec"), {"error": error})
 
         monkeypatch.setattr(cli.main.Verbs, "get_command", lambda self, ctx, name: command)
 
@@ -62,7 +62,18 @@ def test_errors_are_one_line_with_their_code(failing, error, code, line):
 
 def test_verbose_shows_where_a_bug_is(failing):
     failing(ValueError("oops"))
-    assert "Traceback" in invoke("doctor", "--verbose").stderr
+    result = invoke("doctor", "--verbose")
+    assert "Traceback" in result.stderr and result.exit_code == 1
+
+
+def test_what_the_users_own_code_raises_is_no_bug_of_ours(failing):
+    failing(KeyError("oops"), "/home/me/net.py")
+    result = invoke("doctor")
+    assert result.exit_code == 2 and result.stdout == ""
+    line = "compress: error: KeyError: 'oops'; your own code raised this, net.py line 1 in <module>: add --verbose for the traceback"
+    assert result.stderr.splitlines() == [line]
+    result = invoke("doctor", "--verbose")
+    assert result.exit_code == 2 and "Traceback" in result.stderr
 
 
 def test_unknown_verb_and_option_name_the_nearest():
@@ -158,7 +169,16 @@ def test_control_c_leaves_nothing_and_returns_130(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("3", 3), ("0.5", 0.5), ("true", True), ("None", None), ("relu", "relu"), ("1e-3", 1e-3)]
+    ("text", "value"),
+    [("3", 3), ("0.5", 0.5), ("true", True), ("None", None), ("relu", "relu"), ("1e-3", 1e-3)]
+    + [
+        ("(8,16)", (8, 16)),
+        ("[1, None]", [1, None]),
+        ("'3'", "3"),
+        ("TRUE", True),
+        ("3x3", "3x3"),
+        ("{[]: 1}", "{[]: 1}"),
+    ],
 )
 def test_model_arguments_become_plain_values(text, value):
     assert plain_value(text) == value and type(plain_value(text)) is type(value)

@@ -24,6 +24,11 @@ class Clock:
         return self.now
 
 
+def test_a_bare_tensor_is_one_input():
+    found = benchmark({"net": nn.Linear(3, 2)}, torch.randn(4, 3), rounds=5)["net"]
+    assert found.extra["batch_size"] == 4
+
+
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from compress.errors import InputError
-from compress.loading.callables import import_callable, parse_arguments
+from compress.loading.callables import import_callable
 
 
 @pytest.fixture
@@ -76,21 +76,3 @@ def test_a_file_that_fails(tmp_path):
     for _ in range(2):  # the failure is not remembered as a success
         with pytest.raises(InputError, match=r"importing 'broken\.py' failed: AttributeError: .*no_such_thing"):
             import_callable(f"{path}:build")
-
-
-def test_arguments_are_literals():
-    pairs = ["depth=20", "act=relu", "widths=(8, 16)", "bias=False", "name='a=b'", "empty="]
-    assert parse_arguments(pairs) == {
-        "depth": 20,
-        "act": "relu",
-        "widths": (8, 16),
-        "bias": False,
-        "name": "a=b",
-        "empty": "",
-    }
-
-
-@pytest.mark.parametrize("pair", ["depth", "=3", "a b=3"])
-def test_bad_arguments(pair):
-    with pytest.raises(InputError, match="cannot be read; write key=value, as in num_classes=10"):
-        parse_arguments([pair])

@@ -291,6 +291,25 @@ def test_data_set_without_a_length():
         complete(Parts("e", whole=Endless()), calibration_samples=None, test_samples=None, seed=0)
 
 
+class Broken(Dataset):
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        if index % 2:
+            raise AttributeError("no label\nin this file")
+        return torch.zeros(3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_cannot_be_read(workers):
+    data = Data("mine", Broken(), None, None, None, None, (3,), torch.float32)
+    message = "^the train part of data 'mine' cannot be read: AttributeError: no label.*; mend the data set, or"
+    with pytest.raises(DataError, match=message) as caught:
+        list(data.loader("train", batch_size=4, workers=workers))
+    assert isinstance(caught.value.__cause__, AttributeError)
+
+
 def test_loader_is_a_dataloader_over_the_part():
     data = open_data("digits")
     loader = data.loader("test", pin_memory=False, batch_size=16)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import compress
-from compress.errors import InputError, ModelError, WeightsError
+from compress.errors import CompressError, InputError, ModelError, WeightsError
 from compress.loading.data import open_data
 from compress.loading.models import example_inputs, open_model
 from compress.loading.torchvision_models import names
@@ -233,6 +233,29 @@ def test_weights_given_as_the_model(tmp_path):
 def test_a_module_passes_through():
     module = nn.Linear(3, 2)
     assert open_model(module).model is module
+
+
+def test_a_module_in_hand_gets_weights_in_a_copy(tmp_path):
+    module, other = nn.Sequential(nn.Linear(3, 8)), nn.Sequential(nn.Linear(3, 5))
+    torch.save(other.state_dict(), tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match="layer 0 has 5 outputs in the checkpoint and 8 in the architecture"):
+        loaded = compress.load(module, weights=tmp_path / "w.pt")
+    assert torch.equal(loaded[0].weight, other[0].weight) and not loaded.training
+    assert module[0].out_features == 8 and module[0].weight.shape == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (nn.Linear(3, 2), {"weights": "DEFAULT"}, "Linear has no default weights to download; give a checkpoint file"),
+        (nn.Linear(3, 2), {"weights": "none.pt"}, "'none.pt' does not exist"),
+        (nn.Linear(3, 2), {"model_args": {"width": 3}}, "Linear is built already; leave model_args out"),
+        (ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), {"weights": "w.pt"}, "a graph carries its own weights"),
+    ],
+)
+def test_options_that_a_model_in_hand_cannot_follow(model, options, message):
+    with pytest.raises(CompressError, match=message):
+        compress.load(model, **options)
 
 
 def test_example_inputs_are_samples_of_the_data():

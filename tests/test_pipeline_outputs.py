@@ -1,11 +1,13 @@
 """The output folder: everything there, or nothing; and the module form reloads anywhere."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import compress
 from compress.errors import OutputError
 from compress.pipeline.outputs import Output, export_program, output_folder
 from compress.reporting.report import Report
@@ -67,6 +69,38 @@ def test_a_file_where_a_folder_is_needed(tmp_path):
     (tmp_path / "out").write_text("x")
     with pytest.raises(OutputError, match="is a file and a folder is needed"):
         Output(tmp_path / "out", overwrite=True).check_folder()
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        ("quantize", ("net.onnx",)),
+        ("quickstart", ()),
+        ("train", (nn.Linear(2, 2), "digits")),
+        ("finetune", (nn.Linear(2, 2), "digits")),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, Path, compress.Output])
+def test_verbs_take_a_text_a_path_or_an_output(tmp_path, verb, arguments, kind):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(OutputError, match="is a file and a folder is needed"):
+        getattr(compress, verb)(*arguments, output=kind(str(tmp_path / "out")))
+    assert compress.Output("out") == Output(Path("out"))
+
+
+def test_one_call_from_python_quantizes_and_trains_on(tmp_path):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    data, once = compress.open_data("digits", test_samples=20), compress.Settings(threads=1)
+    report = compress.quantize(
+        module, data, output=str(tmp_path / "int8"), options=compress.QuantizeOptions(method="dynamic"), settings=once
+    )
+    assert [row.path for row in report.rows] == [None, str(tmp_path / "int8" / "model.onnx")]
+    options = compress.TrainOptions(epochs=1, batch_size=256)
+    report = compress.finetune(module, data, output=str(tmp_path / "tuned"), options=options, settings=once)
+    before, after = report.rows
+    assert after.loss < before.loss and before.path is None and Path(after.path).is_file()
+    report = compress.train(module, data, output=tmp_path / "trained", options=options, settings=once)
+    assert [row.name for row in report.rows] == ["model.onnx"]
 
 
 def test_weights_and_program_give_the_module_again(tmp_path):

@@ -2,10 +2,13 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 from sample_report import FLOAT, INT8
 
 from compress.errors import InputError, OutputError
@@ -148,3 +151,23 @@ def test_environment_names_machine_and_command(monkeypatch):
     found = describe(threads=1, seed=3)
     assert "1 thread;" in found.sentence and found.seed == 3 and found.cores >= 1
     assert found.cpu == cpu()[0]
+
+
+def test_environment_counts_the_threads_that_nobody_asked_for():
+    code = (
+        "import os, onnxruntime as ort, onnx.helper as h, sys\n"
+        "x, y = (h.make_tensor_value_info(n, 1, [1]) for n in 'xy')\n"
+        "model = h.make_model(h.make_graph([h.make_node('Relu', ['x'], ['y'])], 'g', [x], [y]), ir_version=8,\n"
+        "    opset_imports=[h.make_opsetid('', 17)])\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "session = ort.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])\n"
+        "print(1 + len(os.listdir('/proc/self/task')) - before)\n"
+    )
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("threads are counted in /proc, which this system has not")
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = describe()
+    assert found.threads == int(shown.stdout) and found.torch_threads == torch.get_num_threads()
+    assert "default" not in found.sentence
+    assert (describe(threads=5).threads, describe(threads=5).torch_threads) == (5, 5)
+    assert "5 threads (PyTorch: 1);" in replace(found, threads=5, torch_threads=1).sentence

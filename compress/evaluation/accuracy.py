@@ -18,6 +18,7 @@ from torch import Tensor
 from compress.batches import split_batch
 from compress.errors import DataError, InputError
 from compress.evaluation.runners import Runner, Target, open_runner
+from compress.loading.callables import first_line, import_callable
 from compress.progress import track
 from compress.steps import Measurement
 
@@ -229,28 +230,42 @@ def paired_interval(won: int, lost: int, total: int) -> tuple[float, float]:
 class Metric:
     """A metric of the user's own, in either of two forms (see `open_metric`)."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.whole: Any = (
-            function() if isinstance(function, type) else function if hasattr(function, "update") else None
-        )
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.name = name
+        made = self._asked(function) if isinstance(function, type) else function
+        self.whole: Any = made if isinstance(function, type) or hasattr(function, "update") else None
         if self.whole is not None and not (hasattr(self.whole, "update") and hasattr(self.whole, "compute")):
-            raise InputError(f"metric {function!r} is a class without update(outputs, target) and compute()")
+            raise InputError(f"metric {name!r} is a class without update(outputs, target) and compute()")
         self.function = function
         self.total, self.weight = 0.0, 0
 
     def add(self, outputs: tuple[Tensor, ...], target: Any) -> None:
         given = outputs[0] if len(outputs) == 1 else outputs
         if self.whole is not None:
-            self.whole.update(given, target)
+            self._asked(self.whole.update, given, target)
             return
         samples = len(outputs[0]) if outputs[0].dim() else 1
-        self.total += float(self.function(given, target)) * samples
+        self.total += self._number(self._asked(self.function, given, target)) * samples
         self.weight += samples
 
     def value(self) -> float:
         if self.whole is not None:
-            return float(self.whole.compute())
+            return self._number(self._asked(self.whole.compute))
         return self.total / max(self.weight, 1)
+
+    def _asked(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the user's code, which may raise anything."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            form = "a function (outputs, target) -> float, or a class with update(outputs, target) and compute()"
+            raise InputError(f"metric {self.name!r} failed: {first_line(error)}; a metric is {form}") from error
+
+    def _number(self, value: Any) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"metric {self.name!r} returned a {type(value).__name__}; return one number") from error
 
 
 def open_metric(metric: str | Callable[..., Any] | None) -> Metric | None:
@@ -265,10 +280,9 @@ def open_metric(metric: str | Callable[..., Any] | None) -> Metric | None:
     """
     if metric is None:
         return None
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
     if isinstance(metric, str):
-        from compress.loading.callables import import_callable
-
         metric = import_callable(metric)
     if not callable(metric) and not hasattr(metric, "update"):
         raise InputError(f"metric {metric!r} is neither a function nor a class with update() and compute()")
-    return Metric(metric)
+    return Metric(metric, name)

@@ -24,7 +24,7 @@ FEWEST_ROUNDS = 5
 
 def benchmark(
     targets: Mapping[str, Target],
-    inputs: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...] | Tensor,
     *,
     baseline: str | None = None,
     rounds: int = 50,
@@ -39,6 +39,7 @@ def benchmark(
     `speedup` is the ratio of medians, baseline over this one; the baseline is the first unless named.
 
     Args:
+        inputs: one batch; a bare tensor is the only input.
         rounds: how often all take a turn; fewer (never below 5) where `max_seconds` runs out.
         warmup: untimed runs of each model at the start.
         memory: also run each *file* in a process of its own and measure its peak memory.
@@ -48,6 +49,7 @@ def benchmark(
     """
     if not targets:
         raise InputError("nothing to benchmark; give at least one model")
+    inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
     baseline = baseline if baseline is not None else next(iter(targets))
     if baseline not in targets:
         raise InputError(f"baseline {baseline!r} is not among the models; {nearest(baseline, targets)}")

@@ -75,9 +75,9 @@ class ModuleRunner:
             return flat_outputs(self.module(*inputs))
         except CompressError:
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        except Exception as error:  # the user's own forward may raise anything
             shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InputError(f"{type(self.module).__name__} rejects inputs of shape {shapes}: {reason}") from error
 
     def prepare(self, *inputs: Tensor) -> Callable[[], Any]:

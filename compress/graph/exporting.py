@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from compress.graph.naming import name_after_modules
 from compress.graph.parity import Parity, check_parity
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx, save_onnx
-from compress.state import evaluating
+from compress.state import evaluating, unlogged
 from compress.steps import Change, Step
 
 
@@ -35,6 +34,7 @@ def export(
     dynamic_batch: bool = True,
     check: bool = True,
     parity_inputs: Sequence[Tensor] | Tensor | None = None,
+    threads: int | None = None,
     overwrite: bool = False,
 ) -> Step:
     """Turn a module, as it behaves in eval mode, into an ONNX graph.
@@ -42,7 +42,7 @@ def export(
     Dimension 0 of every input becomes dynamic where the model allows it; where it does not, the graph takes exactly
     the example's batch, and the step's notes say why. With `check`, ONNX Runtime and PyTorch must agree on
     `parity_inputs` (default: the example) and, for a dynamic batch, on one of another size. The module is not touched
-    and shares no memory with the graph. `path` also writes the file.
+    and shares no memory with the graph. `threads` are ONNX Runtime's for that check. `path` also writes the file.
 
     Raises:
         InputError: the model rejects the example's shape.
@@ -57,7 +57,9 @@ def export(
     outputs = run_example(module, inputs)
     checks = _tuple(parity_inputs) if parity_inputs is not None else inputs
     with evaluating(module), _quietly():
-        graph, parity, notes = _export_best(module, inputs, outputs, checks, dynamic_batch=dynamic_batch, check=check)
+        graph, parity, notes = _export_best(
+            module, inputs, outputs, checks, dynamic_batch=dynamic_batch, check=check, threads=threads
+        )
     if path is not None:
         save_onnx(graph, path)
     values = {"max_difference": parity.difference, "worst_output": parity.output} if parity else {}
@@ -128,6 +130,7 @@ def _export_best(
     *,
     dynamic_batch: bool,
     check: bool,
+    threads: int | None,
 ) -> tuple[ir.Model, Parity | None, tuple[str, ...]]:
     """A graph with dynamic batch where that works and agrees, else a static one with the reason in the notes."""
     names = _input_names(module, len(inputs)), _output_names(outputs)
@@ -138,11 +141,11 @@ def _export_best(
             graph = _to_onnx(module, sample, names, dynamic=True)
             # The reference is the caller's own batch, then another size: a baked-in size shows only there.
             batches = [checks, *_other_batch(module, checks)] if check else []
-            return graph, _worst([_agree(module, graph, batch, names[1]) for batch in batches]), ()
+            return graph, _worst([_agree(module, graph, batch, names[1], threads) for batch in batches]), ()
         except CompressError as error:
             reason = reason_of(error.__cause__ or error)
     graph = _to_onnx(module, inputs, names, dynamic=False)
-    parity = _agree(module, graph, _static_checks(inputs, checks), names[1]) if check else None
+    parity = _agree(module, graph, _static_checks(inputs, checks), names[1], threads) if check else None
     size = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
     note = f"the graph takes batches of exactly {size}, because with a dynamic batch {reason}"
     return graph, parity, (note,) if dynamic_batch else ()
@@ -221,9 +224,11 @@ def _static_checks(inputs: tuple[Tensor, ...], checks: tuple[Tensor, ...]) -> tu
     return checks if same else inputs
 
 
-def _agree(module: nn.Module, graph: ir.Model, inputs: tuple[Tensor, ...], names: Sequence[str]) -> Parity:
+def _agree(
+    module: nn.Module, graph: ir.Model, inputs: tuple[Tensor, ...], names: Sequence[str], threads: int | None
+) -> Parity:
     kept = {value.name for value in graph.graph.inputs}
-    session = Session(graph)
+    session = Session(graph, threads=threads)
     feeds = [x for name, x in zip(_input_names(module, len(inputs)), inputs) if name in kept]
     if len(feeds) == len(inputs):
         return check_parity(module, session, inputs, output_names=session.output_names)
@@ -340,15 +345,11 @@ def _name(module: nn.Module) -> str:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Swallow what the exporter prints, warns and logs; what matters arrives as an exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with (
+        unlogged(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import statistics
@@ -131,6 +132,27 @@ class Session:
             ir.save(model.clone(), path, external_data="model.onnx.data")
             return str(path)
         return ir.to_proto(model).SerializeToString()
+
+
+@functools.cache
+def default_threads() -> int | None:
+    """Threads that ONNX Runtime takes inside one operator where it is told no number; None where they cannot be counted.
+
+    It goes by the machine's cores, not by those that this process may use, so they are counted: of a session that
+    does nothing.
+    """
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        return None
+    value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
+    node = ir.Node("", "Identity", [value])
+    node.outputs[0].name = "y"
+    graph = ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 17}, name="nothing")
+    before = len(list(tasks.iterdir()))
+    session = Session(ir.Model(graph, ir_version=8))
+    own = len(list(tasks.iterdir())) - before
+    del session  # its threads end with it
+    return 1 + max(own, 0)  # the caller's thread works too
 
 
 def with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:

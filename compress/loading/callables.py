@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,28 +29,6 @@ def import_callable(spec: str) -> Callable[..., Any]:
         raise InputError(f"{spec!r} names no function; write package.module:name or file.py:name")
     module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
     return _attribute(module, source, name)
-
-
-def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
-    """Turn `key=value` texts into keyword arguments; values are Python literals, else plain text.
-
-    >>> parse_arguments(["depth=20", "act=relu", "widths=(8, 16)"])
-    {'depth': 20, 'act': 'relu', 'widths': (8, 16)}
-
-    Raises:
-        InputError: a text without `=`, or whose key is no Python name.
-    """
-    arguments: dict[str, Any] = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        key = key.strip()
-        if not separator or not key.isidentifier():
-            raise InputError(f"model argument {pair!r} cannot be read; write key=value, as in num_classes=10")
-        try:
-            arguments[key] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            arguments[key] = value
-    return arguments
 
 
 def first_line(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
 
 from compress.batches import split_batch
-from compress.errors import DataError, nearest
+from compress.errors import CompressError, DataError, nearest
 from compress.loading.arrays import as_dataset, check_labels, open_arrays
 from compress.loading.augmentation import Augmentation, AugmentingCollate
 from compress.loading.callables import first_line, import_callable
@@ -82,8 +82,9 @@ class Data:
         if augment is not None:
             augment = Augmentation(**augment) if isinstance(augment, Mapping) else augment
             collate = AugmentingCollate(augment, seed, collate or default_collate)
-        return DataLoader(
+        return _Loader(
             dataset,
+            label=f"the {part} part of data {self.name!r}",
             batch_size=batch_size,
             shuffle=shuffle and sampler is None,
             sampler=sampler,
@@ -123,6 +124,40 @@ class Data:
     def sizes(self) -> dict[str, int]:
         """Return the number of samples of each part that there is."""
         return {name: size(getattr(self, name)) for name in PARTS if getattr(self, name) is not None}
+
+
+class _Loader(DataLoader):
+    """A loader that says in one line which data failed: a data set of the user's own may raise anything."""
+
+    def __init__(self, dataset: Dataset, *, label: str, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.label = label
+
+    def __iter__(self) -> Any:
+        return self._told(super().__iter__())  # begun here, not at the first batch: it draws from the generator
+
+    def _told(self, batches: Iterable[Any]) -> Iterator[Any]:
+        try:
+            yield from batches
+        except Exception as error:
+            in_worker = "\nOriginal Traceback" in str(error)
+            if isinstance(error, CompressError) and not in_worker:
+                raise
+            reason = _line_of_worker(error) if in_worker else first_line(error)
+            raise DataError(
+                f"{self.label} cannot be read: {reason}; mend the data set, or leave that sample out"
+            ) from error
+
+
+def _line_of_worker(error: Exception) -> str:
+    """What a worker process said: its exception arrives with the whole traceback for a message."""
+    lines = str(error).splitlines()
+    said = [
+        line
+        for line in lines
+        if type(error).__name__ in line.partition(":")[0] and not line.startswith(("Caught", " "))
+    ]
+    return (said or lines)[-1]
 
 
 def open_data(
@@ -325,7 +360,7 @@ def _described(parts: Parts) -> Data:
         inputs, _ = split_batch((parts.collate or default_collate)([sample[0]]))
     except DataError:
         raise
-    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+    except Exception as error:  # the user's own data set may raise anything
         raise DataError(
             f"a sample of {parts.name!r} cannot be batched ({first_line(error)}); yield tensors or pairs"
         ) from error

@@ -21,9 +21,10 @@ from compress.loading.checkpoints import SUFFIXES, load_state_dict, read_pickle,
 from compress.loading.data import Data
 from compress.loading.preprocessing import Preprocessing
 from compress.onnx_files import read_onnx
-from compress.state import seeded
+from compress.state import copied, seeded, unlogged
 
 DEFAULT_WEIGHTS = "DEFAULT"
+WHOLE = (".onnx", ".pt2", ".torchscript")  # files that hold a model with its weights
 BATCH = 2  # a batch of one would be specialized by torch.export
 
 
@@ -58,7 +59,7 @@ class LoadedModel:
 
 
 def load(
-    spec: str | Path,
+    spec: str | Path | nn.Module | ir.Model,
     *,
     weights: str | Path | None = None,
     model_args: Mapping[str, Any] | None = None,
@@ -88,6 +89,7 @@ def open_model(
     Args:
         spec: a torchvision name, `timm:NAME`, `package.module:factory`, `file.py:factory`, a `.pt2` exported program,
             an `.onnx` file, or with `trust_pickle` a file that holds a whole pickled module.
+            A module or graph that is there already passes through; with `weights`, a copy of the module gets them.
         weights: a checkpoint file; or DEFAULT (torchvision also: the name of one of its weights) to download.
             Without weights they are random, and the same each time.
         model_args: keyword arguments of the factory.
@@ -100,12 +102,14 @@ def open_model(
     """
     arguments = dict(model_args or {})
     if isinstance(spec, nn.Module):
-        return LoadedModel(type(spec).__name__, spec, "module")
+        return _given(spec, weights, arguments, trust_pickle)
     if isinstance(spec, ir.Model):
+        if weights is not None or arguments:
+            raise ModelError("a graph carries its own weights; leave weights and model_args out")
         return _graph(spec.graph.name or "graph", spec, None)
     spec = str(spec)
     suffix = Path(spec).suffix.lower()
-    if suffix in (".onnx", ".pt2", ".torchscript"):
+    if suffix in WHOLE:
         if weights is not None or arguments:
             raise ModelError(f"{spec!r} carries its own weights; leave --weights and --model-arg out")
         if suffix == ".torchscript":
@@ -152,6 +156,20 @@ def example_inputs(
     dtypes = [spec.dtype for spec in specs] or [data.input_dtype if data is not None else loaded.input_dtype]
     generator = torch.Generator().manual_seed(seed)
     return tuple(_random(shape, dtypes[min(index, len(dtypes) - 1)], generator) for index, shape in enumerate(shapes))
+
+
+def _given(module: nn.Module, weights: str | Path | None, arguments: dict[str, Any], trust_pickle: bool) -> LoadedModel:
+    """A module that is there already: as it is, or a copy with other weights."""
+    name = type(module).__name__
+    if arguments:
+        raise ModelError(f"{name} is built already; leave model_args out")
+    if weights is None:
+        return LoadedModel(name, module, "module")
+    if weights == DEFAULT_WEIGHTS:
+        raise WeightsError(f"{name} has no default weights to download; give a checkpoint file")
+    twin = copied(module).eval()
+    state = read_state_dict(weights, trust_pickle=trust_pickle)
+    return LoadedModel(name, twin, "module", notes=load_state_dict(twin, state, f"weights {str(weights)!r}"))
 
 
 def _built(
@@ -225,7 +243,8 @@ def _exported(path: Path) -> LoadedModel:
     if not path.is_file():
         raise ModelError(f"exported program {str(path)!r} does not exist; check the path")
     try:
-        program = torch.export.load(path)
+        with unlogged():  # torch logs a traceback of what it raises
+            program = torch.export.load(path)
         module = program.module()
     except Exception as error:  # an archive of another kind or version fails in many ways
         raise ModelError(

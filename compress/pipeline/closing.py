@@ -95,13 +95,15 @@ def closing_report(
     shipped: Path | None = None,
     source: Path | None = None,
     gated: Sequence[str] | None = None,
+    scratch: Path | None = None,
     **options: Any,
 ) -> Report:
     """Measure `targets` (first: the baseline) on the opened data and inputs, and report.
 
     With `shipped` (the ONNX file that is delivered) its layers are looked into for the HTML report, beside those of
     `source`, the same network in float (default: the baseline).
-    `gated` names the rows that are held to the gates (default: all but the baseline).
+    `gated` names the rows that are held to the gates (default: all but the baseline). Rows of files in `scratch`, a
+    folder that goes when the job ends, have no path.
     Where a deliverable is slower than the baseline, or worse than chance would explain, a note says so.
     """
     rows = measure(
@@ -113,6 +115,8 @@ def closing_report(
         threads=settings.threads,
         **options,
     )
+    if scratch is not None:
+        rows = tuple(replace(row, path=None) if _is_in(row.path, scratch) else row for row in rows)
     base = next((row for row in rows if row.name == baseline), rows[0])
     said = [note for step in steps for note in step.notes]
     return Report(
@@ -126,6 +130,10 @@ def closing_report(
         details=_details(shipped, source or targets.get(base.name), opened, steps, settings),
         environment=describe(threads=settings.threads, seed=settings.seed),
     )
+
+
+def _is_in(path: str | None, folder: Path) -> bool:
+    return path is not None and Path(path).is_relative_to(folder)
 
 
 def _details(

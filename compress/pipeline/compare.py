@@ -9,10 +9,12 @@ from typing import Any
 
 from compress.errors import InputError
 from compress.evaluation.runners import Target
+from compress.loading.models import WHOLE
 from compress.pipeline.closing import closing_report, measure
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, reopen
 from compress.reporting.environment import describe
+from compress.reporting.markdown import interval
 from compress.reporting.report import Report
 
 
@@ -30,9 +32,11 @@ def compare(
     """Set models side by side, the first as the baseline; without data everything but accuracy.
 
     Raises:
-        CompressError: one line for a model or data that cannot be used.
+        CompressError: one line for a model or data that cannot be used, or for one model and a gate that needs two.
     """
     settings = settings or Settings()
+    if gates is not None and len(models) == 1:
+        gates.check_alone()
     opened, targets, notes = _open_all(models, data, settings)
     last = list(targets.values())[-1]
     return closing_report(
@@ -74,11 +78,7 @@ def evaluate(
         threads=settings.threads,
         latency=False,
     )
-    intervals = [(row.name, *row.extra["top1_interval"]) for row in rows if "top1_interval" in row.extra]
-    notes = [
-        f"{name}: top-1 between {100 * low:.2f} and {100 * high:.2f} % (95 %, {rows[0].samples} samples)"
-        for name, low, high in intervals
-    ]
+    notes = [words for row in rows if (words := interval(row))]
     if not notes and metric is None:
         notes.append("no accuracy: the first output and the targets are no classification; give your own with --metric")
     return Report(
@@ -123,7 +123,7 @@ def _open_all(
 ) -> tuple[Opened, dict[str, Target], tuple[str, ...]]:
     if not models:
         raise InputError("no model given; name at least one")
-    sources = [_own_options(ModelSource.of(model)) for model in models]
+    sources = _own_options([ModelSource.of(model) for model in models])
     first = open_inputs(sources[0], data, settings)
     opened = [first, *(reopen(first, source, settings) for source in sources[1:])]
     names = unique_names([(item.name, source.spec) for item, source in zip(opened, sources)])
@@ -131,10 +131,22 @@ def _open_all(
     return first, {name: target_of(item) for name, item in zip(names, opened)}, notes
 
 
-def _own_options(source: ModelSource) -> ModelSource:
-    """`--weights` and `--model-arg` belong to the models that are built from code, not to files."""
-    whole = isinstance(source.spec, (str, Path)) and Path(str(source.spec)).suffix in (".onnx", ".pt2")
-    return replace(source, weights=None, model_args={}) if whole else source
+def _own_options(sources: Sequence[ModelSource]) -> list[ModelSource]:
+    """`--weights` and `--model-arg` are for the models that are built from code; files beside those do without.
+
+    Where no such model takes them they stay, for `open_model` to refuse.
+    """
+    taken = [(source.weights, source.model_args) for source in sources if not _is_whole(source)]
+    return [
+        replace(source, weights=None, model_args={})
+        if _is_whole(source) and (source.weights, source.model_args) in taken
+        else source
+        for source in sources
+    ]
+
+
+def _is_whole(source: ModelSource) -> bool:
+    return isinstance(source.spec, (str, Path)) and Path(source.spec).suffix.lower() in WHOLE
 
 
 def target_of(opened: Opened) -> Target:

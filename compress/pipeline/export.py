@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from compress import state
 from compress.errors import InputError, OutputError
 from compress.graph.exporting import export as export_graph
 from compress.pipeline.closing import measure
@@ -17,7 +19,7 @@ def export(
     model: ModelSource | Any,
     data: DataSource | Any = None,
     *,
-    output: Output,
+    output: Output | str | Path,
     dynamic_batch: bool = True,
     check: bool = True,
     settings: Settings | None = None,
@@ -29,7 +31,7 @@ def export(
         OutputError: the output exists, or cannot be written.
         ExportError, ParityError: see `compress.export`.
     """
-    settings = settings or Settings()
+    settings, output = settings or Settings(), Output.of(output)
     if output.path.is_dir():
         raise OutputError(
             f"output {str(output.path)!r} is a folder; name a file such as -o {output.path / 'model.onnx'}"
@@ -42,14 +44,16 @@ def export(
     opened = open_inputs(model, data, settings)
     if opened.loaded.kind == "onnx":
         raise InputError(f"{opened.name!r} is an ONNX file already; `compress quantize` takes it as it stands")
-    step = export_graph(
-        opened.model,
-        opened.inputs,
-        path=output.path,
-        dynamic_batch=dynamic_batch,
-        check=check,
-        overwrite=output.overwrite,
-    )
+    with state.threads(settings.threads):
+        step = export_graph(
+            opened.model,
+            opened.inputs,
+            path=output.path,
+            dynamic_batch=dynamic_batch,
+            check=check,
+            threads=settings.threads,
+            overwrite=output.overwrite,
+        )
     values = step.changes[0].values
     agreement = (
         [f"ONNX Runtime and PyTorch agree to {values['max_difference']:.1g}"] if "max_difference" in values else []

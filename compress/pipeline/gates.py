@@ -15,15 +15,29 @@ UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2*
 
 @dataclass(frozen=True)
 class Gates:
-    """Limits that the user sets; every row but the baseline is held to them. None: no limit."""
+    """Limits that the user sets; every row but the baseline is held to them, and a row that stands alone. None: no limit."""
 
     max_drop: float | None = None  # percentage points of top-1 (of the metric's own unit, where one is given)
     require_speedup: float | None = None
     max_size: int | None = None  # bytes
 
+    def check_alone(self) -> None:
+        """Refuse the limits that set a model beside a baseline, where there is one model only.
+
+        Raises:
+            InputError: names the limit.
+        """
+        relative = {"--max-drop": self.max_drop, "--require-speedup": self.require_speedup}
+        for option, limit in relative.items():
+            if limit is not None:
+                raise InputError(
+                    f"{option} needs a second model; name the baseline first, then the model to hold to it"
+                )
+
     def check(self, rows: Sequence[Measurement], base: Measurement) -> tuple[Gate, ...]:
         """Hold each row to each limit; a figure that was not measured fails."""
-        return tuple(gate for row in rows if row.name != base.name for gate in self._of(row, base))
+        held = [row for row in rows if row.name != base.name] or rows
+        return tuple(gate for row in held for gate in self._of(row, base))
 
     def _of(self, row: Measurement, base: Measurement) -> Iterable[Gate]:
         if self.max_drop is not None:

@@ -90,15 +90,14 @@ class Opened:
         """Return the loader of one part of the data; say what is missing where there is none.
 
         Raises:
-            InputError: no data was given, or it has no such part.
+            InputError: no data was given.
+            DataError: it has no such part.
         """
         data = self.data
         if data is None:
             raise InputError(
                 f"this needs data for its {part} part; give it with --data, such as imagefolder:DIR, FILE.npz or mnist5k"
             )
-        if getattr(data, part) is None:
-            raise InputError(f"data {data.name!r} has no {part} part; name data that has one with --data")
         return data.loader(part, **{"batch_size": self.batch_size, "seed": self.seed, **options})
 
     @property
@@ -106,10 +105,11 @@ class Opened:
         """The test loader, or None where there is nothing to measure accuracy on."""
         return None if self.data is None or self.data.test is None else self.loader("test")
 
-    def calibration(self, settings: Settings | None = None) -> DataLoader:
+    def calibration(self) -> DataLoader:
         """Real samples to set ranges with: the calibration part, else the training part."""
-        part = "train" if self.data is not None and self.data.calibration is None else "calibration"
-        return self.loader(part)
+        data = self.data
+        trains = data is not None and data.calibration is None and data.train is not None
+        return self.loader("train" if trains else "calibration")
 
     @property
     def calibration_samples(self) -> int | None:

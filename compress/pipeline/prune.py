@@ -56,7 +56,7 @@ def prune(
         CompressError: one line for whatever cannot be used.
     """
     settings, options = settings or Settings(), options or PruneOptions()
-    output = output if isinstance(output, Output) else Output(Path(output))
+    output = Output.of(output)
     output.check_folder()
     opened = open_inputs(model, data, settings)
     check_pruning(opened, options)
@@ -93,6 +93,7 @@ def prune(
             metric=metric,
             files=folder.listed(),
             shipped=shipped,
+            scratch=scratch,
         )
         return folder.save_report(report)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def build() -> nn.Module:
 
 def quickstart(
     *,
-    output: Output,
+    output: Output | str | Path,
     epochs: int = 3,
     data: DataSource | Any = "mnist5k",
     settings: Settings | None = None,
@@ -74,7 +75,7 @@ def quickstart(
     from compress.quantization.dynamic import quantize_dynamic
     from compress.quantization.static import quantize_static
 
-    settings = settings or Settings()
+    settings, output = settings or Settings(), Output.of(output)
     output.check_folder()
     with state.seeded(settings.seed):
         network = DigitNet()

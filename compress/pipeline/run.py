@@ -72,8 +72,7 @@ class Pipeline:
         Raises:
             CompressError: one line for whatever cannot be used.
         """
-        settings = settings or Settings()
-        output = output if isinstance(output, Output) else Output(Path(output))
+        settings, output = settings or Settings(), Output.of(output)
         _check_place(output, resume=resume)
         with state.threads(settings.threads):
             opened = open_inputs(model, data, settings)
@@ -172,8 +171,8 @@ def output_of(recipe: Recipe, output: Output | str | Path | None) -> Output:
     if output is None:
         if recipe.out is None:
             raise InputError('there is no place to write to; give -o DIR, or out = "DIR" in the recipe')
-        return Output(Path(recipe.out))
-    return output if isinstance(output, Output) else Output(Path(output))
+        return Output.of(recipe.out)
+    return Output.of(output)
 
 
 def settings_of(recipe: Recipe, settings: Settings | None) -> Settings:

@@ -84,7 +84,7 @@ def train(
     job = TrainJob(
         model=ModelSource.of(model),
         data=DataSource.of(data),
-        output=output if isinstance(output, Output) else Output(Path(output)),
+        output=Output.of(output),
         options=options,
         teacher=ModelSource.of(teacher) if teacher is not None else None,
         resume=resume,
@@ -101,6 +101,17 @@ def train(
     if os.environ.get("RANK", "0") == "0" and not os.environ.get(LAUNCHED):
         _prepare_folder(job)
     return _launched(job, nproc) if nproc > 1 and asked_for() == 1 else run_job(job)
+
+
+def finetune(
+    model: ModelSource | Any, data: DataSource | Any, *, output: Output | str | Path, **choices: Any
+) -> Report | None:
+    """Train a model on from its weights and report it beside what it was; `choices` are those of `train`.
+
+    Raises:
+        CompressError: as `train`, and for a model without weights to start from.
+    """
+    return train(model, data, output=output, finetune=True, **choices)
 
 
 def run_job(job: TrainJob) -> Report | None:
@@ -220,6 +231,7 @@ def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
                 "page": str(folder.final / "report.html"),
             },
             shipped=shipped if isinstance(shipped, Path) else None,
+            scratch=Path(scratch),
         )
         return folder.save_report(report)
 

@@ -43,7 +43,8 @@ class Environment:
     cores: int
     features: tuple[str, ...] = ()
     memory_bytes: int | None = None
-    threads: int | None = None
+    threads: int | None = None  # of ONNX Runtime; None: not known
+    torch_threads: int | None = None
     seed: int | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
 
@@ -51,20 +52,28 @@ class Environment:
         return {**asdict(self), "features": list(self.features), "packages": dict(self.packages)}
 
     @property
+    def counted_threads(self) -> str:
+        """Threads in words; PyTorch's beside ONNX Runtime's where they differ."""
+        if not self.threads:
+            return "default threads"
+        others = "" if self.torch_threads in (None, self.threads) else f" (PyTorch: {self.torch_threads})"
+        return f"{self.threads} thread{'s' if self.threads != 1 else ''}{others}"
+
+    @property
     def sentence(self) -> str:
         """One line for the foot of a report."""
-        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else "default threads"
         versions = ", ".join(
             f"{name} {self.packages[name]}" for name in ("torch", "onnxruntime") if name in self.packages
         )
-        return f"{self.cpu}, {self.cores} cores, {threads}; {versions}; {self.when[:10]}"
+        return f"{self.cpu}, {self.cores} cores, {self.counted_threads}; {versions}; {self.when[:10]}"
 
 
 def describe(*, threads: int | None = None, seed: int | None = None, command: str | None = None) -> Environment:
-    """Describe this process: machine, versions, command line."""
+    """Describe this process: machine, versions, command line; `threads` as asked for, else what the runtimes take."""
     from compress import __version__
 
     model, features = cpu()
+    runtime, torch = (threads, threads) if threads else default_threads()
     return Environment(
         command=command or command_line(),
         when=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -75,10 +84,22 @@ def describe(*, threads: int | None = None, seed: int | None = None, command: st
         cores=available_cores(),
         features=features,
         memory_bytes=_memory(),
-        threads=threads,
+        threads=runtime,
+        torch_threads=torch,
         seed=seed,
         packages=versions(PACKAGES),
     )
+
+
+def default_threads() -> tuple[int | None, int | None]:
+    """Threads that ONNX Runtime and PyTorch take unasked; None where one cannot be imported, as `compress doctor` tells."""
+    try:
+        import torch
+
+        from compress.graph import runtime
+    except Exception:  # a broken installation fails in many ways
+        return None, None
+    return runtime.default_threads(), torch.get_num_threads()
 
 
 def command_line() -> str:

@@ -356,7 +356,7 @@ def where(report: Report) -> str:
     environment = report.environment
     rows = [
         ("CPU", f"{environment.cpu}, {environment.cores} cores ({' '.join(environment.features)})"),
-        ("threads", str(environment.threads or "runtime's default")),
+        ("threads", environment.counted_threads),
         ("seed", str(environment.seed)),
         ("system", f"{environment.system}, Python {environment.python}, compress {environment.compress}"),
         ("packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items())),

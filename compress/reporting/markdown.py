@@ -16,13 +16,14 @@ LONGEST = 40  # changes listed one by one; a bigger list is summed up by reason
 def render(report: Report) -> str:
     """Render the whole report."""
     parts = [f"# {report.title}", report.table(style="github", details=True)]
-    intervals = [line for line in (_interval(row) for row in report.rows) if line]
+    intervals = [words for row in report.rows if (words := interval(row))]
     if intervals:
-        parts.append("\n".join(intervals))
+        parts.append("\n".join(f"* {words}" for words in intervals))
     if report.gates:
         parts.append("\n".join(f"* {'✓' if gate.passed else '✗ **failed**'} {gate.sentence}" for gate in report.gates))
-    if report.notes:
-        parts.append("\n".join(f"* {note}" for note in report.notes))
+    notes = [note for note in report.notes if note not in intervals]
+    if notes:
+        parts.append("\n".join(f"* {note}" for note in notes))
     for step in report.steps:
         if step.changes or step.notes:
             parts.append(decisions(step))
@@ -37,11 +38,12 @@ def render(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _interval(row: Measurement) -> str:
+def interval(row: Measurement) -> str:
+    """How sure the top-1 of a row is; nothing where it has none."""
     if "top1_interval" not in row.extra:
         return ""
     low, high = row.extra["top1_interval"]
-    return f"* {row.name}: top-1 between {100 * low:.2f} and {100 * high:.2f} % (95 %, {row.samples} samples)"
+    return f"{row.name}: top-1 between {100 * low:.2f} and {100 * high:.2f} % (95 %, {row.samples} samples)"
 
 
 def decisions(step: Step, *, style: str = "markdown") -> str:
