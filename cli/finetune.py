@@ -14,16 +14,16 @@ from cli.training_options import run_choices, training_options
 from compress.errors import InputError
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
-from compress.training.options import TrainOptions
+from compress.training.options import FinetuneOptions
 
 
 @click.command(
     short_help="Train on from weights; distil from the unpruned model.",
     epilog=examples(
         "compress finetune compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k"
-        " --epochs 1 --lr 0.01 -o tuned",
+        " --epochs 1 -o tuned",
         "compress finetune compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k"
-        " --epochs 1 --lr 0.01 --distill quickstart/weights.pt -o distilled",
+        " --epochs 1 --distill quickstart/weights.pt -o distilled",
     ),
 )
 @model_options
@@ -34,12 +34,12 @@ from compress.training.options import TrainOptions
 @run_choices
 @report_option
 @run_options
-@training_options
+@training_options(FinetuneOptions)
 def command(
     source: ModelSource,
     data: DataSource,
     output: Output,
-    options: TrainOptions,
+    options: FinetuneOptions,
     distill: str | None,
     teacher: str | None,
     report: Path | None,

@@ -16,8 +16,8 @@ from cli.training_options import from_file
 from compress.errors import InputError
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
-from compress.pipeline.prune_options import LEARNING_RATE, PruneOptions
-from compress.training.options import TrainOptions
+from compress.pipeline.prune_options import PruneOptions
+from compress.training.options import FinetuneOptions
 
 if TYPE_CHECKING:
     from compress.pipeline.gates import Gates
@@ -40,12 +40,12 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if (typed or config) and not values.get("finetune_epochs"):
             name = "lr" if typed else "config"
             raise InputError(f"--{name} says how to fine-tune; give --finetune-epochs as well")
-        train = TrainOptions.from_mapping({"lr": LEARNING_RATE, "seed": seed, **from_file(config), **typed})
+        train = FinetuneOptions.from_mapping({"seed": seed, **from_file(config), **typed})
         return command(options=PruneOptions(**values, train=train), seed=seed, **rest)
 
     path = click.Path(path_type=Path, dir_okay=False)
     tuning = [
-        click.option("--lr", type=float, help=f"Learning rate of fine-tuning. [default: {LEARNING_RATE}]"),
+        click.option("--lr", type=float, help=f"Learning rate of fine-tuning. [default: {FinetuneOptions.lr}]"),
         click.option("--config", type=path, metavar="FILE", help="TOML: how to fine-tune."),
         click.option("--latency", type=float, metavar="F", help="Remove until the measured latency fell by F."),
         click.option("--macs", type=float, metavar="F", help="Remove until the multiply-accumulates fell by F."),

@@ -28,7 +28,7 @@ from compress.training.options import TrainOptions
 @run_choices
 @report_option
 @run_options
-@training_options
+@training_options(TrainOptions)
 def command(
     source: ModelSource,
     data: DataSource,

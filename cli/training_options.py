@@ -18,10 +18,13 @@ from compress.training.options import TrainOptions
 SHARED = ("batch_size", "seed")  # --batch-size and --seed are options of every command
 
 
-def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each field, and --config FILE; the command receives `options: TrainOptions`."""
+def training_options(kind: type[TrainOptions]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add an option for each field of `kind`, and --config FILE; the command receives `options` of that kind."""
+    return functools.partial(_with_fields, kind)
 
-    fields = own_fields(TrainOptions, skipped=SHARED)
+
+def _with_fields(kind: type[TrainOptions], command: Callable[..., Any]) -> Callable[..., Any]:
+    fields = own_fields(kind, skipped=SHARED)
 
     @functools.wraps(command)
     def wrapper(*, config: Path | None, data: Any, settings: Any, **rest: Any) -> Any:
@@ -31,7 +34,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         source = click.get_current_context().get_parameter_source("seed")
         if source == click.core.ParameterSource.COMMANDLINE or "seed" not in values:
             values["seed"] = settings.seed
-        options = TrainOptions.from_mapping(values)
+        options = kind.from_mapping(values)
         settings = dataclasses.replace(settings, seed=options.seed)
         return command(options=options, data=data, settings=settings, **rest)
 

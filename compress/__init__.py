@@ -12,6 +12,7 @@ _HOMES = {
     "CompressError": "compress.errors",
     "Data": "compress.loading.data",
     "DataSource": "compress.pipeline.inputs",
+    "FinetuneOptions": "compress.training.options",
     "FitResult": "compress.training.loop",
     "Gates": "compress.pipeline.gates",
     "GraphModule": "compress.graph.module",

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from compress.options import check_fields, option
-from compress.training.options import TrainOptions
-
-LEARNING_RATE = 0.01  # a trained model is mended, not trained anew
+from compress.training.options import FinetuneOptions, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class PruneOptions:
     steps: int = option(5, "steps of a schedule", low=1, idle={"schedule": ("one-shot",)})
     finetune_epochs: int = option(0, "train on, spread over the steps", low=0, metavar="N")
     distill: bool = option(False, "fine-tune with the unpruned model as teacher", only_on=True)
-    train: TrainOptions = field(default_factory=lambda: TrainOptions(lr=LEARNING_RATE))
+    train: TrainOptions = field(default_factory=FinetuneOptions)
     sparse_storage: bool = option(False, "store mostly-zero weights sparse where that is smaller", only_on=True)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from compress.pipeline.gates import Gates, parse_size
 from compress.pipeline.inputs import DataSource, ModelSource
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.quantize_options import QuantizeOptions
-from compress.training.options import TrainOptions
+from compress.training.options import FinetuneOptions, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ TABLES: dict[str, type] = {
     "model": ModelSource,
     "data": DataSource,
     "prune": PruneOptions,
-    "finetune": TrainOptions,
+    "finetune": FinetuneOptions,
     "quantize": QuantizeOptions,
     "evaluate": EvaluateOptions,
     "gates": Gates,
@@ -275,7 +275,7 @@ spec = {data}
 
 {prune}[finetune]                       # the options of `compress finetune`
 {prune}epochs = 4
-{prune}lr = 0.01
+{prune}lr = 0.003
 {prune}distill = true                   # learn from the unpruned model too
 
 [quantize]

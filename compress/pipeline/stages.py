@@ -24,7 +24,7 @@ from compress.pruning.masks import hold_zeros, make_permanent
 from compress.pruning.reconstruction import LAYERS, SAMPLES
 from compress.state import copied
 from compress.steps import Step
-from compress.training.options import TrainOptions
+from compress.training.options import FinetuneOptions, TrainOptions
 
 FEW = 0.01  # share of zero weights below which nobody has masked anything
 
@@ -124,7 +124,7 @@ class Prune(ModuleStage):
 class Finetune(ModuleStage):
     """Training on from the weights there are, from the float model's answers too where `distill`."""
 
-    options: TrainOptions = field(default_factory=TrainOptions)
+    options: TrainOptions = field(default_factory=FinetuneOptions)
     distill: bool = False
     name: str = "finetune"
 

@@ -25,7 +25,7 @@ from compress.training.distributed import asked_for
 from compress.training.launching import LAUNCHED, check_nproc, launch
 from compress.training.loaders import share_of_batch
 from compress.training.loop import FitResult, fit
-from compress.training.options import TrainOptions
+from compress.training.options import FinetuneOptions, TrainOptions
 from compress.training.weights import save_weights
 
 # What a run keeps in the output folder while it trains; removed when another run overwrites it.
@@ -78,7 +78,7 @@ def train(
     Raises:
         CompressError: one line for whatever cannot be used, or for what stopped the run.
     """
-    options, settings = options or TrainOptions(), settings or Settings()
+    options, settings = options or (FinetuneOptions() if finetune else TrainOptions()), settings or Settings()
     if weights_format not in WEIGHTS_FORMATS:
         raise InputError(f"unknown weights format {weights_format!r}; known: {', '.join(WEIGHTS_FORMATS)}")
     job = TrainJob(

@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 _HOMES = {  # imported on first use: the command reads the options without waiting for torch
+    "FinetuneOptions": "compress.training.options",
     "FitResult": "compress.training.loop",
     "TrainOptions": "compress.training.options",
     "fit": "compress.training.loop",

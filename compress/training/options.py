@@ -101,3 +101,10 @@ class TrainOptions:
                 raise InputError(f"unknown training option {key!r}; {nearest(name, names)}")
             taken[name] = value
         return cls(**taken)
+
+
+@dataclass(frozen=True)
+class FinetuneOptions(TrainOptions):
+    """The same for a trained model: a smaller rate mends it, where that of base training would undo what it knows."""
+
+    lr: float = option(0.003, "learning rate", above=0)
