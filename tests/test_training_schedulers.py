@@ -13,11 +13,11 @@ from compress.training.schedulers import Schedule
 STEPS = 5
 
 
-def rates(scores=None, **options):
+def rates(scores=None, known=STEPS, **options):
     """The learning rate of each step over all epochs."""
     chosen = TrainOptions(lr=0.8, **options)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=chosen.lr)
-    schedule = Schedule(optimizer, chosen, STEPS, rising=False)
+    schedule = Schedule(optimizer, chosen, known, rising=False)
     found = []
     for epoch in range(chosen.epochs):
         for _ in range(STEPS):
@@ -34,8 +34,18 @@ def cosine(epoch, epochs, low=0.0):
 
 @pytest.mark.parametrize("low", [0.0, 0.1])
 def test_cosine(low):
-    wanted = [cosine(epoch, 6, low) for epoch in range(6) for _ in range(STEPS)]
+    wanted = [cosine(step, 6 * STEPS, low) for step in range(6 * STEPS)]
     assert rates(epochs=6, scheduler="cosine", min_lr=low) == pytest.approx(wanted)
+
+
+def test_cosine_goes_by_epochs_where_their_length_is_not_known():
+    wanted = [cosine(epoch, 6) for epoch in range(6) for _ in range(STEPS)]
+    assert rates(epochs=6, scheduler="cosine", known=None) == pytest.approx(wanted)
+
+
+def test_cosine_does_not_rise_again_when_an_epoch_is_longer_than_it_said():
+    found = rates(epochs=2, scheduler="cosine", known=STEPS - 1)
+    assert found[2 * STEPS - 2 :] == pytest.approx([0, 0], abs=1e-9) and found == sorted(found, reverse=True)
 
 
 def test_step():
@@ -58,8 +68,12 @@ def test_none():
 def test_warm_up_rises_step_by_step_then_hands_over(scheduler):
     found = rates(epochs=6, scheduler=scheduler, warmup_epochs=2, step_size=1, gamma=0.5)
     assert found[: 2 * STEPS] == pytest.approx([0.8 * (step + 1) / (2 * STEPS) for step in range(2 * STEPS)])
-    after = {"none": lambda e: 0.8, "cosine": lambda e: cosine(e, 4), "step": lambda e: 0.8 * 0.5**e}[scheduler]
-    assert found[2 * STEPS :] == pytest.approx([after(epoch) for epoch in range(4) for _ in range(STEPS)])
+    after = {
+        "none": lambda step: 0.8,
+        "cosine": lambda step: cosine(step, 4 * STEPS),
+        "step": lambda step: 0.8 * 0.5 ** (step // STEPS),
+    }[scheduler]
+    assert found[2 * STEPS :] == pytest.approx([after(step) for step in range(4 * STEPS)])
 
 
 def test_fit_follows_the_schedule():
@@ -70,13 +84,13 @@ def test_fit_follows_the_schedule():
         made.append(torch.optim.SGD(parameters, lr=0.1, momentum=0.9))
         return made[-1]
 
-    counter = iter(range(1, 100))
+    steps = 4 * -(-len(data.train) // 16)
+    counter = iter(range(steps))
 
-    def halve(stepper):
-        epoch = next(counter)
-        stepper.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * epoch / 4)) / 2
+    def fall(module):
+        made[-1].param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * next(counter) / steps)) / 2
 
-    wanted = by_hand(module, data, epochs=4, batch_size=16, optimizer=optimizer, after_epoch=halve)
+    wanted = by_hand(module, data, epochs=4, batch_size=16, optimizer=optimizer, after_backward=fall)
     result = fit(module, data, TrainOptions(epochs=4, batch_size=16, lr=0.1, scheduler="cosine"))
     assert distance(result.module, wanted) < 1e-6
 

@@ -275,7 +275,7 @@ spec = {data}
 
 {prune}[finetune]                       # the options of `compress finetune`
 {prune}epochs = 4
-{prune}lr = 0.003
+{prune}lr = 0.01
 {prune}distill = true                   # learn from the unpruned model too
 
 [quantize]

@@ -158,7 +158,7 @@ def _start(
         batches=batches,
         objective=objective,
         optimizer=optimizer,
-        schedule=Schedule(optimizer, options, batches.steps or 1, rising=rising),
+        schedule=Schedule(optimizer, options, batches.steps, rising=rising),
         scaler=make_scaler(options, world.device),
         watched=watched,
         stopping=EarlyStopping(patience=options.patience, min_delta=options.min_delta, rising=rising),

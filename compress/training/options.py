@@ -107,4 +107,4 @@ class TrainOptions:
 class FinetuneOptions(TrainOptions):
     """The same for a trained model: a smaller rate mends it, where that of base training would undo what it knows."""
 
-    lr: float = option(0.003, "learning rate", above=0)
+    lr: float = option(0.01, "learning rate", above=0)
