@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import operator
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.errors import InputError, ModelError
-from compress.state import evaluating
+from compress.state import evaluating, unlogged
 
 # What leaves every value as it is in eval mode, so that a batch-norm may lie behind it.
 _TRANSPARENT = ("aten.clone.", "aten.contiguous.", "aten.detach.", "aten.alias.")
@@ -182,11 +181,6 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with unlogged(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -19,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from compress.errors import CompressError, InputError, TrainingError
+from compress.state import unlogged
 
 LAUNCHED = "COMPRESS_LAUNCHED"  # set in the processes that `launch` starts
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -69,7 +69,8 @@ def launch(count: int, command: Sequence[str]) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    with _quiet_launcher(), _environment(count):
+    # Not logged: the launcher writes each failure as several lines of its own; ours is one.
+    with unlogged(), _environment(count):
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
@@ -160,14 +161,3 @@ def _environment(count: int) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _quiet_launcher() -> Iterator[None]:
-    """The launcher logs each failure as several lines of its own; ours is one."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)

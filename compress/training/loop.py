@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from compress.batches import split_batch
 from compress.errors import TrainingError
+from compress.state import copied
 from compress.training.averaging import Average
 from compress.training.batchnorm import Counted, synchronized
 from compress.training.distillation import Objective, distilled
@@ -138,7 +138,7 @@ def _start(
     batches = open_batches(data, options, world)
     if batches.steps is None and options.warmup_epochs:
         raise TrainingError("warmup_epochs needs a training loader that knows its length")
-    trained = _copy(module).to(world.device)
+    trained = copied(module).to(world.device)
     watched = _watched(batches, options, loss)
     rising = watched.endswith("top1")
     stack.enter_context(recomputed(trained, options.recompute))
@@ -172,17 +172,6 @@ def _watched(batches: Batches, options: TrainOptions, loss: Loss | None) -> str:
     automatic = "top1" if loss is None and options.loss == "cross_entropy" else "loss"
     part = "eval" if batches.evaluation is not None else "train"
     return f"{part}/{automatic if options.monitor == 'auto' else options.monitor}"
-
-
-def _copy(module: nn.Module) -> nn.Module:
-    """Copy a module; tensors that deepcopy refuses (weights computed by a mask's hook) are copied by value."""
-    computed = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(module, computed)
 
 
 def _wrap(module: nn.Module, options: TrainOptions, world: World) -> nn.Module:
