@@ -1,4 +1,4 @@
-"""Write README's file tree from each file's own first line; `--check` says whether it is true."""
+"""Write the file tree of docs/layout.md from each file's own first line; `--check` says whether it is true."""
 
 import ast
 import re
@@ -35,7 +35,7 @@ def first_line(path: Path) -> str:
 
 def tree() -> str:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    shown = [n for n in listed if n not in (".gitignore", "README.md", "compress/py.typed") and (ROOT / n).is_file()]
+    shown = [n for n in listed if n not in (".gitignore", "README.md", "docs/layout.md", "compress/py.typed") and (ROOT / n).is_file()]
     lines, folder = ["```text"], None
     # Files of the root come last: a newcomer wants the packages first.
     for name in sorted(
@@ -51,14 +51,14 @@ def tree() -> str:
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    page = ROOT / "docs" / "layout.md"
+    text = page.read_text()
     new = re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: BEGIN + tree() + END, text, flags=re.S)
     if "--check" in sys.argv:
         if new != text:
-            print("README's tree is not true: run python scripts/tree.py", file=sys.stderr)
+            print("the tree of docs/layout.md is not true: run python scripts/tree.py", file=sys.stderr)
         return int(new != text)
-    readme.write_text(new)
+    page.write_text(new)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""README's tree names every file with that file's own first line."""
+"""The tree of docs/layout.md names every file with that file's own first line."""
 
 import subprocess
 import sys
