@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from cli.help import Grouped
 from cli.options import data_options, examples, models_options, overwrite_option, report_option, run_options
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 
 
 @click.command(
+    cls=Grouped,
     short_help="Latency, throughput and memory, models interleaved.",
     epilog=examples(
         "compress benchmark resnet18 --input-shape 1,3,64,64 --rounds 10",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.help import Grouped
 from cli.options import (
     data_options,
     examples,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Grouped,
     short_help="Models side by side, with gates for CI.",
     epilog=examples(
         "compress compare quickstart/float.onnx quickstart/model.onnx --data mnist5k",

@@ -6,10 +6,12 @@ import json
 
 import click
 
+from cli.help import Grouped
 from cli.options import examples
 
 
 @click.command(
+    cls=Grouped,
     short_help="Versions, CPU, target chosen, what is missing.",
     epilog=examples("compress doctor", "compress doctor --json"),
 )

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
+from cli.help import Grouped
 from cli.options import data_options, examples, model_options, overwrite_option, report_option, run_options
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 
 
 @click.command(
+    cls=Grouped,
     short_help="Top-1, top-5, loss, agreement, your own metric.",
     epilog=examples(
         "compress evaluate quickstart/model.onnx --data mnist5k",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli.help import Grouped
 from cli.options import data_options, examples, model_options, output_options, report_option, run_options
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
@@ -13,6 +14,7 @@ from compress.pipeline.outputs import Output
 
 
 @click.command(
+    cls=Grouped,
     short_help="A model to one checked ONNX file.",
     epilog=examples(
         "compress export mobilenet_v3_small --input-shape 2,3,64,64 -o small.onnx",

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from cli.help import completing
+
 KINDS = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -57,7 +59,8 @@ def option_of(field: dataclasses.Field) -> Decorator:
     metavar = field.metadata.get("metavar") or ("|".join(choices) if 0 < len(choices) < 5 else None)
     notes = "; ".join(filter(None, ["" if field.default is None else f"default: {field.default}", _limits(field)]))
     shown = f"{text}. [{notes}]" if notes else f"{text}."
-    return click.option(f"--{name}", field.name, type=KINDS[kind], metavar=metavar, help=shown)
+    type_ = completing(choices) if choices else KINDS[kind]
+    return click.option(f"--{name}", field.name, type=type_, metavar=metavar, help=shown)
 
 
 def _limits(field: dataclasses.Field) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from cli.help import Grouped
 from cli.options import data_options, examples, model_options, output_options, report_option, run_options
 from cli.printing import show
 from cli.training_options import run_choices, training_options
@@ -18,6 +19,7 @@ from compress.training.options import FinetuneOptions
 
 
 @click.command(
+    cls=Grouped,
     short_help="Train on from weights; distil from the unpruned model.",
     epilog=examples(
         "compress finetune compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k"

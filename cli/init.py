@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from cli.help import Grouped
 from cli.options import examples
 
 
 @click.command(
+    cls=Grouped,
     short_help="Write a commented recipe.",
     epilog=examples(
         "compress init",

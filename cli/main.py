@@ -122,7 +122,7 @@ def _in_users_code(error: BaseException) -> str:
 
 
 def _wants_traceback(arguments: list[str]) -> bool:
-    return "--verbose" in arguments or bool(os.environ.get("COMPRESS_TRACEBACK"))
+    return bool({"--verbose", "-v"} & set(arguments)) or bool(os.environ.get("COMPRESS_TRACEBACK"))
 
 
 def _say(message: str, code: int, *, label: str = "error") -> int:

@@ -120,8 +120,8 @@ RUN = [
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of the runtime; default: all cores."),
     click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of every random draw."),
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else."),
-    click.option("--quiet", is_flag=True, help="No progress."),
-    click.option("--verbose", is_flag=True, help="Everything done and refused; tracebacks."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress."),
+    click.option("-v", "--verbose", is_flag=True, help="Everything done and refused; tracebacks."),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.fields import given, own_fields, with_options
+from cli.help import Grouped
 from cli.options import data_options, examples, gate_options, model_options, output_options, report_option, run_options
 from cli.printing import show
 from cli.training_options import from_file
@@ -67,6 +68,7 @@ def _target(short: dict[str, float | None], values: dict[str, Any]) -> dict[str,
 
 
 @click.command(
+    cls=Grouped,
     short_help="A smaller model: channels removed, fine-tuned if asked.",
     epilog=examples(
         "compress prune mobilenet_v3_small --input-shape 2,3,64,64 --amount 0.5 -o pruned",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.fields import given, own_fields, with_options
+from cli.help import Grouped
 from cli.options import data_options, examples, gate_options, model_options, output_options, report_option, run_options
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
@@ -32,6 +33,7 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(
+    cls=Grouped,
     short_help="A float model to a measured int8 ONNX file.",
     epilog=examples(
         "compress quantize quickstart/float.onnx --data mnist5k -o int8",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli.help import Grouped
 from cli.options import examples, run_options
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, Settings
@@ -13,6 +14,7 @@ from compress.pipeline.outputs import Output
 
 
 @click.command(
+    cls=Grouped,
     short_help="The whole way on real digits, in two minutes.",
     epilog=examples("compress quickstart", "compress quickstart --epochs 1 -o quickstart-short --json"),
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli.help import Grouped
 from cli.options import examples, output_options, report_option, run_options
 from cli.printing import show
 from compress.pipeline.inputs import Settings
@@ -13,6 +14,7 @@ from compress.pipeline.outputs import Output
 
 
 @click.command(
+    cls=Grouped,
     short_help="Every stage of a recipe, cached and resumable.",
     epilog=examples(
         "compress run recipe.toml --dry-run",

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cli.help import Grouped
 from cli.options import data_options, examples, model_options, output_options, report_option, run_options
 from cli.printing import show
 from cli.training_options import run_choices, training_options
@@ -16,6 +17,7 @@ from compress.training.options import TrainOptions
 
 
 @click.command(
+    cls=Grouped,
     short_help="Train a model, alone or over several processes.",
     epilog=examples(
         "compress train compress.pipeline.quickstart:build --data mnist5k --epochs 2 -o trained",

@@ -35,7 +35,11 @@ def first_line(path: Path) -> str:
 
 def tree() -> str:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    shown = [n for n in listed if n not in (".gitignore", "README.md", "docs/layout.md", "compress/py.typed") and (ROOT / n).is_file()]
+    shown = [
+        n
+        for n in listed
+        if n not in (".gitignore", "README.md", "docs/layout.md", "compress/py.typed") and (ROOT / n).is_file()
+    ]
     lines, folder = ["```text"], None
     # Files of the root come last: a newcomer wants the packages first.
     for name in sorted(
