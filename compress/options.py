@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from compress.errors import InputError, nearest
+
+Options = TypeVar("Options")
 
 
 def option(
@@ -101,3 +103,19 @@ def _check_effect(field: dataclasses.Field, options: Any, what: str) -> None:
             continue
         beside = f"with {other} {found}" if not isinstance(found, bool) else f"with{'' if found else 'out'} {other}"
         raise InputError(f"{what} option {name} changes nothing {beside}; leave it out")
+
+
+def spelled_out(kind: type[Options], options: Options | None, fields: Mapping[str, Any], verb: str) -> Options:
+    """`options` (None: the defaults of `kind`) with the fields that the caller of `verb` spelled out put in.
+
+    Raises:
+        InputError: a name that is no field; the nearest one is given.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in fields:
+        if name not in known:
+            raise InputError(f"{verb} has no option {name!r}; {nearest(name, known)}")
+    if options is not None and not isinstance(options, kind):
+        raise InputError(f"{verb} takes its options as {kind.__name__}, got {type(options).__name__}")
+    base = kind() if options is None else options
+    return dataclasses.replace(base, **fields) if fields else base  # type: ignore[type-var]

@@ -12,13 +12,16 @@ from compress.batches import split_batch
 from compress.evaluation.accuracy import evaluate
 from compress.pipeline.inputs import Opened
 from compress.quantization.budget import quantize_within
+from compress.quantization.options import StaticOptions
 from compress.quantization.static import quantize_static
 from compress.steps import Measurement, Step
 
 FEWEST = 100  # labelled samples; with fewer, a single answer is worth more than a point
 
 
-def quantize_to_budget(graph: ir.Model, opened: Opened, max_drop: float, *, metric: Any = None, **options: Any) -> Step:
+def quantize_to_budget(
+    graph: ir.Model, opened: Opened, max_drop: float, *, metric: Any = None, options: StaticOptions
+) -> Step:
     """`quantize_static`, with as few layers in float as keep the calibration part within `max_drop`.
 
     The test part is never looked at, so that the gate judges the file on samples that had no part in choosing it.
@@ -27,7 +30,6 @@ def quantize_to_budget(graph: ir.Model, opened: Opened, max_drop: float, *, metr
     Args:
         max_drop: points of top-1, or where there is no top-1 the metric's own unit; below 0, no loss is aimed for.
         metric: see `evaluation.accuracy.open_metric`.
-        options: of `quantize_static`, except `fold_weights`.
     """
     calibration = opened.calibration()
 
@@ -38,7 +40,7 @@ def quantize_to_budget(graph: ir.Model, opened: Opened, max_drop: float, *, metr
     figure = "top1" if before is not None and before.top1 is not None else "metric"
     reason = _undecidable(before)
     if before is None or reason:
-        return only_checked(quantize_static(graph, calibration, **options), reason)
+        return only_checked(quantize_static(graph, calibration, options, threads=opened.threads), reason)
     classes = figure == "top1"
     found = quantize_within(
         graph,
@@ -48,7 +50,8 @@ def quantize_to_budget(graph: ir.Model, opened: Opened, max_drop: float, *, metr
         baseline=float(getattr(before, figure)),
         percent=classes,
         scored_on=f"{before.samples} calibration samples (the test part had no say)",
-        **options,
+        options=options,
+        threads=opened.threads,
     )
     return found.step
 

@@ -37,12 +37,7 @@ def quantize_qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
         graph,
         opened.calibration(),
         scales=options.scales,
-        target=options.target,
-        ranges=options.ranges,
-        per_channel=options.per_channel,
-        weight_bits=options.weight_bits,
-        op_types=options.op_types or None,
-        exclude=options.exclude,
+        options=options.static(),
         example_inputs=opened.inputs,
     )
     schedule = QATSchedule(freeze_ranges_from=(epochs + 1) // 2 if epochs > 1 else None)

@@ -49,7 +49,7 @@ def quantize(
         return quantize_torch(
             model, data, output=output, options=options, gates=gates, metric=metric, settings=settings
         )
-    _check_names(options)
+    _ = options.dynamic() if options.method == "dynamic" else options.static()  # refuses before anything is loaded
     opened = open_inputs(model, data, settings)
     check_runs(opened)
     with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as scratch:
@@ -71,15 +71,6 @@ def quantize(
             scratch=Path(scratch),
         )
         return folder.save_report(report)
-
-
-def _check_names(options: QuantizeOptions) -> None:
-    """Refuse an unknown target or range method before anything is loaded."""
-    from compress.quantization.observers import resolve_ranges
-    from compress.quantization.targets import resolve_target
-
-    resolve_target(options.target)
-    resolve_ranges(options.ranges)
 
 
 def check_runs(opened: Opened) -> None:
@@ -113,7 +104,7 @@ def _quantized(graph: Any, opened: Opened, options: QuantizeOptions, max_drop: f
 
     if options.tune_latency:
         return only_checked(_static(graph, opened, options), "--tune-latency chooses the layers by their speed")
-    return quantize_to_budget(graph, opened, max_drop, metric=metric, **_static_options(opened, options))
+    return quantize_to_budget(graph, opened, max_drop, metric=metric, options=options.static())
 
 
 def _static(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
@@ -121,38 +112,26 @@ def _static(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
 
     if options.tune_latency:
         return _tuned(graph, opened, options)
-    return quantize_static(graph, opened.calibration(), **_static_options(opened, options))
+    return quantize_static(graph, opened.calibration(), options.static(), threads=opened.threads)
 
 
 def _tuned(graph: Any, opened: Opened, options: QuantizeOptions, *, only_under_s: float | None = None) -> Step:
     from compress.quantization.tuned import quantize_tuned
 
-    return quantize_tuned(graph, opened.calibration(), only_under_s=only_under_s, **_static_options(opened, options))
-
-
-def _static_options(opened: Opened, options: QuantizeOptions) -> dict[str, Any]:
-    return {
-        "threads": opened.threads,
-        "target": options.target,
-        "ranges": options.ranges,
-        "per_channel": options.per_channel,
-        "weight_bits": options.weight_bits,
-        "op_types": options.op_types or None,
-        "exclude": options.exclude,
-        "example_inputs": opened.inputs,
-    }
+    return quantize_tuned(
+        graph,
+        opened.calibration(),
+        only_under_s=only_under_s,
+        options=options.static(),
+        example_inputs=opened.inputs,
+        threads=opened.threads,
+    )
 
 
 def _dynamic(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     from compress.quantization.dynamic import quantize_dynamic
 
-    return quantize_dynamic(
-        graph,
-        weight_type=options.weight_type,
-        op_types=options.op_types or None,
-        exclude=options.exclude,
-        target=options.target,
-    )
+    return quantize_dynamic(graph, options.dynamic())
 
 
 def _qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:

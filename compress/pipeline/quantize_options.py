@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from compress.errors import InputError
 from compress.options import check_fields, choice, option
+
+if TYPE_CHECKING:  # a command's help must not wait for what quantization loads
+    from compress.quantization.options import DynamicOptions, StaticOptions
 
 METHODS = ("static", "dynamic", "qat")
 RUNTIMES = ("onnx", "torch")
@@ -32,6 +37,12 @@ class QuantizeOptions:
     weight_bits: int = option(
         8, "bits of a weight; fewer than 8 are simulated in int8", low=4, high=8, idle={"method": ("dynamic",), **TORCH}
     )
+    layer_bits: tuple[str, ...] = option(
+        (),
+        "other bits for the weights of one layer or pattern: 'head*=8'",
+        idle={"method": ("dynamic",), **TORCH},
+        metavar="LAYER=BITS",
+    )
     epochs: int | None = option(None, "QAT: epochs of training (default 2)", low=1, idle=NOT_QAT)
     lr: float | None = option(None, "QAT: learning rate (default 0.0001)", above=0, idle=NOT_QAT)
     scales: str = option(
@@ -51,3 +62,40 @@ class QuantizeOptions:
 
     def __post_init__(self) -> None:
         check_fields(self, "quantization")
+
+    def static(self) -> StaticOptions:
+        """These options as static quantization and QAT take them."""
+        from compress.quantization.options import StaticOptions
+
+        return StaticOptions(
+            target=self.target,
+            ranges=self.ranges,
+            per_channel=self.per_channel,
+            weight_bits=self.weight_bits,
+            layer_bits=bits_by_layer(self.layer_bits),
+            op_types=self.op_types or None,
+            exclude=self.exclude,
+        )
+
+    def dynamic(self) -> DynamicOptions:
+        """These options as dynamic quantization takes them."""
+        from compress.quantization.options import DynamicOptions
+
+        return DynamicOptions(
+            weight_type=self.weight_type, op_types=self.op_types or None, exclude=self.exclude, target=self.target
+        )
+
+
+def bits_by_layer(entries: tuple[str, ...]) -> dict[str, int]:
+    """`("head*=8",)` → `{"head*": 8}`.
+
+    Raises:
+        InputError: an entry that is not LAYER=BITS.
+    """
+    found = {}
+    for entry in entries:
+        layer, _, bits = entry.rpartition("=")
+        if not layer or not bits.strip().isdigit():
+            raise InputError(f"layer_bits takes LAYER=BITS, as in 'head*=8', got {entry!r}")
+        found[layer.strip()] = int(bits)
+    return found

@@ -10,17 +10,19 @@ Calibration happens once. Every trial is scored on the very graph that would shi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from torch import nn
+from torch import Tensor, nn
 
 from compress.batches import reiterable
 from compress.errors import QuantizationError
+from compress.options import spelled_out
 from compress.quantization.calibrated import Calibrated
+from compress.quantization.options import StaticOptions
 from compress.quantization.sensitivity import LayerError, rank_layers
 from compress.quantization.static import calibrate_static
 from compress.steps import Change, Step
@@ -65,7 +67,10 @@ def quantize_within(
     ranking_samples: int = 64,
     percent: bool = True,
     scored_on: str = "the samples scored",
-    **options: Any,
+    options: StaticOptions | None = None,
+    example_inputs: Sequence[Tensor] | None = None,
+    threads: int | None = None,
+    **fields: Any,
 ) -> BudgetResult:
     """Quantize to int8 with as few layers in float as keep `score` within `max_drop` of the float graph's.
 
@@ -77,7 +82,7 @@ def quantize_within(
         max_float_layers: never leave more than these in float; None: as many as it takes.
         percent: the score is a fraction, which the note shows in %; False: a figure in a unit of its own.
         scored_on: what `score` looks at, for the note.
-        options: of `quantize_static`, except `fold_weights`.
+        options, fields: as for `quantize_static`, with its `fold_weights` left as it is.
 
     Returns:
         BudgetResult: where no count of layers is inside, its step is that of the best score found, and `met` is False.
@@ -88,13 +93,16 @@ def quantize_within(
     if max_drop < 0:
         raise QuantizationError(f"max_drop must be 0 or more, not {max_drop}; it is a loss, in the unit of the score")
     calibration = reiterable(calibration)
-    calibrated, rewritten = calibrate_static(model, calibration, **options)
+    options = spelled_out(StaticOptions, options, fields, "quantize_within")
+    calibrated, rewritten = calibrate_static(
+        model, calibration, options, example_inputs=example_inputs, threads=threads
+    )
     search = _Search(calibrated, score)
     reference = score(calibrated.graph) if baseline is None else baseline
     needed = reference - max_drop - 1e-9
     ranking: tuple[LayerError, ...] = ()
     if search.score_of(()) < needed:
-        ranking = rank_layers(calibrated, calibration, samples=ranking_samples, threads=options.get("threads"))
+        ranking = rank_layers(calibrated, calibration, samples=ranking_samples, threads=threads)
         worst = [item.node for item in ranking][:max_float_layers]
         search.fewest(worst, needed)
     best = search.best(needed)

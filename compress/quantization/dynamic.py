@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from compress.errors import QuantizationError, UnsupportedOperatorError, nearest
 from compress.graph.exporting import to_graph
 from compress.graph.folding import constant_tensor, fold_constants, remove_unused
 from compress.graph.naming import layer_of, matching_nodes
+from compress.options import spelled_out
 from compress.quantization.dynamic_operators import FLOAT16, INT8, SMALLEST_ELEMENTS, Refused, Rewriter
 from compress.quantization.naming import Namer, name_everything
+from compress.quantization.options import DynamicOptions
 from compress.quantization.targets import Target, resolve_target
 from compress.steps import Change, Step
 
@@ -28,12 +31,10 @@ _QUANTIZED = frozenset({"MatMulInteger", "DynamicQuantizeLSTM", "QLinearConv", "
 
 def quantize_dynamic(
     model: nn.Module | ir.Model | str | Path,
+    options: DynamicOptions | None = None,
     *,
-    weight_type: str = "int8",
-    op_types: Collection[str] | None = None,
-    exclude: Collection[str] = (),
     example_inputs: Sequence[Tensor] | Tensor | None = None,
-    target: str | Target = "auto",
+    **fields: Any,
 ) -> Step:
     """Quantize the weights of linear, recurrent and embedding layers; no calibration data is needed.
 
@@ -42,19 +43,18 @@ def quantize_dynamic(
     float. What stays float is listed with the reason.
 
     Args:
-        weight_type: "int8"; "uint8", exact on every processor and up to a fifth slower; "float16".
-        op_types: which operators, by ONNX or PyTorch name (default: all but convolutions, which this can only shrink).
-        exclude: nodes, modules or weights to leave alone, by name or pattern.
+        options: how; `fields` are those of `DynamicOptions` spelled out: `quantize_dynamic(model, weight_type="float16")`.
         example_inputs: one batch, where `model` is a module.
-        target: the processor; x86 without VNNI adds products in 16 bits, and int8 weights are chosen not to overflow them.
 
     Raises:
         QuantizationError: unknown weight type or operator.
-        InputError: `exclude` names nothing in the graph.
+        InputError: an option that does not exist; `exclude` names nothing in the graph.
         UnsupportedOperatorError: the graph's opset is older than 11.
     """
-    chosen = _operators(op_types, weight_type)
-    processor = resolve_target(target)
+    options = spelled_out(DynamicOptions, options, fields, "quantize_dynamic")
+    weight_type, exclude = options.weight_type, options.exclude
+    chosen = _operators(options.op_types, weight_type)
+    processor = resolve_target(options.target)  # x86 without VNNI adds in 16 bits: int8 weights must not overflow them
     graph = fold_constants(to_graph(model, example_inputs), duplicate=True)
     if graph.opset_imports.get("", 0) < OLDEST_OPSET:
         raise UnsupportedOperatorError(

@@ -8,7 +8,7 @@ step = convert(module)                       the trained int8 graph, held agains
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from compress.graph.folding import consumers
 from compress.graph.module import GraphModule, set_initializer
 from compress.graph.plan import Replacement, to_torch
 from compress.graph.runtime import Session
+from compress.options import spelled_out
 from compress.quantization.arithmetic import symmetric_scales
 from compress.quantization.fake_quantize import NO_BOUNDS, BiasFakeQuantize, FakeQuantize, WeightFakeQuantize
 from compress.quantization.insertion import CLIP
 from compress.quantization.kernels import MOVING
+from compress.quantization.options import StaticOptions
 from compress.quantization.pairs import has_pairs
 from compress.quantization.static import fold_weights, quantize_static
 from compress.quantization.weights import LIMIT, bias_of, pairs_saturate_in
@@ -129,14 +131,10 @@ def prepare_qat(
     calibration: Iterable[Any],
     *,
     scales: str = "learned",
-    target: str = "auto",
-    ranges: str = "minmax",
-    per_channel: bool = True,
-    weight_bits: int = 8,
-    op_types: Iterable[str] | None = None,
-    exclude: Iterable[str] = (),
+    options: StaticOptions | None = None,
     example_inputs: Sequence[Tensor] | None = None,
-    **options: Any,
+    threads: int | None = None,
+    **fields: Any,
 ) -> QuantizedGraph:
     """Turn a model into a module that trains the int8 graph it will ship as.
 
@@ -147,8 +145,7 @@ def prepare_qat(
         model: a module, a graph, or the path of an `.onnx` file. Not touched.
         calibration: as for `quantize_static`; `convert` reads it again to compare with ONNX Runtime.
         scales: `learned` (LSQ), `observed` (moving averages) or `fixed` (as calibrated).
-        weight_bits: 4 to 8; fewer than 8 are simulated inside int8.
-        options: further keyword arguments of `quantize_static`.
+        options, fields: as for `quantize_static`; the weights are not folded, whatever they say.
 
     Raises:
         QuantizationError: unknown scales; or as `quantize_static`.
@@ -157,19 +154,8 @@ def prepare_qat(
     if scales not in ("learned", "observed", "fixed"):
         FakeQuantize(torch.ones(()), 0, 0, 255, scales=scales)  # raises, with the nearest name
     calibration = reiterable(calibration)
-    step = quantize_static(
-        model,
-        calibration,
-        target=target,
-        ranges=ranges,
-        per_channel=per_channel,
-        weight_bits=weight_bits,
-        op_types=op_types,
-        exclude=exclude,
-        example_inputs=example_inputs,
-        fold_weights=False,
-        **options,
-    )
+    options = replace(spelled_out(StaticOptions, options, fields, "prepare_qat"), fold_weights=False)
+    step = quantize_static(model, calibration, options, example_inputs=example_inputs, threads=threads)
     module = QuantizedGraph(step.model, scales=scales, changes=step.changes, notes=step.notes)
     module.calibration = calibration
     return module

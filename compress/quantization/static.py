@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from compress.errors import DataError, QuantizationError
 from compress.graph.exporting import to_graph
 from compress.graph.folding import fold_constants, infer_shapes
 from compress.graph.naming import matching_nodes, nodes_by_name
+from compress.options import spelled_out
 from compress.quantization.calibrated import Calibrated, observe
 from compress.quantization.finishing import finish
 from compress.quantization.insertion import WeightOptions
 from compress.quantization.naming import name_everything
-from compress.quantization.observers import RangeMethod, resolve_ranges
+from compress.quantization.observers import resolve_ranges
+from compress.quantization.options import StaticOptions
 from compress.quantization.placement import plan_placement
 from compress.quantization.rewrites import REWRITES, apply_rewrites
 from compress.quantization.rewrites.matching import keep_float, stays_float
-from compress.quantization.targets import Target, resolve_target, weight_limit
+from compress.quantization.targets import resolve_target
 from compress.quantization.weights import fold_weights as _fold
 from compress.steps import Change, Step
 
@@ -33,36 +35,19 @@ __all__ = ["calibrate_static", "fold_weights", "quantize_static"]
 def quantize_static(
     model: nn.Module | ir.Model | str | Path,
     calibration: Iterable[Any],
+    options: StaticOptions | None = None,
     *,
-    target: str | Target = "auto",
-    ranges: str | RangeMethod = "minmax",
-    per_channel: bool = True,
-    weight_bits: int = 8,
-    layer_bits: Mapping[str, int] | None = None,
-    op_types: Iterable[str] | None = None,
-    exclude: Iterable[str] = (),
     example_inputs: Sequence[Tensor] | None = None,
-    rewrites: Iterable[str] | None = None,
-    correct_bias: bool = True,
-    fold_weights: bool = True,
     threads: int | None = None,
+    **fields: Any,
 ) -> Step:
     """Quantize weights and activations to int8, with ranges calibrated on real samples.
 
     Args:
         model: a module (exported first), a graph, or the path of an `.onnx` file. Not touched.
         calibration: batches of any size (a DataLoader, a list of tensors; a generator is held in memory).
-        target: what it shall run on: `auto` (this machine), `any`, `x86-vnni`, `x86-avx2`, `arm64`.
-        ranges: `minmax`, `percentile`, `entropy`, `mse`, or options such as `Percentile(99.9)`.
-        weight_bits: 4 to 8; fewer than 8 are simulated inside int8.
-        layer_bits: other weight bits for single nodes, by node name.
-        op_types: quantize only these operator types.
-        exclude: nodes, modules, weights or patterns that stay float.
+        options: how; `fields` are those of `StaticOptions` spelled out: `quantize_static(model, data, ranges="mse")`.
         example_inputs: a batch of 2 for the export of a module; default: from `calibration`.
-        rewrites: names of the exact rewrites to apply first (`rewrites.REWRITES`); None for all of them.
-        correct_bias: take the mean error of rounded weights off the biases (not where weights stay float).
-        fold_weights: False leaves weights float behind quantize/dequantize pairs, for training;
-            `static.fold_weights` folds them later.
 
     Returns:
         A Step whose model is an `onnx_ir.Model`, with a change for each node that runs in int8
@@ -70,66 +55,62 @@ def quantize_static(
 
     Raises:
         QuantizationError: unknown target, range method, op type or bits; nothing to quantize.
-        InputError: a name in `exclude` that matches nothing.
+        InputError: an option that does not exist; a name in `exclude` or `layer_bits` that matches nothing.
         DataError: calibration data that is empty or not finite.
     """
+    options = spelled_out(StaticOptions, options, fields, "quantize_static")
     calibrated, rewritten = calibrate_static(
-        model,
-        calibration,
-        target=target,
-        ranges=ranges,
-        per_channel=per_channel,
-        weight_bits=weight_bits,
-        layer_bits=layer_bits,
-        op_types=op_types,
-        exclude=exclude,
-        example_inputs=example_inputs,
-        rewrites=rewrites,
-        correct_bias=correct_bias and fold_weights,
-        exact_pairs=not fold_weights,
-        threads=threads,
+        model, calibration, options, example_inputs=example_inputs, threads=threads
     )
-    step = calibrated.quantize(fold=fold_weights)
+    step = calibrated.quantize(fold=options.fold_weights)
     return replace(step, changes=(*rewritten, *step.changes))
 
 
 def calibrate_static(
     model: nn.Module | ir.Model | str | Path,
     calibration: Iterable[Any],
+    options: StaticOptions | None = None,
     *,
-    target: str | Target = "auto",
-    ranges: str | RangeMethod = "minmax",
-    per_channel: bool = True,
-    weight_bits: int = 8,
-    layer_bits: Mapping[str, int] | None = None,
-    op_types: Iterable[str] | None = None,
-    exclude: Iterable[str] = (),
     example_inputs: Sequence[Tensor] | None = None,
-    rewrites: Iterable[str] | None = None,
-    correct_bias: bool = True,
-    exact_pairs: bool = False,
     threads: int | None = None,
+    **fields: Any,
 ) -> tuple[Calibrated, tuple[Change, ...]]:
     """The first half of `quantize_static`: what its second half may be repeated on, and what was rewritten.
 
     Raises: as `quantize_static`.
     """
-    resolved, method = resolve_target(target), resolve_ranges(ranges)
-    weight_limit(weight_bits)
+    options = spelled_out(StaticOptions, options, fields, "calibrate_static")
     calibration = reiterable(calibration)
     graph, rewritten = prepare(
-        model, calibration, example_inputs=example_inputs, rewrites=rewrites, exclude=tuple(exclude)
+        model, calibration, example_inputs=example_inputs, rewrites=options.rewrites, exclude=tuple(options.exclude)
     )
     excluded = [node for node in graph.graph if stays_float(node)]
-    types = None if op_types is None else tuple(op_types)
-    plan = plan_placement(graph, op_types=types, exclude=excluded)
+    plan = plan_placement(graph, op_types=options.op_types, exclude=excluded)
     if not plan.sites and not plan.stored:
         raise QuantizationError(f"nothing in this graph can run in int8: {_what_there_is(graph)}")
-    weights = WeightOptions(resolved, per_channel, weight_bits, dict(layer_bits or {}), exact_pairs)
     calibrated = observe(
-        graph, plan, calibration, method, weights, op_types=types, correct_bias=correct_bias, threads=threads
+        graph,
+        plan,
+        calibration,
+        resolve_ranges(options.ranges),
+        _weight_options(graph, options),
+        op_types=None if options.op_types is None else tuple(options.op_types),
+        correct_bias=options.correct_bias and options.fold_weights,
+        threads=threads,
     )
     return replace(calibrated, excluded=tuple(str(node.name) for node in excluded)), rewritten
+
+
+def _weight_options(graph: ir.Model, options: StaticOptions) -> WeightOptions:
+    """The widths of weights by node: a pattern of `layer_bits` that stands later overrules."""
+    bits = {
+        str(node.name): wanted
+        for pattern, wanted in options.layer_bits.items()
+        for node in matching_nodes(graph, [pattern])
+    }
+    return WeightOptions(
+        resolve_target(options.target), options.per_channel, options.weight_bits, bits, not options.fold_weights
+    )
 
 
 def fold_weights(graph: ir.Model) -> ir.Model:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from compress.batches import reiterable, split_batch
 from compress.errors import DataError
 from compress.graph.exporting import to_graph
+from compress.options import spelled_out
+from compress.quantization.options import StaticOptions
 from compress.quantization.placement import check_op_types
 from compress.quantization.rewrites import REWRITES
 from compress.quantization.static import prepare, quantize_static
@@ -29,11 +31,9 @@ def quantize_tuned(
     threads: int | None = None,
     budget_s: float = 60.0,
     only_under_s: float | None = None,
-    op_types: Iterable[str] | None = None,
-    exclude: Iterable[str] = (),
-    rewrites: Iterable[str] | None = None,
     example_inputs: Sequence[Tensor] | None = None,
-    **options: Any,
+    options: StaticOptions | None = None,
+    **fields: Any,
 ) -> Step:
     """`quantize_static`, after timing int8 and float forms of the parts that may lose inside the whole model.
 
@@ -42,21 +42,21 @@ def quantize_tuned(
         threads: threads to time with, as the file will be run with.
         budget_s: seconds that the tuning may take, calibration of the final file not counted.
         only_under_s: leave the plain int8 graph where tuning would take longer than this; a note then says how long.
-        op_types, exclude, rewrites: what the tuning starts from; it may leave more in float.
-        options: whatever else `quantize_static` takes.
+        options, fields: as for `quantize_static`; what the tuning starts from, it may leave more in float.
 
     Returns:
         Its Step, with one more change for each decision, its milliseconds in `values`, and a note that says whether
         int8 is faster than float here.
     """
+    options = spelled_out(StaticOptions, options, fields, "quantize_tuned")
     calibration = reiterable(calibration)
     first = _sample(calibration)
     graph = to_graph(model, example_inputs if example_inputs is not None else _twice(first))
     sample = tuple(inputs) if inputs is not None else _filled(first, graph)
     start = Choices(
-        exclude=tuple(exclude),
-        rewrites=tuple(REWRITES) if rewrites is None else tuple(rewrites),
-        op_types=check_op_types(op_types),
+        exclude=tuple(options.exclude),
+        rewrites=tuple(REWRITES) if options.rewrites is None else tuple(options.rewrites),
+        op_types=check_op_types(options.op_types),
     )
 
     rewritten: dict[tuple[tuple[str, ...], ...], tuple[ir.Model, tuple[Change, ...]]] = {}
@@ -66,25 +66,21 @@ def quantize_tuned(
         if key not in rewritten:
             rewritten[key] = prepare(graph, [sample], rewrites=choices.rewrites, exclude=choices.exclude)
         prepared, changes = rewritten[key]
-        wanted = {**choices.options(), **_cheap(options), "rewrites": (), "exclude": ()}  # excluded nodes are marked
-        step = quantize_static(prepared, [sample], threads=threads, **wanted)
+        # Candidates differ in speed only, which ranges have no part in. What is excluded is marked already.
+        wanted = replace(options, op_types=tuple(choices.op_types), rewrites=(), exclude=(), ranges="minmax")
+        step = quantize_static(prepared, [sample], wanted, threads=threads)
         return step.model, (*changes, *step.changes)
 
     tuned = tune_latency(
         graph, build, sample, threads=threads, budget_s=budget_s, only_under_s=only_under_s, start=start
     )
-    step = quantize_static(graph, calibration, threads=threads, **tuned.choices.options(), **options)
+    step = quantize_static(graph, calibration, replace(options, **tuned.choices.options()), threads=threads)
     chosen = set(tuned.choices.exclude) - set(start.exclude)
     changes = [
         replace(change, reason="faster in float on this machine") if change.values.get("node") in chosen else change
         for change in step.changes
     ]
     return replace(step, changes=(*tuned.changes, *changes), notes=(*step.notes, *tuned.notes))
-
-
-def _cheap(options: dict[str, Any]) -> dict[str, Any]:
-    """Candidates differ in speed only, which ranges have no part in."""
-    return {key: value for key, value in options.items() if key != "ranges"}
 
 
 def _sample(calibration: Iterable[Any]) -> tuple[Tensor, ...]:

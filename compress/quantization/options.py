@@ -1,0 +1,64 @@
+"""The options of quantization: frozen values, checked when made, passed whole from verb to verb."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compress.quantization.observers import RangeMethod, resolve_ranges
+from compress.quantization.placement import check_op_types
+from compress.quantization.targets import Target, resolve_target, weight_limit
+
+
+@dataclass(frozen=True)
+class StaticOptions:
+    """How `quantize_static` quantizes weights and activations; also what `quantize_within` and `quantize_tuned` start from.
+
+    Raises:
+        QuantizationError: unknown target, range method, operator type or bits.
+    """
+
+    target: str | Target = "auto"  # what it shall run on: auto (this machine), any, x86-vnni, x86-avx2, arm64
+    ranges: str | RangeMethod = "minmax"  # minmax, percentile, entropy, mse, or options such as Percentile(99.9)
+    per_channel: bool = True
+    weight_bits: int = 8  # 4 to 8; 4 are stored as 4, between them as 8
+    layer_bits: Mapping[str, int] = field(default_factory=dict)  # node, module or pattern → other weight bits
+    op_types: Collection[str] | None = None  # quantize only these operator types
+    exclude: Collection[str] = ()  # nodes, modules, weights or patterns that stay float
+    rewrites: Collection[str] | None = None  # exact rewrites to apply first (`rewrites.REWRITES`); None: all of them
+    correct_bias: bool = True  # take the mean error of rounded weights off the biases (not where weights stay float)
+    fold_weights: bool = True  # False: weights stay float behind quantize/dequantize pairs, for training
+
+    def __post_init__(self) -> None:
+        for name in ("op_types", "exclude", "rewrites"):
+            _as_tuple(self, name)
+        object.__setattr__(self, "layer_bits", dict(self.layer_bits or {}))
+        resolve_target(self.target)
+        resolve_ranges(self.ranges)
+        check_op_types(self.op_types)
+        for bits in (self.weight_bits, *self.layer_bits.values()):
+            weight_limit(bits)
+
+
+@dataclass(frozen=True)
+class DynamicOptions:
+    """How `quantize_dynamic` stores weights: activations are quantized as each input comes."""
+
+    weight_type: str = "int8"  # int8; uint8, exact on every processor and up to a fifth slower; float16
+    op_types: Collection[str] | None = None  # by ONNX or PyTorch name; None: all but convolutions
+    exclude: Collection[str] = ()  # nodes, modules or weights to leave alone, by name or pattern
+    target: str | Target = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("op_types", "exclude"):
+            _as_tuple(self, name)
+        resolve_target(self.target)
+
+
+def _as_tuple(options: Any, name: str) -> None:
+    """One name, a list or a set becomes a tuple: frozen, in a fixed order."""
+    value = getattr(options, name)
+    if value is not None and not isinstance(value, tuple):
+        names = (value,) if isinstance(value, str) else sorted(value) if isinstance(value, (set, frozenset)) else value
+        object.__setattr__(options, name, tuple(names))
