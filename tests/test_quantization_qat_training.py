@@ -143,8 +143,8 @@ def test_learning_wins_back_what_four_bits_lose(graph):
     moved = [part for part in module.quantizers.values() if part.scales == "learned"]
     assert any(not torch.allclose(part.ratio, torch.ones(())) for part in moved)
     shipped = convert(module).model
-    codes = [v.const_value.numpy() for v in shipped.graph.initializers.values() if v.dtype == ir.DataType.INT8]
-    weights = [array for array in codes if array.ndim > 1]
+    codes = [v.const_value.numpy() for v in shipped.graph.initializers.values() if v.dtype == ir.DataType.INT4]
+    weights = [array.astype(np.int8) for array in codes if array.ndim > 1]
     assert len(weights) == 4
     assert max(int(np.abs(array).max()) for array in weights) == 7
 

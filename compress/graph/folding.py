@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ _MAKES_LARGER = frozenset({"Expand", "Tile", "ConstantOfShape", "Range", "Pad", 
 # Results of more elements than this must not make the file larger: folding an Expand of one
 # number would otherwise write megabytes of it.
 _FREE_ELEMENTS = 16_384
+_NARROW = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
+_WIDENED: weakref.WeakKeyDictionary[ir.Node, ir.Tensor] = weakref.WeakKeyDictionary()
 _NAMES = "compress.names"  # note in memory on a graph whose names are being made
 
 
@@ -87,9 +90,22 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     if value.is_initializer():
         return value.const_value
     node = value.producer()
-    if node is not None and node.domain in ("", "ai.onnx") and node.op_type == "Constant":
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "Constant":
         return ir.convenience.get_const_tensor(value)
-    return None
+    return _wide_codes(node) if node.op_type == "Cast" else None
+
+
+def _wide_codes(cast: ir.Node) -> ir.TensorProtocol | None:
+    """The codes behind a Cast that only widens how they are stored (INT4 in the file, int8 to the runtime)."""
+    stored = cast.inputs[0].const_value if cast.inputs[0] is not None else None
+    if stored is None or stored.dtype not in _NARROW or cast.attributes.get_int("to", 0) not in (2, 3):
+        return None
+    if cast not in _WIDENED:
+        wide = np.int8 if cast.attributes.get_int("to", 0) == ir.DataType.INT8 else np.uint8
+        _WIDENED[cast] = ir.Tensor(stored.numpy().astype(wide), name=cast.outputs[0].name)
+    return _WIDENED[cast]
 
 
 def constant_array(value: ir.Value | None) -> np.ndarray | None:
@@ -165,6 +181,8 @@ def _widens(node: ir.Node) -> bool:
     """A Cast of stored int8 or float16 weights to float: the runtime folds it when it loads the file."""
     source = node.inputs[0].const_value if node.op_type == "Cast" and node.inputs[0] is not None else None
     to = node.attributes.get_int("to", 0)
+    if source is not None and source.dtype in _NARROW:
+        return True
     if source is None or source.size <= _FREE_ELEMENTS or not to:
         return False
     return ir.DataType(to).bitwidth > source.dtype.bitwidth

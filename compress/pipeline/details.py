@@ -14,6 +14,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from compress.evaluation.runners import resized
+from compress.graph.folding import constant_array
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx
 from compress.pipeline.layer_noise import layer_noise
@@ -114,11 +115,9 @@ def quantized_weights(graph: ir.Model) -> list[tuple[str, np.ndarray, np.ndarray
     """Return (name, stored integers, real values) of each constant that passes through DequantizeLinear."""
     found = []
     for node in graph.graph:
-        if node.op_type != "DequantizeLinear" or node.inputs[0] is None or node.inputs[0].const_value is None:
+        if node.op_type != "DequantizeLinear" or constant_array(node.inputs[0]) is None:
             continue
-        arrays = [
-            value.const_value.numpy() for value in node.inputs if value is not None and value.const_value is not None
-        ]
+        arrays = [array for value in node.inputs if (array := constant_array(value)) is not None]
         if len(arrays) < 2 or arrays[0].ndim < 2:
             continue
         stored, scale = arrays[0], arrays[1]

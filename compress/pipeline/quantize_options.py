@@ -35,7 +35,7 @@ class QuantizeOptions:
         "int8", "dynamic: int8, uint8, float16", idle={"method": ("static", "qat")}, metavar="TYPE"
     )
     weight_bits: int = option(
-        8, "bits of a weight; fewer than 8 are simulated in int8", low=4, high=8, idle={"method": ("dynamic",), **TORCH}
+        8, "bits of a weight, 4 to 8; 4 are stored as 4, which halves an int8 file", low=4, high=8, idle=TORCH
     )
     layer_bits: tuple[str, ...] = option(
         (),
@@ -82,7 +82,11 @@ class QuantizeOptions:
         from compress.quantization.options import DynamicOptions
 
         return DynamicOptions(
-            weight_type=self.weight_type, op_types=self.op_types or None, exclude=self.exclude, target=self.target
+            weight_type=self.weight_type,
+            op_types=self.op_types or None,
+            exclude=self.exclude,
+            target=self.target,
+            weight_bits=self.weight_bits,
         )
 
 

@@ -59,6 +59,22 @@ def symmetric_scales(weight: np.ndarray, axis: int | None, limit: int) -> np.nda
     return np.maximum(largest / np.float32(limit), np.float32(SMALLEST_SCALE)).astype(np.float32)
 
 
+def scales_of_least_error(weight: np.ndarray, axis: int | None, limit: int) -> np.ndarray:
+    """As `symmetric_scales`, each shrunk to where rounding plus clipping makes the least squared error.
+
+    Below eight bits the largest weight of a channel is worth clipping: it would cost all others their precision.
+    """
+    weight = np.asarray(weight, np.float32)
+    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    widest = symmetric_scales(rows, 0, limit)
+    best, least = widest.copy(), np.full(len(rows), np.inf)
+    for share in np.linspace(1.0, 0.4, 25, dtype=np.float32):
+        scale = np.maximum(share * widest, np.float32(SMALLEST_SCALE))[:, None]
+        error = np.square(np.clip(np.rint(rows / scale), -limit, limit) * scale - rows).sum(1)
+        best, least = np.where(error < least, scale[:, 0], best), np.minimum(error, least)
+    return best.astype(np.float32) if axis is not None else best.reshape(()).astype(np.float32)
+
+
 def scales_that_hold_bias(scales: np.ndarray, bias: np.ndarray, input_scale: float) -> np.ndarray:
     """Weight scales, raised where |b| / (s_x · s_w) would overflow an int32 (a dead or pruned channel)."""
     needed = np.abs(bias.astype(np.float64)) / (input_scale * LARGEST_BIAS_CODE)

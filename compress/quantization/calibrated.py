@@ -17,6 +17,7 @@ from compress.quantization.kernels import HEAVY
 from compress.quantization.observers import Observer, RangeMethod
 from compress.quantization.placement import Plan, plan_placement
 from compress.quantization.rescaling import carried_factors, carried_grid
+from compress.quantization.storage import tables_of
 from compress.quantization.targets import Target
 from compress.quantization.weights import TARGET, fold_weights
 from compress.steps import Change, Step
@@ -37,7 +38,10 @@ class Calibrated:
     def quantize(
         self, *, exclude: Collection[str] = (), only: Collection[str] | None = None, fold: bool = True
     ) -> Step:
-        """Quantize all that was planned but the nodes `exclude`, or of its layers those of `only` alone (node names)."""
+        """Quantize all that was planned but the nodes `exclude`, or of its layers those of `only` alone (node names).
+
+        Tables that are read by rows are stored in int8 too, unless one layer is looked at alone.
+        """
         graph, out = self.graph.clone(), {*exclude, *self.excluded}
         if only is not None:
             out |= set(self.layers) - set(only)
@@ -48,9 +52,15 @@ class Calibrated:
         insert(graph, plan, grids_of(plan, self.ranges, self.weights.target), self.weights)
         graph.metadata_props[TARGET] = self.weights.target.name
         correct_biases(graph, plan, inputs, self.means)
+        tables = {} if only is not None or not fold else self._tables(graph, out)
         if fold:
-            graph = finish(fold_weights(graph))
-        return Step("quantize static", graph, tuple(_told(plan, self.weights, carried)), _notes(plan, self.weights))
+            graph = finish(fold_weights(graph), tables=tables)
+        told = tuple(_told(plan, self.weights, carried, tables))
+        return Step("quantize static", graph, told, _notes(plan, self.weights))
+
+    def _tables(self, graph: ir.Model, out: Collection[str]) -> dict[str, int]:
+        """The bits of each table, by the node that reads it."""
+        return {str(node.name): self.weights.bits_of(node) for node in tables_of(graph) if node.name not in out}
 
 
 def observe(
@@ -108,18 +118,22 @@ def grids_of(plan: Plan, ranges: Mapping[str, tuple[float, float]], target: Targ
     return grids
 
 
-def _told(plan: Plan, weights: WeightOptions, carried: Collection[str]) -> Iterator[Change]:
+def _told(plan: Plan, weights: WeightOptions, carried: Collection[str], tables: Mapping[str, int]) -> Iterator[Change]:
     nodes = {str(site.node.name): site.node for site in plan.sites if site.weighted}
     for change in plan.changes:
-        if change.values.get("node") in carried:
+        name = str(change.values.get("node"))
+        if name in carried:
             yield replace(change, action="carried by a scale")
             continue
-        node = nodes.get(str(change.values.get("node")))
+        node = nodes.get(name)
         if node is None or change.skipped:
             yield change
         else:
             values = {"weight_bits": weights.bits_of(node), "pairs_kept_in_16_bits": weights.in_pairs(node)}
             yield replace(change, values={**change.values, **values})
+    for name, bits in tables.items():
+        values = {"node": name, "op_type": "Gather", "weight_bits": bits}
+        yield Change(name.rsplit("/", 1)[0], f"table stored in {bits} bits, one scale per row", values=values)
 
 
 def _notes(plan: Plan, weights: WeightOptions) -> tuple[str, ...]:

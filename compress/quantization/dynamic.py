@@ -17,6 +17,7 @@ from compress.options import spelled_out
 from compress.quantization.dynamic_operators import FLOAT16, INT8, SMALLEST_ELEMENTS, Refused, Rewriter
 from compress.quantization.naming import Namer, name_everything
 from compress.quantization.options import DynamicOptions
+from compress.quantization.storage import narrow_codes, store_in_four_bits
 from compress.quantization.targets import Target, resolve_target
 from compress.steps import Change, Step
 
@@ -62,13 +63,14 @@ def quantize_dynamic(
         )
     name_everything(graph)
     left_out = matching_nodes(graph, exclude) if exclude else set()
-    rewriter = Rewriter(graph, weight_type, processor.pairs_saturate, Namer(graph))
+    rewriter = Rewriter(graph, weight_type, processor.pairs_saturate, Namer(graph), bits=options.weight_bits)
     changes = [
         change
         for node in list(graph.graph.all_nodes())
         if (change := _rewrite(rewriter, node, chosen, left_out)) is not None
     ]
     remove_unused(graph)
+    changes += store_in_four_bits(graph, narrow_codes(graph))
     return Step("quantize_dynamic", graph, tuple(changes), _notes(changes, weight_type, processor))
 
 

@@ -26,9 +26,11 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.graph.folding import constant_array, replace_node
-from compress.quantization.arithmetic import symmetric_scales
+from compress.quantization.arithmetic import scales_of_least_error, symmetric_scales
 from compress.quantization.naming import Namer
 from compress.quantization.pairs import pair_scales, shrink_pairs
+from compress.quantization.targets import weight_limit
+from compress.quantization.weights import LIMIT as NOTE
 
 LIMIT = 127  # largest magnitude of a code
 MICROSOFT = "com.microsoft"
@@ -49,11 +51,18 @@ class Rewriter:
     weight_type: str  # "int8", "uint8" or "float16"
     pairs_saturate: bool  # whether the int8 kernel adds products in pairs of 16 bits
     name: Namer
+    bits: int = 8  # of a code
     inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
     stored: dict[tuple[ir.Value, str], ir.Value] = field(default_factory=dict)
 
     def initializer(self, name: str, array: np.ndarray) -> ir.Value:
         return self.name.initializer(self.graph, name, np.ascontiguousarray(array).reshape(array.shape))
+
+    def codes(self, name: str, array: np.ndarray) -> ir.Value:
+        """An initializer of codes, with a note of how narrow they are."""
+        value = self.initializer(name, array)
+        value.metadata_props[NOTE] = str(weight_limit(self.bits))
+        return value
 
     def node(self, op_type: str, inputs: list[ir.Value | None], name: str, **options: object) -> ir.Node:
         """A node whose outputs, and itself, bear `name`."""
@@ -64,7 +73,7 @@ class Rewriter:
 
     def multiplied(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """(codes, scales, zero point) of a matrix (inputs, outputs) that an int8 kernel multiplies with."""
-        if self.weight_type == "uint8" or not self.pairs_saturate:
+        if self.weight_type == "uint8" or not self.pairs_saturate or self.bits < 8:  # narrow codes never overflow
             return self.stored_codes(weight, axis=1)
         rows = np.ascontiguousarray(weight.T, dtype=np.float32)
         scales = pair_scales(rows)
@@ -73,10 +82,11 @@ class Rewriter:
 
     def stored_codes(self, weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, int]:
         """(codes, scales along `axis`, zero point) of any weight: 255 steps, max|w| / 127 each."""
-        scales = symmetric_scales(weight, axis, LIMIT)
+        limit = weight_limit(self.bits)
+        scales = symmetric_scales(weight, axis, limit) if self.bits > 4 else scales_of_least_error(weight, axis, limit)
         shape = [1] * weight.ndim
         shape[axis] = -1
-        rounded = np.clip(np.rint(np.asarray(weight, np.float32) / scales.reshape(shape)), -LIMIT, LIMIT)
+        rounded = np.clip(np.rint(np.asarray(weight, np.float32) / scales.reshape(shape)), -limit, limit)
         if self.weight_type == "uint8":
             return (rounded + 128).astype(np.uint8), scales, 128
         return rounded.astype(np.int8), scales, 0
@@ -123,7 +133,7 @@ def run_lstm(rewriter: Rewriter, node: ir.Node) -> str:
         each = [rewriter.multiplied(direction) for direction in weight]
         scales = np.stack([scale for _, scale, _ in each])
         zero = np.full(scales.shape, each[0][2], each[0][0].dtype)
-        codes.append(rewriter.initializer(f"{node.name}_{role}_codes", np.stack([code for code, _, _ in each])))
+        codes.append(rewriter.codes(f"{node.name}_{role}_codes", np.stack([code for code, _, _ in each])))
         packed.append(rewriter.initializer(f"{node.name}_{role}_scale", scales))
         packed.append(rewriter.initializer(f"{node.name}_{role}_zero", zero))
     attributes = {name: value for name, value in node.attributes.items() if name != "layout"}
@@ -155,12 +165,12 @@ def store_convolution(rewriter: Rewriter, node: ir.Node) -> str:
 
 
 def store_embedding(rewriter: Rewriter, node: ir.Node) -> str:
-    table = _table(node)
+    table = table_of(node)
     codes, scales, zero = rewriter.stored_codes(table.reshape(len(table), -1), axis=0)
     codes = codes.reshape(table.shape)
     scale_shape = (len(table), *[1] * (table.ndim - 1))
     label = node.inputs[0].name  # type: ignore[union-attr]
-    stored = _once(rewriter, node.inputs[0], "codes", lambda: rewriter.initializer(f"{label}_codes", codes))
+    stored = _once(rewriter, node.inputs[0], "codes", lambda: rewriter.codes(f"{label}_codes", codes))
     scale = _once(
         rewriter, node.inputs[0], "scale", lambda: rewriter.initializer(f"{label}_scale", scales.reshape(scale_shape))
     )
@@ -169,13 +179,14 @@ def store_embedding(rewriter: Rewriter, node: ir.Node) -> str:
     made = [rows, *_widened(rewriter, rows.outputs[0], zero, node.name or ""), units]
     made.append(rewriter.node("Mul", [made[-2].outputs[0], units.outputs[0]], node.name or "Gather"))
     replace_node(node, made, [made[-1].outputs[0]])
-    return f"table stored in {rewriter.weight_type}, one scale per row"
+    kind = rewriter.weight_type if rewriter.bits == 8 else f"{rewriter.bits} bits"
+    return f"table stored in {kind}, one scale per row"
 
 
 def halve_weights(rewriter: Rewriter, node: ir.Node) -> str:
     """float16 for whatever weights the node has; the Cast back is folded when the file is loaded."""
     indices = (0,) if node.op_type == "Gather" else (1, 2) if node.op_type in ("LSTM", "GRU", "RNN") else (1,)
-    arrays = [_table(node) if node.op_type == "Gather" else _weight(node, index) for index in indices]
+    arrays = [table_of(node) if node.op_type == "Gather" else _weight(node, index) for index in indices]
     if any(np.abs(array).max(initial=0) > _FLOAT16_LARGEST for array in arrays):
         raise Refused("a weight is larger than the largest float16, 65504")
     if node.op_type == "Gather":
@@ -230,7 +241,7 @@ def _weight(node: ir.Node, index: int) -> np.ndarray:
     return array
 
 
-def _table(node: ir.Node) -> np.ndarray:
+def table_of(node: ir.Node) -> np.ndarray:
     array = constant_array(node.inputs[0])
     if array is None:
         raise Refused("it reads rows of a computed tensor, not of a table")
@@ -257,7 +268,7 @@ def _integer_matmul(rewriter: Rewriter, node: ir.Node, weight: np.ndarray) -> tu
         made.append(quantize)
     quantized, scale, zero_point = rewriter.inputs[source]
     key = f"{node.op_type} {node.attributes.get_int('transB', 0)} {node.attributes.get_float('alpha', 1.0)}"
-    stored = _once(rewriter, matrix, f"codes {key}", lambda: rewriter.initializer(f"{matrix.name}_codes", codes))
+    stored = _once(rewriter, matrix, f"codes {key}", lambda: rewriter.codes(f"{matrix.name}_codes", codes))
     unit = _once(rewriter, matrix, f"scale {key}", lambda: rewriter.initializer(f"{matrix.name}_scale", scales))
     offset = _once(
         rewriter,
@@ -282,7 +293,7 @@ def _store(rewriter: Rewriter, node: ir.Node, index: int, *, rows: int) -> None:
     def widened() -> ir.Value:
         lead = weight.shape[:rows]
         codes, scales, zero = rewriter.stored_codes(weight.reshape(int(np.prod(lead)), -1), axis=0)
-        stored = rewriter.initializer(f"{value.name}_codes", codes.reshape(weight.shape))
+        stored = rewriter.codes(f"{value.name}_codes", codes.reshape(weight.shape))
         scale = rewriter.initializer(f"{value.name}_scale", scales.reshape(*lead, *[1] * (weight.ndim - rows)))
         made = _widened(rewriter, stored, zero, f"{value.name}")
         made.append(rewriter.node("Mul", [made[-1].outputs[0], scale], f"{value.name}_widened"))

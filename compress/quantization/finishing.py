@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
 from compress.graph.folding import constant_array, consumers, remove_unused
 from compress.quantization.naming import Namer
 from compress.quantization.rescaling import carry
+from compress.quantization.storage import narrow_codes, store_in_four_bits, store_tables
 
 _ON_CODES = frozenset({"Pad", "Expand"})  # ONNX Runtime moves codes through the others by itself
 
 
-def finish(graph: ir.Model) -> ir.Model:
-    """Finish `graph` in place and return it."""
+def finish(graph: ir.Model, *, tables: Mapping[str, int] | None = None) -> ir.Model:
+    """Finish `graph` in place and return it.
+
+    Args:
+        tables: by node name, the bits in which tables that are read by rows are stored.
+    """
     namer = Namer(graph)
     for node in list(graph.graph):
         if node.op_type in _ON_CODES:
@@ -22,8 +29,11 @@ def finish(graph: ir.Model) -> ir.Model:
     for node in graph.graph:
         if node.op_type == "Conv":
             _drop_zero_points(node)
+    for bits in sorted(set((tables or {}).values())):
+        store_tables(graph, [name for name, wanted in (tables or {}).items() if wanted == bits], bits=bits)
     ir.passes.common.DeduplicateInitializersPass(size_limit=4096)(graph)
     remove_unused(graph)
+    store_in_four_bits(graph, narrow_codes(graph))
     _drop_notes(graph)
     graph.producer_name = "compress"
     return graph

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.graph.folding import constant_array, remove_unused
-from compress.quantization.arithmetic import Grid, grid_for_range, symmetric_scales
+from compress.quantization.arithmetic import Grid, grid_for_range, scales_of_least_error, symmetric_scales
 from compress.quantization.kernels import activation_inputs, clip_bounds, weight_axis
 from compress.quantization.naming import Namer
 from compress.quantization.pairs import as_rows, has_pairs, pair_scales
@@ -17,6 +17,7 @@ from compress.quantization.placement import Plan, Site
 from compress.quantization.targets import Target, weight_limit
 from compress.quantization.weights import LIMIT
 
+NARROW = 4  # bits from which a weight's scale is chosen by its error: there the largest weight is worth clipping
 CLIP = "compress.clip"  # note on an activation's QuantizeLinear: its range stands for this clip, "low high"
 
 
@@ -47,7 +48,9 @@ class WeightOptions:
     def scales(self, node: ir.Node, weight: np.ndarray, axis: int | None) -> np.ndarray:
         if self.in_pairs(node):
             return pair_scales(as_rows(node, weight), per_row=axis is not None, exact=self.exact_pairs)
-        return symmetric_scales(weight, axis, weight_limit(self.bits_of(node)))
+        bits = self.bits_of(node)
+        choose = scales_of_least_error if bits <= NARROW else symmetric_scales
+        return choose(weight, axis, weight_limit(bits))
 
 
 def insert(graph: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: WeightOptions) -> None:

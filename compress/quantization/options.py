@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from compress.errors import QuantizationError
 from compress.quantization.observers import RangeMethod, resolve_ranges
 from compress.quantization.placement import check_op_types
 from compress.quantization.targets import Target, resolve_target, weight_limit
@@ -49,11 +50,17 @@ class DynamicOptions:
     op_types: Collection[str] | None = None  # by ONNX or PyTorch name; None: all but convolutions
     exclude: Collection[str] = ()  # nodes, modules or weights to leave alone, by name or pattern
     target: str | Target = "auto"
+    weight_bits: int = 8  # 4 to 8; 4 are stored as 4, between them as 8
 
     def __post_init__(self) -> None:
         for name in ("op_types", "exclude"):
             _as_tuple(self, name)
         resolve_target(self.target)
+        weight_limit(self.weight_bits)
+        if self.weight_bits != 8 and self.weight_type != "int8":
+            raise QuantizationError(
+                f"weight_bits {self.weight_bits} goes with weight_type int8, not {self.weight_type}; leave one of them out"
+            )
 
 
 def _as_tuple(options: Any, name: str) -> None:

@@ -16,7 +16,7 @@ from compress.quantization.pairs import as_rows, from_rows, has_pairs, shrink_pa
 from compress.quantization.targets import TARGETS
 
 TARGET = "compress.target"  # note on the model: what it was quantized for
-LIMIT = "compress.limit"  # note on a weight's QuantizeLinear: its codes lie in −limit … limit
+LIMIT = "compress.limit"  # note on a weight's QuantizeLinear, then on its codes: they lie in −limit … limit
 
 
 def limit_of(quantize_node: ir.Node) -> int:
@@ -71,6 +71,8 @@ def _fold(graph: ir.Model, node: ir.Node, namer: Namer, *, saturates: bool) -> N
     if codes is None:
         return
     initializer = namer.initializer(graph, f"{node.inputs[0].name}_q", codes)  # type: ignore[union-attr]
+    if LIMIT in node.metadata_props:
+        initializer.metadata_props[LIMIT] = node.metadata_props[LIMIT]
     node.outputs[0].replace_all_uses_with(initializer)
     graph.graph.remove(node, safe=True)
 
