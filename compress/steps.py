@@ -53,6 +53,35 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """One figure of one model. Fractions are in [0, 1] whatever `unit` they are printed in ("%", or "" for plain numbers).
+
+    `better` says which way is good: "higher" or "lower". The intervals are at 95 %, over samples (images, sentences, never
+    pixels or tokens): of the value, and of its difference from the baseline's, paired by sample. None: not known.
+    """
+
+    name: str
+    unit: str
+    better: str
+    value: float
+    interval: tuple[float, float] | None = None
+    change_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one output of a model is from the baseline's, over all samples; needs no labels.
+
+    `snr_db` is 10·log10(Σ baseline² / Σ (this − baseline)²), None where the two are equal; `largest` is the largest
+    absolute difference of one element.
+    """
+
+    output: str
+    snr_db: float | None
+    largest: float
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Figures of one deliverable, each taken from the very file (or module) it names.
 
@@ -75,7 +104,9 @@ class Measurement:
     top1: float | None = None
     top5: float | None = None
     loss: float | None = None
-    metric: float | None = None  # the user's own metric
-    agreement: float | None = None  # fraction of samples with the baseline's top-1 class
-    samples: int | None = None  # how many samples the accuracies were measured on
+    metric: float | None = None  # the user's own metric, the first where there are several
+    agreement: float | None = None  # fraction of positions with the baseline's class, where outputs are class scores
+    samples: int | None = None  # images, sentences, rows: never pixels or tokens
+    measures: tuple[Measure, ...] = ()  # the figures of the task and the user's own metrics; the first decides
+    differences: tuple[Difference, ...] = ()  # one for each output, beside the baseline's
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -9,9 +9,10 @@ from scipy.stats import binomtest
 from torch import nn
 
 from compress.errors import DataError, InputError
-from compress.evaluation.accuracy import evaluate, evaluate_all, paired_interval, wilson
+from compress.evaluation.accuracy import evaluate, evaluate_all
 from compress.evaluation.runners import flat_outputs, in_slices, open_runner
 from compress.graph.exporting import export
+from compress.measures.intervals import paired_interval, wilson
 from compress.onnx_files import save_onnx
 from compress.pipeline.outputs import export_program
 
@@ -118,7 +119,7 @@ def test_dense_classification_counts_positions_and_skips_the_ignored():
     scores[0, 1] = 1.0
     target = torch.tensor([[[1, 1], [0, -100]]])
     found = evaluate(nn.Identity(), [(scores, target)])
-    assert found.samples == 3
+    assert (found.samples, found.extra["positions"]) == (1, 3)
     assert found.top1 == pytest.approx(2 / 3)
     expected = torch.nn.functional.cross_entropy(scores, target, ignore_index=-100)
     assert found.loss == pytest.approx(float(expected))

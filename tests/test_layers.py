@@ -13,7 +13,9 @@ LEVELS = [
     {"cli"},
     {"pipeline"},
     {"reporting", "evaluation", "quantization"},
-    {"graph", "pruning", "training", "fusion", "loading"},
+    {"graph", "pruning", "training", "fusion"},
+    {"measures"},
+    {"loading"},
     {"steps", "errors", "batches", "files", "metadata", "onnx_files", "options", "progress", "shapes", "state"},
 ]
 DOORS = {  # library → where it may be imported
@@ -21,6 +23,7 @@ DOORS = {  # library → where it may be imported
     "tabulate": ("compress/reporting/",),
     "torchvision": ("compress/loading/",),
     "onnxruntime": ("compress/graph/runtime.py",),
+    "torchmetrics": ("compress/measures/ranked.py",),
     "torch.ao": ("compress/quantization/torch_native.py",),
     "tensorboard": ("compress/training/",),
     "torch.utils.tensorboard": ("compress/training/",),

@@ -1,13 +1,7 @@
-"""Top-1, top-5, loss, agreement, a metric of the user's own, with their uncertainty.
-
-Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927): with k of n right,
-p = k/n and z = 1.96, the 95 % interval is (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n).
-"""
+"""What models score on a data set, in one pass: figures of the task, own metrics, distance from the baseline's outputs."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,15 +10,20 @@ import torch
 from torch import Tensor
 
 from compress.batches import split_batch
-from compress.errors import DataError, InputError
+from compress.errors import DataError
+from compress.evaluation.class_counts import ClassCounts
+from compress.evaluation.differences import OutputDifferences
 from compress.evaluation.runners import Runner, Target, open_runner
-from compress.loading.callables import first_line, import_callable
+from compress.measures.figure import ratio
+from compress.measures.intervals import ratio_interval
+from compress.measures.opening import Measures, open_measures
+from compress.measures.tally import Tally
+from compress.measures.task import Labelled, Reading
 from compress.progress import track
-from compress.steps import Measurement
+from compress.steps import Measure, Measurement
 
-IGNORED = -100  # torch's `ignore_index`: positions that no figure counts
-MOST_CONFUSED = 20
-Z95 = 1.959963984540054
+# Figures that say how many answers are right, by whatever name their task gives them.
+RIGHT = ("top-1", "accuracy", "pixel accuracy", "token accuracy")
 
 
 def evaluate(
@@ -32,30 +31,35 @@ def evaluate(
     loader: Iterable[Any],
     *,
     baseline: Target | None = None,
-    metric: str | Callable[..., Any] | None = None,
+    metric: str | Callable[..., Any] | Any = None,
+    task: str = "auto",
+    ignore_label: int | None = None,
     threads: int | None = None,
     name: str | None = None,
 ) -> Measurement:
     """Measure the accuracy of a module, a graph, a .pt2 or a .onnx file on every batch of `loader`.
 
-    The first output is read as scores of classes: (N, C) with targets (N,), or (N, C, …) with targets (N, …), whose
-    positions then count as samples. Other outputs and targets give agreement and `metric` only. `top1`, `top5` and
-    `agreement` are fractions. `extra` holds `top1_interval` (95 %, Wilson) and counts for each class.
+    `measures` of the result holds the figures of the task, the user's own metrics first; the first decides.
+    `differences` says how far each output is from the baseline's, labels or not. `top1`, `top5` and `agreement` are
+    fractions, None where outputs are no class scores. `extra` holds the task, 95 % intervals and counts for each class.
 
     Args:
-        baseline: the model to agree with; run on the same batches.
-        metric: see `open_metric`.
+        baseline: the model to set beside; run on the same batches.
+        metric: see `measures.own.open_metrics`.
+        task: auto, or a name of `measures.tasks.TASKS`.
+        ignore_label: positions with this label count in no figure; −100 never does.
 
     Raises:
-        DataError: no batch, a target that is out of range, or values that are not finite.
-        InputError: the model rejects the inputs.
+        DataError: no batch, targets that the task has not, or values that are not finite.
+        InputError: the model rejects the inputs, or the metric failed.
     """
     label = name or (str(target) if not isinstance(target, torch.nn.Module) else type(target).__name__)
     targets: dict[str, Target] = {label: target}
+    asked = open_measures(metric, task=task, ignore_label=ignore_label)
     if baseline is None:
-        return evaluate_all(targets, loader, metric=metric, threads=threads)[label]
+        return evaluate_all(targets, loader, measures=asked, threads=threads)[label]
     key = f"{label} (baseline)"
-    return evaluate_all({key: baseline, **targets}, loader, baseline=key, metric=metric, threads=threads)[label]
+    return evaluate_all({key: baseline, **targets}, loader, baseline=key, measures=asked, threads=threads)[label]
 
 
 def evaluate_all(
@@ -63,226 +67,114 @@ def evaluate_all(
     loader: Iterable[Any],
     *,
     baseline: str | None = None,
-    metric: str | Callable[..., Any] | None = None,
+    measures: Measures | None = None,
     threads: int | None = None,
 ) -> dict[str, Measurement]:
-    """Measure several models in one pass over the data; agreement is with `baseline` (a key of `targets`)."""
+    """Measure several models in one pass over the data, beside `baseline` (a key of `targets`)."""
+    measures = measures or Measures()
     runners = {name: open_runner(target, threads=threads) for name, target in targets.items()}
-    tallies = {name: Tally(metric=open_metric(metric)) for name in targets}
     order = sorted(runners, key=lambda name: name != baseline)  # the baseline first: the others are set beside it
+    rows: dict[str, Row] = {}
     for batch in track(loader, "evaluate"):
         inputs, target = split_batch(batch)
-        reference: Tally.Predicted | None = None
+        reference: Answer | None = None
         for name in order:
-            predicted = tallies[name].add(runners[name](*inputs), target, reference)
-            reference = predicted if name == baseline else reference
-    return {name: tallies[name].measurement(name, runners[name]) for name in targets}
+            outputs = runners[name](*inputs)
+            if not rows:  # the baseline's (else the first model's) outputs say how all are read
+                reading = measures.read(outputs, target)
+                rows = {each: Row(measures.start(reading)) for each in order}
+            answer = rows[name].add(outputs, target, reference)
+            reference = answer if name == baseline else reference
+    if not rows:
+        raise DataError("the data yields no batch; check --data and its test part")
+    base = rows[baseline] if baseline is not None else None
+    if base is not None:
+        base.tally.is_baseline = True
+    return {name: rows[name].measurement(name, runners[name], base) for name in targets}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A batch as one model answered it."""
+
+    outputs: tuple[Tensor, ...]
+    classes: Tensor | None
+    labelled: Labelled | None
 
 
 @dataclass
-class Tally:
-    """Counts of one model, batch by batch; nothing grows with the data but the pairs that disagree."""
+class Row:
+    """Everything that is counted of one model."""
 
-    @dataclass(frozen=True)
-    class Predicted:
-        """A batch as one model saw it: the class at each position (-1 where the output is no classification)."""
+    tally: Tally
+    classes: ClassCounts = field(default_factory=ClassCounts)
+    differences: OutputDifferences = field(default_factory=OutputDifferences)
 
-        classes: Tensor | None
-        right: Tensor | None
+    def add(self, outputs: tuple[Tensor, ...], target: Any, reference: Answer | None) -> Answer:
+        """Count one batch; return what was answered, for the models that are set beside this one."""
+        seen = self.tally.add(outputs, target, None if reference is None else reference.outputs)
+        answer = Answer(outputs, _classes(seen.scores, self.tally.reading), seen.labelled)
+        if seen.labelled is not None:
+            self.classes.add(seen.labelled, None if reference is None else reference.labelled)
+        if reference is not None:
+            self.differences.add(outputs, reference.outputs)
+            if answer.classes is not None and reference.classes is not None:
+                self.classes.compare(answer.classes, reference.classes)
+        return answer
 
-    metric: Metric | None = None
-    samples: int = 0
-    scored: int = 0  # positions with a target
-    top1: int = 0
-    top5: int = 0
-    classes: int = 0
-    loss: float = 0.0
-    agreed: int = 0
-    compared: int = 0
-    lost: int = 0  # right in the baseline, wrong here
-    won: int = 0
-    class_right: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    class_total: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    confusions: Counter[tuple[int, int]] = field(default_factory=Counter)
-
-    def add(self, outputs: tuple[Tensor, ...], target: Any, reference: Predicted | None) -> Predicted:
-        """Count one batch; return what was predicted, for the models that are set beside this one."""
-        scores = outputs[0].detach().float() if outputs[0].is_floating_point() else None
-        self.samples += len(outputs[0]) if outputs[0].dim() else 1
-        if self.metric is not None:
-            self.metric.add(outputs, target)
-        if scores is None or scores.dim() < 2:
-            return self.Predicted(None, None)
-        if not torch.isfinite(scores).all():
-            raise DataError("the model's outputs are not finite (NaN or infinity); check the data and the checkpoint")
-        predicted = scores.argmax(1)
-        right = self._score(scores, predicted, target)
-        if reference is not None and reference.classes is not None and reference.classes.shape == predicted.shape:
-            self.agreed += int((reference.classes == predicted).sum())
-            self.compared += predicted.numel()
-            if right is not None and reference.right is not None:
-                self.lost += int((reference.right & ~right).sum())
-                self.won += int((right & ~reference.right).sum())
-        return self.Predicted(predicted, right)
-
-    def _score(self, scores: Tensor, predicted: Tensor, target: Any) -> Tensor | None:
-        """Count right answers; None where the target is no class index."""
-        if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
-            return None
-        if target.shape != predicted.shape:
-            return None
-        target, classes = target.long(), scores.shape[1]
-        counted = target != IGNORED
-        check_labels(target[counted], classes)
-        self.classes = classes
-        safe = torch.where(counted, target, 0)
-        right = (predicted == safe) & counted
-        self.scored += int(counted.sum())
-        self.top1 += int(right.sum())
-        best = scores.topk(min(5, classes), 1).indices
-        self.top5 += int(((best == safe.unsqueeze(1)).any(1) & counted).sum())
-        self.loss += float(torch.nn.functional.cross_entropy(scores, target, ignore_index=IGNORED, reduction="sum"))
-        self._by_class(safe[counted], predicted[counted], classes)
-        return right
-
-    def _by_class(self, target: Tensor, predicted: Tensor, classes: int) -> None:
-        if not len(self.class_total):
-            self.class_right, self.class_total = torch.zeros(2, classes, dtype=torch.int64)
-        wrong = predicted != target
-        self.class_total += target.bincount(minlength=classes)
-        self.class_right += target[~wrong].bincount(minlength=classes)
-        self.confusions.update(zip(target[wrong].tolist(), predicted[wrong].tolist()))
-
-    def measurement(self, name: str, runner: Runner) -> Measurement:
+    def measurement(self, name: str, runner: Runner, base: Row | None) -> Measurement:
         """Turn the counts into figures."""
-        if not self.samples:
-            raise DataError("the data yields no batch; check --data and its test part")
-        own = None if self.metric is None else self.metric.value()
-        scored = self.scored
+        tally = self.tally
+        found = tally.measures(base.tally if base is not None and base is not self else None)
+        by_name = {item.name: item for item in found[len(tally.metrics) :]}
+        names = getattr(runner, "output_names", ())
         return Measurement(
             name=name,
             path=None if runner.path is None else str(runner.path),
-            top1=self.top1 / scored if scored else None,
-            top5=self.top5 / scored if scored and self.classes > 5 else None,
-            loss=self.loss / scored if scored else None,
-            metric=own,
-            agreement=self.agreed / self.compared if self.compared else None,
-            samples=scored or self.samples,
-            extra=self._extra(),
+            top1=next((by_name[key].value for key in RIGHT if key in by_name), None),
+            top5=by_name["top-5"].value if "top-5" in by_name else None,
+            loss=_loss(tally),
+            metric=found[0].value if tally.metrics else None,
+            agreement=self.classes.agreement,
+            samples=tally.positions if tally.positions and not tally.reading.task.position else tally.samples,
+            measures=found,
+            differences=self.differences.found(names),
+            extra=self._extra(found),
         )
 
-    def _extra(self) -> dict[str, Any]:
-        if not self.scored:
-            return {}
-        seen = self.class_total > 0
-        extra: dict[str, Any] = {
-            "top1_interval": list(wilson(self.top1, self.scored)),
-            "class_right": {str(i): int(self.class_right[i]) for i in seen.nonzero().flatten().tolist()},
-            "class_total": {str(i): int(self.class_total[i]) for i in seen.nonzero().flatten().tolist()},
-            "confusions": [[a, b, n] for (a, b), n in sorted(self.confusions.most_common(MOST_CONFUSED))],
-        }
-        if self.compared:
-            extra["change_interval"] = list(paired_interval(self.won, self.lost, self.scored))
-            extra["won"], extra["lost"] = self.won, self.lost
+    def _extra(self, found: tuple[Measure, ...]) -> dict[str, Any]:
+        tally, task = self.tally, self.tally.reading.task
+        extra: dict[str, Any] = {"task": task.name, **self.classes.as_extra()}
+        if tally.reading.reason:
+            extra["task_reason"] = tally.reading.reason
+        if tally.dropped:
+            extra["no_figures"] = tally.dropped
+        if tally.left_out:
+            extra["left_out"] = list(tally.left_out)
+        if task.position:
+            extra |= {"positions": tally.positions, "position": task.position, "sample": task.sample}
+        terms = next(
+            (figure.terms for figure in task.figures if figure.name in RIGHT and figure.terms is not None), None
+        )
+        if terms is not None and tally.rows:
+            interval = ratio_interval(*terms(tally.records))
+            extra |= {"top1_interval": list(interval)} if interval is not None else {}
+        if found and found[0].change_interval is not None:
+            extra["change_interval"] = list(found[0].change_interval)
+        if self.classes.compared and tally.rows and not task.position:
+            extra |= {"won": self.classes.won, "lost": self.classes.lost}
         return extra
 
 
-def check_labels(target: Tensor, classes: int) -> None:
-    """Refuse labels that the model has no class for.
-
-    Raises:
-        DataError: a label below 0 or not below `classes`.
-    """
-    if not target.numel():
-        return
-    low, high = int(target.min()), int(target.max())
-    if low < 0 or high >= classes:
-        worst = low if low < 0 else high
-        raise DataError(
-            f"label {worst} is out of range: the model has {classes} classes (0 to {classes - 1}); "
-            "check the data's labels, or give the class order with --classes"
-        )
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Return the 95 % interval of a fraction (formula at the top).
-
-    >>> tuple(round(x, 3) for x in wilson(455, 600))
-    (0.723, 0.791)
-    """
-    p, z = right / total, Z95
-    centre, scale = p + z * z / (2 * total), 1 + z * z / total
-    spread = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def paired_interval(won: int, lost: int, total: int) -> tuple[float, float]:
-    """Return the 95 % interval of the change of accuracy between two models on the same samples.
-
-    Only samples on which they differ carry information (McNemar 1947): with w won and l lost of n,
-    the change is (w − l)/n with variance (w + l − (w − l)²/n)/n².
-    """
-    change = (won - lost) / total
-    spread = Z95 * math.sqrt(max(0.0, won + lost - (won - lost) ** 2 / total)) / total
-    return change - spread, change + spread
-
-
-class Metric:
-    """A metric of the user's own, in either of two forms (see `open_metric`)."""
-
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
-        self.name = name
-        made = self._asked(function) if isinstance(function, type) else function
-        self.whole: Any = made if isinstance(function, type) or hasattr(function, "update") else None
-        if self.whole is not None and not (hasattr(self.whole, "update") and hasattr(self.whole, "compute")):
-            raise InputError(f"metric {name!r} is a class without update(outputs, target) and compute()")
-        self.function = function
-        self.total, self.weight = 0.0, 0
-
-    def add(self, outputs: tuple[Tensor, ...], target: Any) -> None:
-        given = outputs[0] if len(outputs) == 1 else outputs
-        if self.whole is not None:
-            self._asked(self.whole.update, given, target)
-            return
-        samples = len(outputs[0]) if outputs[0].dim() else 1
-        self.total += self._number(self._asked(self.function, given, target)) * samples
-        self.weight += samples
-
-    def value(self) -> float:
-        if self.whole is not None:
-            return self._number(self._asked(self.whole.compute))
-        return self.total / max(self.weight, 1)
-
-    def _asked(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the user's code, which may raise anything."""
-        try:
-            return function(*arguments)
-        except Exception as error:
-            form = "a function (outputs, target) -> float, or a class with update(outputs, target) and compute()"
-            raise InputError(f"metric {self.name!r} failed: {first_line(error)}; a metric is {form}") from error
-
-    def _number(self, value: Any) -> float:
-        try:
-            return float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"metric {self.name!r} returned a {type(value).__name__}; return one number") from error
-
-
-def open_metric(metric: str | Callable[..., Any] | None) -> Metric | None:
-    """Open a metric: a function, a class, or where to find one ("module:name" or "file.py:name").
-
-    A function `(outputs, target) -> float` is called for each batch and averaged over samples; a class with
-    `update(outputs, target)` and `compute() -> float` sees the whole data, as torchmetrics' do. `outputs` is the
-    model's tensor, or the tuple of them where it has several. Higher is better.
-
-    Raises:
-        InputError: it cannot be found, or is neither.
-    """
-    if metric is None:
+def _classes(scores: Tensor, reading: Reading) -> Tensor | None:
+    """The class at each position, where the outputs are class scores."""
+    if reading.task.predicted is None or not scores.is_floating_point() or scores.dim() < 2:
         return None
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
-    if isinstance(metric, str):
-        metric = import_callable(metric)
-    if not callable(metric) and not hasattr(metric, "update"):
-        raise InputError(f"metric {metric!r} is neither a function nor a class with update() and compute()")
-    return Metric(metric, name)
+    return reading.task.predicted(scores, reading)
+
+
+def _loss(tally: Tally) -> float | None:
+    """Cross-entropy of a position, where outputs are class scores with labels."""
+    if "loss" not in tally.rows or not tally.positions:
+        return None
+    return ratio({"loss": torch.cat(tally.rows["loss"])}, lambda kept: (kept["loss"], torch.tensor([tally.positions])))

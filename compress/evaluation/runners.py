@@ -38,6 +38,7 @@ class GraphRunner:
         self.path = None if isinstance(model, ir.Model) else Path(model)
         self.session = Session(model, threads=threads)
         self.fixed_batch = self.session.fixed_batch
+        self.output_names = self.session.output_names
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         samples = len(inputs[0]) if inputs and inputs[0].dim() else 0

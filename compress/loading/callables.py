@@ -27,8 +27,23 @@ def import_callable(spec: str) -> Callable[..., Any]:
     source, separator, name = spec.rpartition(":")
     if not separator or not source or not name:
         raise InputError(f"{spec!r} names no function; write package.module:name or file.py:name")
-    module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+    module = _imported(source)
     return _attribute(module, source, name)
+
+
+def _imported(source: str) -> ModuleType:
+    """Import it; where a torchvision wheel of another torch stops that, once more with torchvision opened by our door."""
+    find = (lambda: _import_file(Path(source))) if source.endswith(".py") else (lambda: _import_module(source))
+    try:
+        return find()
+    except InputError as error:
+        if "torchvision::" not in str(error):
+            raise
+    import compress.loading.torchvision_ops  # noqa: F401
+
+    for name in [name for name in sys.modules if name == "torchmetrics" or name.startswith("torchmetrics.")]:
+        del sys.modules[name]  # half imported
+    return find()
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import Target
 from compress.evaluation.size import count_macs, count_parameters, size_bytes, sparsity
+from compress.measures.opening import open_measures
 from compress.pipeline.details import layer_details
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import Opened, Settings
@@ -54,7 +55,7 @@ def measure(
         )
         rows = {name: merged(row, timed[name]) for name, row in rows.items()}
     if test is not None:
-        scored = evaluate_all(targets, test, baseline=baseline, metric=metric, threads=threads)
+        scored = evaluate_all(targets, test, baseline=baseline, measures=open_measures(metric), threads=threads)
         rows = {name: merged(row, scored[name]) for name, row in rows.items()}
     return tuple(rows.values())
 
