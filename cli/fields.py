@@ -9,9 +9,27 @@ from typing import Any
 import click
 
 from cli.help import completing
+from cli.options import key_values
 
 KINDS = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class NumberOrWord(click.ParamType):
+    """A number, or one of a few words: 0.01, auto."""
+
+    name = "FLOAT"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        if value in self.words:
+            return str(value)
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor {' or '.join(self.words)}", param, ctx)
 
 
 class Names(click.ParamType):
@@ -38,7 +56,7 @@ def with_options(command: Callable[..., Any], fields: Sequence[dataclasses.Field
 def given(rest: dict[str, Any], fields: Sequence[dataclasses.Field]) -> dict[str, Any]:
     """Take out of a command's arguments the fields' values that the user typed."""
     values = {field.name: rest.pop(field.name) for field in fields}
-    return {name: value for name, value in values.items() if value not in (None, ())}
+    return {name: value for name, value in values.items() if value not in (None, (), {})}
 
 
 def option_of(field: dataclasses.Field) -> Decorator:
@@ -51,6 +69,11 @@ def option_of(field: dataclasses.Field) -> Decorator:
     if kind == "bool":
         both = "" if field.metadata.get("only_on") else f"/--no-{name}"
         return click.option(f"--{name}{both}", field.name, is_flag=True, default=None, help=f"{text}.")
+    if field.metadata.get("pairs"):  # `optimizer_args` is filled by --optimizer-arg K=V, one by one
+        flag = f"--{name.removesuffix('s')}"
+        return click.option(
+            flag, field.name, multiple=True, metavar="K=V", callback=key_values, help=f"{text} (repeatable)."
+        )
     if field.metadata.get("commas"):
         return click.option(f"--{name}", field.name, type=Names(), metavar=field.metadata["metavar"], help=f"{text}.")
     if kind.startswith("tuple"):
@@ -59,8 +82,16 @@ def option_of(field: dataclasses.Field) -> Decorator:
     metavar = field.metadata.get("metavar") or ("|".join(choices) if 0 < len(choices) < 5 else None)
     notes = "; ".join(filter(None, ["" if field.default is None else f"default: {field.default}", _limits(field)]))
     shown = f"{text}. [{notes}]" if notes else f"{text}."
-    type_ = completing(choices) if choices else KINDS[kind]
+    type_ = _type_of(field, kind)
     return click.option(f"--{name}", field.name, type=type_, metavar=metavar, help=shown)
+
+
+def _type_of(field: dataclasses.Field, kind: str) -> click.ParamType:
+    if choices := field.metadata.get("choices"):
+        return completing(choices)
+    if words := field.metadata.get("words"):
+        return NumberOrWord(words)
+    return KINDS[kind]
 
 
 def _limits(field: dataclasses.Field) -> str:

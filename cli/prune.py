@@ -46,7 +46,7 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     path = click.Path(path_type=Path, dir_okay=False)
     tuning = [
-        click.option("--lr", type=float, help=f"Learning rate of fine-tuning. [default: {FinetuneOptions.lr}]"),
+        click.option("--lr", type=float, help="Learning rate of fine-tuning; default: what fits."),
         click.option("--config", type=path, metavar="FILE", help="TOML: how to fine-tune."),
         click.option("--latency", type=float, metavar="F", help="Remove until the measured latency fell by F."),
         click.option("--macs", type=float, metavar="F", help="Remove until the multiply-accumulates fell by F."),

@@ -28,7 +28,10 @@ def option(
     `command` says how the option looks on the command line; see `cli.fields.option_of`.
     """
     limits = {"low": low, "above": above, "high": high}
-    return dataclasses.field(default=default, metadata={"help": text, **limits, "idle": idle or {}, **command})
+    metadata = {"help": text, **limits, "idle": idle or {}, **command}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def choice(default: str, text: str, choices: tuple[str, ...], *, or_own: bool = False, **command: Any) -> Any:
@@ -62,16 +65,20 @@ def _check_type(field: dataclasses.Field, value: Any, what: str) -> None:
     kind = str(field.type)
     if value is None and "None" in kind:
         return
-    wanted = kind.removesuffix(" | None")
+    if value in field.metadata.get("words", ()) and isinstance(value, str):
+        return
+    wanted = kind.removesuffix(" | None").removesuffix(" | str")
     fits = {
         "int": isinstance(value, numbers.Integral) and not isinstance(value, bool),
         "float": isinstance(value, numbers.Real) and not isinstance(value, bool),
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
         "tuple[str, ...]": isinstance(value, tuple) and all(isinstance(item, str) for item in value),
+        "Mapping[str, Any]": isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
     }[wanted]
     if not fits:
-        raise InputError(f"{what} option {field.name} must be {wanted}, got {value!r}")
+        words = "".join(f" or {word!r}" for word in field.metadata.get("words", ()))
+        raise InputError(f"{what} option {field.name} must be {wanted}{words}, got {value!r}")
 
 
 def _check_range(field: dataclasses.Field, value: Any, what: str) -> None:
@@ -94,7 +101,7 @@ def _check_range(field: dataclasses.Field, value: Any, what: str) -> None:
 def _check_effect(field: dataclasses.Field, options: Any, what: str) -> None:
     value = getattr(options, field.name)
     switched_off = value is False and field.default is None
-    if value == field.default or switched_off:
+    if value == field.default or switched_off or not field.metadata.get("idle"):
         return
     name = field.metadata.get("off", field.name) if value is False else field.name
     for other, values in field.metadata.get("idle", {}).items():

@@ -85,7 +85,8 @@ def test_every_option_is_a_flag_of_both_commands():
     for module in (training, finetune):
         flags = {option for parameter in module.command.params for option in parameter.opts}
         for field in dataclasses.fields(TrainOptions):
-            assert f"--{field.name.replace('_', '-')}" in flags
+            name = field.name.removesuffix("s") if field.metadata.get("pairs") else field.name  # one K=V a flag
+            assert f"--{name.replace('_', '-')}" in flags
     assert set(SHARED) <= {field.name for field in dataclasses.fields(TrainOptions)}
 
 
@@ -116,10 +117,10 @@ def test_same_seed_same_weights(compress, place):
 
 
 def test_options_from_a_file_and_the_command_line(compress, place):
-    (place / "options.toml").write_text('[train]\nepochs = 2\noptimizer = "adamw"\nlr = 0.01\nflip = true\nseed = 5\n')
+    (place / "options.toml").write_text('[train]\nepochs = 2\noptimizer = "adamw"\nlr = 0.01\nflip = true\nseed = 5\n[train.optimizer_args]\nbetas = [0.9, 0.98]\n')
     assert compress("train", *COMMON, "--config", "options.toml", "--lr", 0.02, "-o", "filed")[0] == 0
     state = torch.load(place / "filed" / "checkpoints" / "last.pt", weights_only=True)
-    wanted = TrainOptions(epochs=2, batch_size=16, optimizer="adamw", lr=0.02, flip=True, seed=5)
+    wanted = TrainOptions(epochs=2, batch_size=16, optimizer="adamw", lr=0.02, flip=True, seed=5, optimizer_args={"betas": [0.9, 0.98]})
     assert TrainOptions.from_mapping(state["options"]) == wanted
 
 
@@ -239,6 +240,8 @@ main("job", "report")
         (("train", *COMMON, "--scheduler", "cosin"), "unknown scheduler 'cosin'; did you mean 'cosine'?"),
         (("train", *COMMON, "--loss", "cross_entrpy"), "unknown loss 'cross_entrpy'; did you mean 'cross_entropy'?"),
         (("train", *COMMON, "--loss", "my.py:fokal"), "fokal"),
+        (("train", *COMMON, "--optimizer", "adam", "--optimizer-arg", "beta=0.9,0.98"), "Adam has no argument 'beta'; did you mean 'betas'?"),
+        (("train", *COMMON, "--scheduler", "plateau", "--scheduler-arg", "cooldown=x"), "argument cooldown of ReduceLROnPlateau must be a whole number, got 'x'"),
         (("train", *COMMON, "--lr", "-1"), "training option lr must be above 0, got -1.0"),
         (("train", *COMMON, "--nproc", "999"), "nproc 999 is not between 1 and"),
         (("train", *COMMON, "--accumulate", "3"), "batch_size 16 cannot be split over 1 processes × 3 accumulated batches"),

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import compress
 from compress.errors import DataError, InputError, TrainingError
+from compress.training.defaults import settled
 from compress.training.loop import fit
-from compress.training.options import TrainOptions
+from compress.training.options import FinetuneOptions, TrainOptions
 
 
 def sgd(parameters):
@@ -58,6 +59,37 @@ def test_optimizers(name, make):
     options = {"optimizer": name, "lr": 0.01, "momentum": 0.8, "weight_decay": 1e-3, "nesterov": name == "sgd"}
     result = fit(module, data, TrainOptions(**{**PLAIN, **options}))
     assert distance(result.module, by_hand(module, data, epochs=3, batch_size=16, optimizer=make)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "make"),
+    [
+        ("SGD", {"dampening": 0.3}, lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, dampening=0.3)),
+        ("Adam", {"betas": (0.8, 0.98), "eps": 1e-4}, lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.98), eps=1e-4)),
+        ("RMSprop", {"alpha": 0.9, "eps": 1e-4, "momentum": 0.0}, lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.9, eps=1e-4)),
+        ("NAdam", {"momentum_decay": 0.01}, lambda p: torch.optim.NAdam(p, lr=0.01, momentum_decay=0.01)),
+    ],
+)  # fmt: skip
+def test_arguments_of_optimizers(name, arguments, make):
+    data, module = TinyData(), perceptron()
+    options = {"optimizer": name, "lr": 0.01, "optimizer_args": arguments}
+    result = fit(module, data, TrainOptions(**{**PLAIN, **options}))
+    assert distance(result.module, by_hand(module, data, epochs=3, batch_size=16, optimizer=make)) == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "optimizer", "rate"),
+    [
+        (perceptron(), "sgd", 0.01),
+        (nn.Sequential(nn.TransformerEncoderLayer(16, 2, 16)), "adamw", 5e-5),
+        (nn.Sequential(nn.Conv2d(8, 32, 3), nn.MultiheadAttention(8, 2)), "sgd", 0.01),  # the kernels carry it
+    ],
+)
+def test_optimizer_and_rate_that_fit_the_network(module, optimizer, rate):
+    options, notes = settled(FinetuneOptions(), module)
+    assert (options.optimizer, options.lr) == (optimizer, rate)
+    assert f"trained by {optimizer} at learning rate {rate:g}" in notes[0]
+    assert settled(FinetuneOptions(optimizer="sgd", lr=0.3), module)[1] == ()
 
 
 @pytest.mark.parametrize("kind", ["clip_norm", "clip_value"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_training import TinyData, by_hand, distance, perceptron
 
+from compress.errors import InputError
 from compress.training.loop import fit
 from compress.training.options import TrainOptions
 from compress.training.schedulers import Schedule
@@ -104,3 +105,46 @@ def test_warm_up_needs_a_length():
 
     with pytest.raises(TrainingError, match="warmup_epochs needs a training loader that knows its length"):
         fit(perceptron(), Endless(), TrainOptions(warmup_epochs=1))
+
+
+@pytest.mark.parametrize("name", ["onecycle", "cyclic"])
+def test_schedulers_that_go_step_by_step(name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8, momentum=0.9)
+    total = 4 * STEPS
+    make = {
+        "onecycle": lambda: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.8, total_steps=total),
+        "cyclic": lambda: torch.optim.lr_scheduler.CyclicLR(optimizer, 0.08, 0.8, step_size_up=3),
+    }
+    scheduler, wanted = make[name](), []
+    for step in range(total):
+        wanted.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step < total - 1:
+            scheduler.step()
+    given = {} if name == "onecycle" else {"scheduler_args": {"step_size_up": 3}}
+    assert rates(epochs=4, scheduler=name, **given) == pytest.approx(wanted)
+
+
+def test_exponential_by_epochs():
+    wanted = [0.8 * 0.5**epoch for epoch in range(3) for _ in range(STEPS)]
+    assert rates(epochs=3, scheduler="ExponentialLR", scheduler_args={"gamma": 0.5}) == pytest.approx(wanted)
+
+
+def test_plateau_as_torch_has_it():
+    """Relative threshold, cooldown, factor: the rate of each epoch is that of torch's scheduler by itself."""
+    scores = [1.0, 0.99, 0.985, 0.5, 0.5, 0.499, 0.498, 0.497]
+    given = {"factor": 0.2, "threshold": 0.05, "threshold_mode": "rel", "cooldown": 1, "patience": 0}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
+    scheduler, wanted = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **given), []
+    for score in scores:
+        wanted += [optimizer.param_groups[0]["lr"]] * STEPS
+        scheduler.step(score)
+    assert rates(scores, epochs=8, scheduler="plateau", scheduler_args=given) == pytest.approx(wanted)
+    assert len(set(wanted)) > 2
+
+
+def test_plateau_follows_the_direction_of_what_is_monitored():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
+    assert Schedule(optimizer, TrainOptions(scheduler="plateau"), 5, rising=True).scheduler.mode == "max"
+    with pytest.raises(InputError, match="mode 'min': of what is monitored the greater is better; leave mode out"):
+        Schedule(optimizer, TrainOptions(scheduler="plateau", scheduler_args={"mode": "min"}), 5, rising=True)

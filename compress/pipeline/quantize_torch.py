@@ -111,7 +111,9 @@ def _qat(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
     result = fit(
         prepared.module,
         opened.data,
-        TrainOptions(epochs=epochs, lr=options.lr or LEARNING_RATE, batch_size=BATCH, seed=opened.seed),
+        TrainOptions(
+            epochs=epochs, optimizer="sgd", lr=options.lr or LEARNING_RATE, batch_size=BATCH, seed=opened.seed
+        ),
         teacher=opened.model,
         before_epoch=[freeze],
     )

@@ -18,6 +18,7 @@ from compress.errors import TrainingError
 from compress.state import copied
 from compress.training.averaging import Average
 from compress.training.batchnorm import Counted, synchronized
+from compress.training.defaults import settled
 from compress.training.distillation import Objective, distilled
 from compress.training.distributed import World, joined
 from compress.training.early_stopping import EarlyStopping
@@ -95,7 +96,7 @@ def fit(
         TrainingError: the run cannot start, or a loss is not finite.
         OutputError: a checkpoint cannot be written.
     """
-    options = options or TrainOptions()
+    options, told = settled(options or TrainOptions(), module)
     chosen = loss or make_loss(options)  # refuse an unknown name before anything is started
     folder = Path(output) if output is not None else None
     if resume and folder is None:
@@ -108,7 +109,7 @@ def fit(
     ):
         run = _start(module, data, options, loss, teacher, world, stack)
         run.folder, run.after_step = folder, after_step
-        notes = _resume(run) if resume else ()
+        notes = (*told, *(_resume(run) if resume else ()))
         board = Board(folder / "tensorboard") if tensorboard and folder and world.leads else None
         if board and run.epoch == 0:
             board.graph(run.module, _example(run))

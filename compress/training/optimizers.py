@@ -1,34 +1,66 @@
-"""The optimizers that `--optimizer` knows."""
+"""The optimizers of `torch.optim`, by name, with every argument of theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn, optim
 
 from compress.errors import InputError, TrainingError, nearest
-from compress.training.options import TrainOptions
+from compress.training.arguments import accepted, call, check_arguments
+from compress.training.options import OPTIMIZERS, TrainOptions
 
-Parameters = Iterable[nn.Parameter]
+FIELDS = ("lr", "weight_decay", "nesterov")  # of `TrainOptions`, handed to every class that takes them
+MOMENTUM = ("sgd", "rmsprop", "muon")  # whose `momentum` is the field of that name
+# Why an optimizer cannot be used here.
+REFUSED = {"sparseadam": "takes sparse gradients alone, and this loop makes dense ones; use adam"}
 
-OPTIMIZERS: dict[str, Callable[[Parameters, TrainOptions], optim.Optimizer]] = {
-    "sgd": lambda parameters, o: optim.SGD(
-        parameters, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay
-    ),
-    "adam": lambda parameters, o: optim.Adam(parameters, lr=o.lr, weight_decay=o.weight_decay),
-    "adamw": lambda parameters, o: optim.AdamW(parameters, lr=o.lr, weight_decay=o.weight_decay),
-    "rmsprop": lambda parameters, o: optim.RMSprop(
-        parameters, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-    ),
-}
+
+def optimizer_class(name: str) -> type[optim.Optimizer]:
+    """The class of `torch.optim` that an option names.
+
+    Raises:
+        InputError: there is none, or it cannot be used; says why.
+    """
+    if name in REFUSED:
+        raise InputError(f"optimizer {name!r} {REFUSED[name]}")
+    if name not in OPTIMIZERS:
+        raise InputError(f"unknown optimizer {name!r}; {nearest(name, OPTIMIZERS)}")
+    found: type[optim.Optimizer] = getattr(optim, OPTIMIZERS[name])
+    return found
+
+
+def optimizer_arguments(options: TrainOptions, kind: type[optim.Optimizer]) -> dict[str, Any]:
+    """What the class is called with: the fields that it takes, then `optimizer_args`, which win."""
+    known = accepted(kind)
+    fields = {name: getattr(options, name) for name in FIELDS if name in known}
+    if fields.get("lr") is None or isinstance(fields.get("lr"), str):
+        fields.pop("lr", None)
+    if options.optimizer in MOMENTUM:
+        fields["momentum"] = options.momentum
+    if not options.nesterov:
+        fields.pop("nesterov", None)
+    return fields | check_arguments(kind, options.optimizer_args)
+
+
+def build(parameters: Sequence[nn.Parameter], options: TrainOptions) -> optim.Optimizer:
+    """Return the optimizer of `options` over `parameters`.
+
+    Raises:
+        InputError: an unknown name or argument (the nearest is given), or a value that the class refuses.
+    """
+    kind = optimizer_class(options.optimizer)
+    made: optim.Optimizer = call(kind, list(parameters), **optimizer_arguments(options, kind))
+    return made
 
 
 def make_optimizer(module: nn.Module, options: TrainOptions) -> optim.Optimizer:
     """Return the optimizer that `options` names, over every parameter of `module` that wants a gradient.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: as `build`.
         TrainingError: nothing in `module` can be trained.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -36,9 +68,12 @@ def make_optimizer(module: nn.Module, options: TrainOptions) -> optim.Optimizer:
         raise TrainingError(
             "the model has no parameter that wants a gradient; set requires_grad on what is to be trained"
         )
-    if options.optimizer not in OPTIMIZERS:
-        raise InputError(f"unknown optimizer {options.optimizer!r}; {nearest(options.optimizer, OPTIMIZERS)}")
-    return OPTIMIZERS[options.optimizer](parameters, options)
+    return build(parameters, options)
+
+
+def trial_optimizer(options: TrainOptions) -> optim.Optimizer:
+    """The optimizer over one made-up weight: whatever it refuses, it refuses here."""
+    return build([nn.Parameter(torch.zeros(2, 2))], options)
 
 
 def clip(module: nn.Module, options: TrainOptions) -> None:

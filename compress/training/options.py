@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from compress.errors import InputError, nearest
 from compress.options import check_fields, choice, option
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
-SCHEDULERS = ("none", "step", "plateau", "cosine")
+# Name of the option → class of torch.optim; the class's own name is taken too, in any case.
+OPTIMIZERS = {
+    "sgd": "SGD",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "rmsprop": "RMSprop",
+    "adadelta": "Adadelta",
+    "adafactor": "Adafactor",
+    "adagrad": "Adagrad",
+    "adamax": "Adamax",
+    "asgd": "ASGD",
+    "lbfgs": "LBFGS",
+    "muon": "Muon",
+    "nadam": "NAdam",
+    "radam": "RAdam",
+    "rprop": "Rprop",
+    "sparseadam": "SparseAdam",
+}
+# Name of the option → class of torch.optim.lr_scheduler; the class's own name is taken too, in any case.
+SCHEDULERS = {
+    "step": "StepLR",
+    "plateau": "ReduceLROnPlateau",
+    "cosine": "CosineAnnealingLR",
+    "multistep": "MultiStepLR",
+    "exponential": "ExponentialLR",
+    "linear": "LinearLR",
+    "constant": "ConstantLR",
+    "polynomial": "PolynomialLR",
+    "onecycle": "OneCycleLR",
+    "cyclic": "CyclicLR",
+    "cosineannealingwarmrestarts": "CosineAnnealingWarmRestarts",
+    "lambda": "LambdaLR",
+    "multiplicative": "MultiplicativeLR",
+    "sequential": "SequentialLR",
+    "chained": "ChainedScheduler",
+}
+# Those that may need arguments, or cannot be used: checked by making one.
+RARE = (*list(OPTIMIZERS)[4:], *list(SCHEDULERS)[3:])
 LOSSES = ("cross_entropy", "mse")
+AUTO = "auto"
 PRECISIONS = ("float32", "bf16", "fp16")
 EVALUATION_PARTS = ("test", "calibration")
 MONITORS = ("auto", "loss", "top1")
@@ -42,12 +80,16 @@ class TrainOptions:
 
     loss: str = choice("cross_entropy", "what is minimized: cross_entropy, mse or module:function", LOSSES, or_own=True)
     label_smoothing: float = option(0.0, "share of the target spread over all classes", low=0, high=1)
-    optimizer: str = choice("sgd", "how gradients become steps", OPTIMIZERS)
-    lr: float = option(0.05, "learning rate", above=0)
+    optimizer: str = choice(AUTO, "any of torch.optim; auto: adamw for attention, else sgd", (AUTO, *OPTIMIZERS))
+    optimizer_args: Mapping[str, Any] = option({}, "argument of the optimizer, such as betas=0.9,0.98", pairs=True)
+    lr: float | str | None = option(
+        None, "learning rate; default: what fits model and optimizer; auto: found by a short test", above=0, words=(AUTO,)
+    )
     momentum: float = option(0.9, "of sgd and rmsprop", low=0, high=1)
     nesterov: bool = option(False, "Nesterov momentum (sgd)")
     weight_decay: float = option(0.0, "L2 penalty (decoupled with adamw)", low=0)
-    scheduler: str = choice("cosine", "how the learning rate falls", SCHEDULERS)
+    scheduler: str = choice("cosine", "how the learning rate moves: any of lr_scheduler", ("none", *SCHEDULERS))
+    scheduler_args: Mapping[str, Any] = option({}, "argument of the scheduler, such as factor=0.2", pairs=True)
     warmup_epochs: int = option(0, "epochs of linear rise to the learning rate", low=0)
     step_size: int = option(30, "epochs between two drops (step)", low=1)
     gamma: float = option(0.1, "factor of each drop (step, plateau)", above=0, high=1)
@@ -76,15 +118,48 @@ class TrainOptions:
     seed: int = option(0, "of Python, NumPy, torch and the data workers", low=0)
     deterministic: bool = option(False, "only deterministic algorithms")
 
+    finetune: ClassVar[bool] = False  # whether the model is trained already
+
     def __post_init__(self) -> None:
+        self._set(optimizer=own_name(self.optimizer, OPTIMIZERS), scheduler=own_name(self.scheduler, SCHEDULERS))
+        self._set(optimizer_args=dict(self.optimizer_args), scheduler_args=dict(self.scheduler_args))
+        self._take_over_arguments()
         check_fields(self, "training")
-        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+        if self.nesterov and (self.optimizer not in ("sgd", "muon", AUTO) or self.momentum == 0):
             raise InputError("nesterov needs optimizer 'sgd' and a momentum above 0")
+        if self.optimizer_args or self.scheduler_args or self.optimizer in RARE or self.scheduler in RARE:
+            from compress.training.schedulers import check_optimizer_and_scheduler  # reads torch's signatures
+
+            check_optimizer_and_scheduler(self)
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise InputError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
 
+    def _set(self, **values: Any) -> None:
+        """Settle fields of a value that is still being made."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _take_over_arguments(self) -> None:
+        """Arguments that have a field of their own become that field."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("lr", "momentum", "nesterov", "weight_decay"):
+            if name not in self.optimizer_args:
+                continue
+            value, own = self.optimizer_args.pop(name), getattr(self, name)  # type: ignore[attr-defined]
+            if own not in (defaults[name], value):
+                raise InputError(f"{name} is given twice: {own!r}, and {value!r} in optimizer_args")
+            self._set(**{name: value})
+
+    def settled(self, **values: Any) -> TrainOptions:
+        """A copy with values that need no check: what `auto` stands for in a run."""
+        found = copy.copy(self)
+        found._set(**values)
+        return found
+
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The fields as plain values; a function among the arguments is its name."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainOptions:
@@ -107,4 +182,18 @@ class TrainOptions:
 class FinetuneOptions(TrainOptions):
     """The same for a trained model: a smaller rate mends it, where that of base training would undo what it knows."""
 
-    lr: float = option(0.01, "learning rate", above=0)
+    finetune: ClassVar[bool] = True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return getattr(value, "__qualname__", repr(value)) if callable(value) else value
+
+
+def own_name(name: Any, classes: Mapping[str, str]) -> Any:
+    """The option's name of what may be written as torch writes it: OneCycleLR, adamW."""
+    if not isinstance(name, str):
+        return name
+    folded = {own.lower(): key for key, own in classes.items()} | {key: key for key in classes}
+    return folded.get(name.lower(), folded.get(name.lower().replace("_", ""), name))
