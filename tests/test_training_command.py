@@ -117,10 +117,14 @@ def test_same_seed_same_weights(compress, place):
 
 
 def test_options_from_a_file_and_the_command_line(compress, place):
-    (place / "options.toml").write_text('[train]\nepochs = 2\noptimizer = "adamw"\nlr = 0.01\nflip = true\nseed = 5\n[train.optimizer_args]\nbetas = [0.9, 0.98]\n')
+    (place / "options.toml").write_text(
+        '[train]\nepochs = 2\noptimizer = "adamw"\nlr = 0.01\nflip = true\nseed = 5\n[train.optimizer_args]\nbetas = [0.9, 0.98]\n'
+    )
     assert compress("train", *COMMON, "--config", "options.toml", "--lr", 0.02, "-o", "filed")[0] == 0
     state = torch.load(place / "filed" / "checkpoints" / "last.pt", weights_only=True)
-    wanted = TrainOptions(epochs=2, batch_size=16, optimizer="adamw", lr=0.02, flip=True, seed=5, optimizer_args={"betas": [0.9, 0.98]})
+    wanted = TrainOptions(
+        epochs=2, batch_size=16, optimizer="adamw", lr=0.02, flip=True, seed=5, optimizer_args={"betas": [0.9, 0.98]}
+    )
     assert TrainOptions.from_mapping(state["options"]) == wanted
 
 

@@ -6,7 +6,6 @@ import sys
 import tomllib
 
 import pytest
-
 from torch import optim
 from torch.optim import lr_scheduler
 
@@ -30,7 +29,10 @@ def test_names_are_those_of_the_tables():
 
 def test_every_class_of_torch_has_a_name():
     """Those of a newer torch too: this fails where it brings one that the table lacks."""
-    for module, base, names in ((optim, optim.Optimizer, OPTIMIZERS), (lr_scheduler, lr_scheduler.LRScheduler, SCHEDULERS)):
+    for module, base, names in (
+        (optim, optim.Optimizer, OPTIMIZERS),
+        (lr_scheduler, lr_scheduler.LRScheduler, SCHEDULERS),
+    ):
         classes = {
             name
             for name, kind in vars(module).items()

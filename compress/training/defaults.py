@@ -43,7 +43,11 @@ def settled(options: TrainOptions, module: nn.Module) -> tuple[TrainOptions, tup
     optimizer = options.optimizer
     if optimizer == AUTO:
         optimizer = "adamw" if attention and not options.nesterov else "sgd"
-    rate = options.lr if options.lr is not None else default_rate(optimizer, attention=attention, finetune=options.finetune)
+    rate = (
+        options.lr
+        if options.lr is not None
+        else default_rate(optimizer, attention=attention, finetune=options.finetune)
+    )
     chosen = options.settled(optimizer=optimizer, lr=rate)
     if options.optimizer != AUTO and options.lr is not None:
         return chosen, ()
@@ -69,7 +73,9 @@ def is_attention(module: nn.Module) -> bool:
     Layers are known by their class's name; those of a program of `torch.export` or an ONNX graph by what they call.
     Squeeze-and-excitation is no attention.
     """
-    if not any("attention" in type(part).__name__.lower() for part in module.modules()) and not _calls_attention(module):
+    if not any("attention" in type(part).__name__.lower() for part in module.modules()) and not _calls_attention(
+        module
+    ):
         return False
     weights = [value for value in module.parameters() if value.dim() > 1]
     kernels = sum(value.numel() for value in weights if value.dim() > 3 and max(value.shape[2:]) > 1)

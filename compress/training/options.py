@@ -83,7 +83,10 @@ class TrainOptions:
     optimizer: str = choice(AUTO, "any of torch.optim; auto: adamw for attention, else sgd", (AUTO, *OPTIMIZERS))
     optimizer_args: Mapping[str, Any] = option({}, "argument of the optimizer, such as betas=0.9,0.98", pairs=True)
     lr: float | str | None = option(
-        None, "learning rate; default: what fits model and optimizer; auto: found by a short test", above=0, words=(AUTO,)
+        None,
+        "learning rate; default: what fits model and optimizer; auto: found by a short test",
+        above=0,
+        words=(AUTO,),
     )
     momentum: float = option(0.9, "of sgd and rmsprop", low=0, high=1)
     nesterov: bool = option(False, "Nesterov momentum (sgd)")

@@ -38,7 +38,9 @@ def _plateau(o: TrainOptions, steps: int, rising: bool) -> dict[str, Any]:
 
 
 def _onecycle(o: TrainOptions, steps: int, rising: bool) -> dict[str, Any]:
-    length = {} if {"epochs", "steps_per_epoch", "total_steps"} & set(o.scheduler_args) else {"total_steps": _left(o, steps)}
+    length = (
+        {} if {"epochs", "steps_per_epoch", "total_steps"} & set(o.scheduler_args) else {"total_steps": _left(o, steps)}
+    )
     return {"max_lr": o.lr, **length}
 
 
@@ -113,7 +115,9 @@ class Schedule:
         self.by_step = options.scheduler in BY_STEP and steps_per_epoch is not None
         self.base = self.lr
         self.step = 0
-        self.scheduler = make_scheduler(optimizer, options, (steps_per_epoch if self.by_step else None) or 1, rising=rising)
+        self.scheduler = make_scheduler(
+            optimizer, options, (steps_per_epoch if self.by_step else None) or 1, rising=rising
+        )
         if self.warmup_epochs and abs(self.lr - self.base) > 1e-9 * self.base:
             raise InputError(f"scheduler {options.scheduler!r} starts at a rate of its own; leave warmup_epochs out")
 
