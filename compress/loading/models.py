@@ -20,6 +20,7 @@ from compress.loading.callables import first_line, import_callable
 from compress.loading.checkpoints import SUFFIXES, load_state_dict, read_pickle, read_state_dict
 from compress.loading.data import Data
 from compress.loading.preprocessing import Preprocessing
+from compress.loading.untrusted import load_checked
 from compress.onnx_files import read_onnx
 from compress.state import copied, seeded, unlogged
 
@@ -93,7 +94,7 @@ def open_model(
         weights: a checkpoint file; or DEFAULT (torchvision also: the name of one of its weights) to download.
             Without weights they are random, and the same each time.
         model_args: keyword arguments of the factory.
-        trust_pickle: unpickle Python objects, which can run any code.
+        trust_pickle: unpickle Python objects and read programs unchecked, both of which can run any code.
         seed: of random weights.
 
     Raises:
@@ -115,8 +116,11 @@ def open_model(
         if suffix == ".torchscript":
             from compress.loading.torchscript import load_torchscript
 
-            return LoadedModel(Path(spec).stem, load_torchscript(spec).eval(), "module", Path(spec))
-        return _graph(Path(spec).stem, read_onnx(spec), Path(spec)) if suffix == ".onnx" else _exported(Path(spec))
+            module = load_torchscript(spec, trusted=trust_pickle).eval()
+            return LoadedModel(Path(spec).stem, module, "module", Path(spec))
+        if suffix == ".onnx":
+            return _graph(Path(spec).stem, read_onnx(spec), Path(spec))
+        return _exported(Path(spec), trust_pickle)
     if suffix in SUFFIXES and ":" not in spec:
         return _pickled(Path(spec), weights, trust_pickle)
     return _built(spec, weights, arguments, trust_pickle, seed)
@@ -239,13 +243,15 @@ def _pickled(path: Path, weights: str | Path | None, trust_pickle: bool) -> Load
     return LoadedModel(path.stem, content.eval(), "module", path, notes=notes)
 
 
-def _exported(path: Path) -> LoadedModel:
+def _exported(path: Path, trust_pickle: bool) -> LoadedModel:
     if not path.is_file():
         raise ModelError(f"exported program {str(path)!r} does not exist; check the path")
     try:
         with unlogged():  # torch logs a traceback of what it raises
-            program = torch.export.load(path)
+            program = torch.export.load(path) if trust_pickle else load_checked(path)
         module = program.module()
+    except ModelError:
+        raise
     except Exception as error:  # an archive of another kind or version fails in many ways
         raise ModelError(
             f"{str(path)!r} is not an exported program that this torch {torch.__version__} reads, or is truncated "

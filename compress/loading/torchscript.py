@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compress.errors import InputError, ModelError, nearest
 from compress.files import written_beside
+from compress.loading.untrusted import check_torchscript
 
 SUFFIX = ".torchscript"
 _RECORD = "compress.json"
@@ -84,8 +85,10 @@ def save_torchscript(module: EngineModule, path: str | Path, example_inputs: tup
     return path
 
 
-def load_torchscript(path: str | Path) -> EngineModule:
+def load_torchscript(path: str | Path, *, trusted: bool = False) -> EngineModule:
     """Read what `save_torchscript` wrote. TorchScript holds tensors and its own code; nothing is unpickled in Python.
+
+    Unless `trusted`, code that calls operators beyond tensors (which can write files) is refused before it is loaded.
 
     Raises:
         ModelError: the file is missing, truncated, or not such a file.
@@ -95,6 +98,8 @@ def load_torchscript(path: str | Path) -> EngineModule:
         raise ModelError(f"TorchScript file {str(path)!r} does not exist; check the path")
     try:
         engine = _engine_of(path)
+        if not trusted:
+            check_torchscript(path)
         with engine_set(engine), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = torch.jit.load(str(path), map_location="cpu")
