@@ -94,7 +94,9 @@ MODEL = [
     click.option("--weights", metavar="FILE", help="State dict or checkpoint; DEFAULT downloads torchvision's own."),
     click.option("--model-arg", metavar="K=V", multiple=True, callback=key_values, help="Argument of the factory."),
     click.option("--input-shape", type=Shape(), help="Batch first; default: the data's, else the weights'."),
-    click.option("--trust-pickle", is_flag=True, help="Load whole pickled modules, programs unchecked (they may run any code)."),
+    click.option(
+        "--trust-pickle", is_flag=True, help="Load whole pickled modules, programs unchecked (they may run any code)."
+    ),
 ]
 DATA = [
     click.option(

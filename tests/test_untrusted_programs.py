@@ -1,5 +1,6 @@
 """Programs from anyone: none runs code, none writes a file, and those that `torch.export.save` writes are read."""
 
+import contextlib
 import io
 import json
 import os
@@ -88,10 +89,8 @@ def test_pickled_sample_inputs_are_not_unpickled(saved, tmp_path):
     changed(saved, lambda name, content: bomb(tmp_path / "mark") if "sample_inputs" in name else content)
     refused(saved)
     assert not (tmp_path / "mark").exists()
-    try:
+    with contextlib.suppress(ModelError):
         open_model(saved, trust_pickle=True)  # the bomb is real: with the flag it goes off
-    except ModelError:
-        pass
     assert (tmp_path / "mark").is_dir()
 
 
@@ -190,7 +189,8 @@ def test_sizes_that_exports_write_are_taken(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["().__class__", "open('x')", "Symbol('x.y()')", "9**9**9", "[1]", "lambda: 0", "Symbol(print())", "s0()", "'a'*9"]
+    "text",
+    ["().__class__", "open('x')", "Symbol('x.y()')", "9**9**9", "[1]", "lambda: 0", "Symbol(print())", "s0()", "'a'*9"],
 )
 def test_sizes_that_are_code_are_refused(text):
     with pytest.raises(_Refused):

@@ -35,14 +35,10 @@ _OPERATOR = re.compile(r"torch\.ops\.(\w+)\.(\w+)\.(\w+)", re.ASCII)
 _HIGHER = re.compile(r"torch\.ops\.higher_order\.(\w+)", re.ASCII)
 _SCALAR = re.compile(r"(?:_operator|math|torch)\.(\w+)", re.ASCII)
 _SCALAR_FUNCTIONS = set(
-    "add sub mul floordiv truediv mod pow neg pos abs eq ne lt le gt ge and_ or_ not_ xor lshift rshift getitem "
-    "trunc floor ceil sqrt sym_int sym_float sym_ite sym_not sym_max sym_min sym_sum sym_sqrt _sym_sqrt".split()
+    ["add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_", "xor", "lshift", "rshift", "getitem", "trunc", "floor", "ceil", "sqrt", "sym_int", "sym_float", "sym_ite", "sym_not", "sym_max", "sym_min", "sym_sum", "sym_sqrt", "_sym_sqrt"]
 )
 _EXPRESSION_FUNCTIONS = set(
-    "Symbol Integer Float Rational Add Mul Pow Max Min Abs Mod PythonMod FloorDiv ModularIndexing CleanDiv CeilDiv Where "
-    "IntTrueDiv FloatTrueDiv ToFloat TruncToInt TruncToFloat CeilToInt FloorToInt RoundToInt RoundDecimal FloatPow "
-    "PowByNatural Identity Eq Ne Lt Le Gt Ge Equality Unequality LessThan StrictLessThan GreaterThan StrictGreaterThan "
-    "And Or Not floor ceiling sqrt OpaqueUnaryFn_sqrt".split()
+    ["Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "Mod", "PythonMod", "FloorDiv", "ModularIndexing", "CleanDiv", "CeilDiv", "Where", "IntTrueDiv", "FloatTrueDiv", "ToFloat", "TruncToInt", "TruncToFloat", "CeilToInt", "FloorToInt", "RoundToInt", "RoundDecimal", "FloatPow", "PowByNatural", "Identity", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Equality", "Unequality", "LessThan", "StrictLessThan", "GreaterThan", "StrictGreaterThan", "And", "Or", "Not", "floor", "ceiling", "sqrt", "OpaqueUnaryFn_sqrt"]
 )
 _NODES = (
     ast.Expression,
