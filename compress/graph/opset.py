@@ -1,0 +1,149 @@
+"""Opsets of ONNX graphs: raised in place where what is to be written needs a newer one, then held against the old form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from torch import Tensor
+
+from compress.errors import CompressError, InputError, ParityError, UnsupportedOperatorError
+from compress.graph.parity import Parity, compare
+from compress.graph.runtime import Session
+from compress.state import unlogged
+
+# What an opset needs at least of the file format's own version, which some runtimes check.
+IR_VERSIONS = ((13, 7), (15, 8), (19, 9), (21, 10))
+_REFUSED = (
+    "the file's ONNX opset is {found}, {purpose} needs {least}, and it cannot be raised: {why}; export the model again "
+    "with opset {least} or newer (torch.onnx.export(..., opset_version={least}))"
+)
+
+
+def opset_of(graph: ir.Model) -> int:
+    """The version of ONNX's own operators that `graph` uses; 0 where it uses none."""
+    return graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 0))
+
+
+def ensure_opset(
+    graph: ir.Model,
+    least: int,
+    *,
+    purpose: str,
+    wanted: int | None = None,
+    inputs: Sequence[Tensor | np.ndarray] | None = None,
+    threads: int | None = None,
+) -> tuple[str, ...]:
+    """Raise `graph`, in place, where its opset is below `least`; sentences for the user tell of it.
+
+    The graph before and after must give the same outputs in ONNX Runtime on `inputs`, where there are any.
+
+    Args:
+        purpose: what needs the opset, as the beginning of "… needs 13".
+        wanted: the opset to raise to where that works (default: `least`), else it is `least`.
+
+    Raises:
+        UnsupportedOperatorError: it cannot be raised, or computes something else then.
+    """
+    found = opset_of(graph)
+    if found >= least:
+        return ()
+    before = graph.clone() if inputs is not None else None
+    reason = ""
+    for version in dict.fromkeys([wanted or least, least]):
+        try:
+            graph_raised = _raised(graph, version)
+            parity = _compared(before, graph_raised, inputs, threads)
+        except CompressError as error:
+            reason = str(error)
+            continue
+        graph.graph, graph.ir_version = graph_raised.graph, graph_raised.ir_version
+        graph.functions.clear()  # they were inlined
+        return (_told(found, version, purpose, least, parity),)
+    raise UnsupportedOperatorError(_REFUSED.format(found=found, purpose=purpose, least=least, why=reason))
+
+
+def raise_opset(graph: ir.Model, version: int) -> None:
+    """Raise `graph`, in place, to `version`; nothing is done where it has that.
+
+    Raises:
+        UnsupportedOperatorError: an operator stands in the way, with the converter's reason.
+    """
+    from onnxscript.version_converter import convert_version
+
+    graph.ir_version = max(graph.ir_version or 0, *(own for opset, own in IR_VERSIONS if opset <= version), 0)
+    if opset_of(graph) >= version:
+        return
+    if "ai.onnx" in graph.opset_imports:  # the same domain, spelled out
+        graph.opset_imports[""] = graph.opset_imports.pop("ai.onnx")
+    try:
+        with unlogged():
+            convert_version(graph, version, fallback=True)
+    except Exception as error:  # the converter's own kinds share no base
+        raise UnsupportedOperatorError(_one_line(error)) from error
+    if opset_of(graph) < version:  # it only logs why
+        raise UnsupportedOperatorError(_converter_reason(graph, version))
+
+
+def _raised(graph: ir.Model, version: int) -> ir.Model:
+    raised = graph.clone()
+    raise_opset(raised, version)
+    return raised
+
+
+def _compared(
+    before: ir.Model | None, after: ir.Model, inputs: Sequence[Tensor | np.ndarray] | None, threads: int | None
+) -> Parity | None:
+    session = Session(after, threads=threads)  # loading it says what the checker of opsets does not
+    if before is None or inputs is None:
+        return None
+    own = Session(before, threads=threads)
+    parity = compare(lambda *_: own.run(*inputs), lambda *_: session.run(*inputs), ())
+    if not parity.agrees:
+        raise ParityError(f"the raised graph's outputs differ by up to {parity.difference:.3g}")
+    return parity
+
+
+def _told(found: int, version: int, purpose: str, least: int, parity: Parity | None) -> str:
+    checked = "its outputs are not compared: there was nothing to run it on"
+    if parity is not None:
+        same = "the same" if parity.difference == 0 else f"the same to {parity.difference:.1g}"
+        checked = f"ONNX Runtime gives {same} before and after"
+    return f"the file's ONNX opset {found} was raised to {version}, because {purpose} needs {least}; {checked}"
+
+
+def _converter_reason(graph: ir.Model, version: int) -> str:
+    try:
+        onnx.version_converter.convert_version(ir.to_proto(graph), version)
+    except Exception as error:  # the C++ converter raises plain runtime errors, and protobuf its own
+        return _one_line(error)
+    return "an operator cannot be carried over"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    text = text.split("Assertion", 1)[-1].partition("failed:")[2] if "Assertion" in text and "failed:" in text else text
+    return (text.strip() or type(error).__name__)[:160].rstrip(". ")
+
+
+def fixed_inputs(graph: ir.Model, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`values` with as many samples as a graph of fixed batch takes: the first ones, repeated where there are fewer.
+
+    Raises:
+        InputError: the graph has another number of inputs.
+    """
+    wanted = [value for value in graph.graph.inputs if value.name not in graph.graph.initializers]
+    if len(wanted) != len(values):
+        names = ", ".join(str(value.name) for value in wanted)
+        raise InputError(f"the graph takes {len(wanted)} inputs ({names}), the data gives {len(values)}")
+    shapes = [value.shape for value in wanted]
+    return tuple(_rows(value, shape) for value, shape in zip(values, shapes))
+
+
+def _rows(value: Tensor, shape: ir.Shape | None) -> Tensor:
+    rows = shape[0] if shape is not None and len(shape) and isinstance(shape[0], int) else None
+    if not isinstance(rows, int) or not value.dim() or not len(value) or len(value) == rows:
+        return value
+    return value.repeat(-(-rows // len(value)), *[1] * (value.dim() - 1))[:rows]
