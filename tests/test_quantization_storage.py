@@ -113,7 +113,7 @@ def test_older_opsets_are_raised_or_refused_in_one_line(graph, monkeypatch):
         with pytest.raises(
             UnsupportedOperatorError, match=r"opset is 18, and codes of four bits need 21: .*take 8 bits"
         ):
-            storage.raise_opset(old.clone())
+            storage.raise_for_four_bits(old.clone())
 
 
 def test_static_quantization_stores_tables(encoder):

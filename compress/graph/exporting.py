@@ -62,6 +62,7 @@ def export(
         )
     if path is not None:
         save_onnx(graph, path)
+        Session(path, threads=threads)  # as its user will load it
     values = {"max_difference": parity.difference, "worst_output": parity.output} if parity else {}
     batch = "dynamic" if _is_dynamic(graph) else "static"
     return Step("export", graph, (Change(_name(module), f"exported, {batch} batch", values=values),), notes)

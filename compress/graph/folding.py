@@ -114,6 +114,21 @@ def constant_array(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
+def weights_as_constants(graph: ir.Model) -> tuple[str, ...]:
+    """Take initializers out of the inputs, in place, among which old exporters list them; a sentence where there were.
+
+    As an input a weight is a default that callers may override, so that nothing may be made of its value.
+    """
+    inputs = graph.graph.inputs
+    listed = [value for value in inputs if value.name in graph.graph.initializers]
+    if not listed:
+        return ()
+    kept = [value for value in inputs if value.name not in graph.graph.initializers]
+    inputs.clear()
+    inputs.extend(kept)
+    return (f"{len(listed)} weights that the file lists among its inputs are constants in the result",)
+
+
 def unique_name(graph: ir.Model, name: str) -> str:
     """`name`, or `name_1`, `name_2` …: the first that no value or node of the graph bears."""
     taken = graph.meta.get(_NAMES) or _names(graph)

@@ -99,8 +99,11 @@ def _compared(
     session = Session(after, threads=threads)  # loading it says what the checker of opsets does not
     if before is None or inputs is None:
         return None
-    own = Session(before, threads=threads)
-    parity = compare(lambda *_: own.run(*inputs), lambda *_: session.run(*inputs), ())
+    try:
+        expected = Session(before, threads=threads).run(*inputs)
+    except CompressError:  # inputs that the file itself does not take say nothing of its raised form
+        return None
+    parity = compare(lambda: expected, lambda: session.run(*inputs), ())
     if not parity.agrees:
         raise ParityError(f"the raised graph's outputs differ by up to {parity.difference:.3g}")
     return parity
@@ -126,6 +129,19 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = text.split("Assertion", 1)[-1].partition("failed:")[2] if "Assertion" in text and "failed:" in text else text
     return (text.strip() or type(error).__name__)[:160].rstrip(". ")
+
+
+def stand_ins(graph: ir.Model) -> tuple[np.ndarray, ...] | None:
+    """Random inputs of the sizes that `graph` declares, one for each that is free; None where a rank or type is unknown."""
+    random, found = np.random.default_rng(0), []
+    for value in graph.graph.inputs:
+        if value.name in graph.graph.initializers:
+            continue
+        if value.shape is None or value.dtype is None or value.dtype.name not in ("FLOAT", "DOUBLE", "FLOAT16"):
+            return None
+        sizes = [size if isinstance(size, int) and size > 0 else 1 for size in value.shape]
+        found.append(random.standard_normal(sizes).astype(value.dtype.numpy()))
+    return tuple(found)
 
 
 def fixed_inputs(graph: ir.Model, values: Sequence[Tensor]) -> tuple[Tensor, ...]:

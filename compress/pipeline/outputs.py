@@ -81,10 +81,17 @@ class OutputFolder:
         return {kind: str(self.path / name) for kind, name in names.items()}
 
     def save_graph(self, graph: Any, name: str = "model.onnx") -> Path:
-        """Write an ONNX graph; return the path that it has now."""
+        """Write an ONNX graph, load it once as its user will, and return the path that it has now.
+
+        Raises:
+            ModelError: the runtime refuses the file, with its reason; nothing is left behind then.
+        """
+        from compress.graph.runtime import Session
         from compress.onnx_files import save_onnx
 
-        return save_onnx(graph, self.path / name)
+        path = save_onnx(graph, self.path / name)
+        Session(path)
+        return path
 
     def save_module(self, module: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[Change, ...]:
         """Write `weights.pt` (plain state dict) and `model.pt2`; return a refusal where the latter cannot be made."""

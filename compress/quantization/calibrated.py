@@ -34,6 +34,7 @@ class Calibrated:
     op_types: tuple[str, ...] | None  # those to quantize; None for the default
     layers: tuple[str, ...]  # nodes with weights or products that the plan quantizes, in order of the graph
     excluded: tuple[str, ...] = ()  # nodes that stay float whatever is asked
+    notes: tuple[str, ...] = ()  # what was done to the graph before, in sentences
 
     def quantize(
         self, *, exclude: Collection[str] = (), only: Collection[str] | None = None, fold: bool = True
@@ -56,7 +57,7 @@ class Calibrated:
         if fold:
             graph = finish(fold_weights(graph), tables=tables)
         told = tuple(_told(plan, self.weights, carried, tables))
-        return Step("quantize static", graph, told, _notes(plan, self.weights))
+        return Step("quantize static", graph, told, (*self.notes, *_notes(plan, self.weights)))
 
     def _tables(self, graph: ir.Model, out: Collection[str]) -> dict[str, int]:
         """The bits of each table, by the node that reads it."""

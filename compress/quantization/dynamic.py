@@ -9,10 +9,11 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from compress.errors import QuantizationError, UnsupportedOperatorError, nearest
+from compress.errors import QuantizationError, nearest
 from compress.graph.exporting import to_graph
-from compress.graph.folding import constant_tensor, fold_constants, remove_unused
+from compress.graph.folding import constant_tensor, fold_constants, remove_unused, weights_as_constants
 from compress.graph.naming import layer_of, matching_nodes
+from compress.graph.opset import ensure_opset, stand_ins
 from compress.options import spelled_out
 from compress.quantization.dynamic_operators import FLOAT16, INT8, SMALLEST_ELEMENTS, Refused, Rewriter
 from compress.quantization.naming import Namer, name_everything
@@ -23,6 +24,7 @@ from compress.steps import Change, Step
 
 WEIGHT_TYPES = ("float16", "int8", "uint8")
 OLDEST_OPSET = 11  # DynamicQuantizeLinear
+WANTED_OPSET = 13  # what old files are raised to, where they have to be
 # What PyTorch users call them → ONNX operators.
 ALIASES = {"Embedding": ("Gather",), "Linear": ("Gemm", "MatMul"), "Conv2d": ("Conv",), "Conv1d": ("Conv",)}
 # Convolutions have no fast dynamic kernel, so int8 only shrinks the file: on request.
@@ -50,17 +52,17 @@ def quantize_dynamic(
     Raises:
         QuantizationError: unknown weight type or operator.
         InputError: an option that does not exist; `exclude` names nothing in the graph.
-        UnsupportedOperatorError: the graph's opset is older than 11.
+        UnsupportedOperatorError: the graph's opset is older than 11, and cannot be raised.
     """
     options = spelled_out(DynamicOptions, options, fields, "quantize_dynamic")
     weight_type, exclude = options.weight_type, options.exclude
     chosen = _operators(options.op_types, weight_type)
     processor = resolve_target(options.target)  # x86 without VNNI adds in 16 bits: int8 weights must not overflow them
-    graph = fold_constants(to_graph(model, example_inputs), duplicate=True)
-    if graph.opset_imports.get("", 0) < OLDEST_OPSET:
-        raise UnsupportedOperatorError(
-            f"the graph uses opset {graph.opset_imports.get('', 0)}, dynamic quantization needs {OLDEST_OPSET}; export it again"
-        )
+    graph = to_graph(model, example_inputs)
+    notes = weights_as_constants(graph) + ensure_opset(
+        graph, OLDEST_OPSET, wanted=WANTED_OPSET, purpose="quantizing activations as they come", inputs=stand_ins(graph)
+    )
+    graph = fold_constants(graph, duplicate=True)
     name_everything(graph)
     left_out = matching_nodes(graph, exclude) if exclude else set()
     rewriter = Rewriter(graph, weight_type, processor.pairs_saturate, Namer(graph), bits=options.weight_bits)
@@ -71,7 +73,7 @@ def quantize_dynamic(
     ]
     remove_unused(graph)
     changes += store_in_four_bits(graph, narrow_codes(graph))
-    return Step("quantize_dynamic", graph, tuple(changes), _notes(changes, weight_type, processor))
+    return Step("quantize_dynamic", graph, tuple(changes), (*notes, *_notes(changes, weight_type, processor)))
 
 
 def _rewrite(rewriter: Rewriter, node: ir.Node, chosen: frozenset[str], left_out: set[ir.Node]) -> Change | None:

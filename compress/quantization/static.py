@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from compress.batches import reiterable, split_batch
 from compress.errors import DataError, QuantizationError
 from compress.graph.exporting import to_graph
-from compress.graph.folding import fold_constants, infer_shapes
+from compress.graph.folding import fold_constants, infer_shapes, weights_as_constants
 from compress.graph.naming import matching_nodes, nodes_by_name
+from compress.graph.opset import ensure_opset, fixed_inputs, opset_of
 from compress.options import spelled_out
 from compress.quantization.calibrated import Calibrated, observe
 from compress.quantization.finishing import finish
@@ -30,6 +31,8 @@ from compress.quantization.weights import fold_weights as _fold
 from compress.steps import Change, Step
 
 __all__ = ["calibrate_static", "fold_weights", "quantize_static"]
+PAIRS_OPSET = 13  # QuantizeLinear with an axis
+WANTED_OPSET = 17  # LayerNormalization, where old files have to be raised anyway
 
 
 def quantize_static(
@@ -81,9 +84,9 @@ def calibrate_static(
     """
     options = spelled_out(StaticOptions, options, fields, "calibrate_static")
     calibration = reiterable(calibration)
-    graph, rewritten = prepare(
-        model, calibration, example_inputs=example_inputs, rewrites=options.rewrites, exclude=tuple(options.exclude)
-    )
+    graph = _own_graph(model, calibration, example_inputs)
+    notes = ready_for_pairs(graph, calibration, threads=threads)
+    graph, rewritten = prepare(graph, calibration, rewrites=options.rewrites, exclude=tuple(options.exclude))
     excluded = [node for node in graph.graph if stays_float(node)]
     plan = plan_placement(graph, op_types=options.op_types, exclude=excluded)
     if not plan.sites and not plan.stored:
@@ -98,7 +101,7 @@ def calibrate_static(
         correct_bias=options.correct_bias and options.fold_weights,
         threads=threads,
     )
-    return replace(calibrated, excluded=tuple(str(node.name) for node in excluded)), rewritten
+    return replace(calibrated, excluded=tuple(str(node.name) for node in excluded), notes=notes), rewritten
 
 
 def _weight_options(graph: ir.Model, options: StaticOptions) -> WeightOptions:
@@ -130,9 +133,7 @@ def prepare(
 
     The nodes that `exclude` means, as the model has them or as a rewrite leaves them, are marked to stay in float.
     """
-    if isinstance(model, nn.Module) and example_inputs is None:
-        example_inputs = _example(calibration)
-    graph = fold_constants(to_graph(model, example_inputs))
+    graph = fold_constants(_own_graph(model, calibration, example_inputs))
     infer_shapes(graph)
     name_everything(graph)
     before = nodes_by_name(graph, exclude)
@@ -143,6 +144,36 @@ def prepare(
     keep_float(set().union(*after.values()))
     matching_nodes(graph, [name for name in exclude if not before[name]])  # raises where a name means nothing in either
     return graph, changes
+
+
+def ready_for_pairs(graph: ir.Model, calibration: Iterable[Any], *, threads: int | None = None) -> tuple[str, ...]:
+    """Raise, in place, an opset that is too old for the pairs that will be inserted; sentences that tell of it.
+
+    Raises:
+        UnsupportedOperatorError: it cannot be raised.
+    """
+    constants = weights_as_constants(graph)
+    if opset_of(graph) >= PAIRS_OPSET:
+        return constants
+    return (
+        *constants,
+        *ensure_opset(
+            graph,
+            PAIRS_OPSET,
+            wanted=WANTED_OPSET,
+            purpose="a quantize/dequantize pair with one scale per channel",
+            inputs=fixed_inputs(graph, _example(calibration)),
+            threads=threads,
+        ),
+    )
+
+
+def _own_graph(
+    model: nn.Module | ir.Model | str | Path, calibration: Iterable[Any], example_inputs: Sequence[Tensor] | None
+) -> ir.Model:
+    if isinstance(model, nn.Module) and example_inputs is None:
+        example_inputs = _example(calibration)
+    return to_graph(model, example_inputs)
 
 
 def _what_there_is(graph: ir.Model) -> str:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from compress.errors import UnsupportedOperatorError
 from compress.graph.folding import constant_array
 from compress.graph.naming import layer_of
+from compress.graph.opset import opset_of, raise_opset
 from compress.quantization.dynamic_operators import Refused, Rewriter, store_embedding, table_of
 from compress.quantization.naming import Namer
 from compress.quantization.targets import weight_limit
@@ -26,7 +27,7 @@ from compress.quantization.weights import LIMIT
 from compress.steps import Change
 
 NARROW = 4  # the widest bits that are stored in four
-OPSET, IR_VERSION = 21, 10  # of INT4
+OPSET = 21  # of INT4
 SMALLEST_CODES = 64  # fewer are not worth a node
 # Between two opsets their meaning changed, so that raising the number alone would change the result.
 _RAISED = "the graph's opset is {found}, and codes of four bits need {OPSET}: {why}; export it again, or take 8 bits"
@@ -83,32 +84,23 @@ def store_in_four_bits(graph: ir.Model, names: Iterable[str] | None = None) -> t
     namer, bytes_before = Namer(graph), sum(value.const_value.nbytes for value in found if value.const_value)
     for value in found:
         _behind_cast(graph, value, namer)
-    raise_opset(graph)
+    raise_for_four_bits(graph)
     kept = sum(value.const_value.size for value in found if value.const_value is not None) // 2
     values = {"tensors": len(found), "bytes_before": bytes_before, "bytes_after": kept}
     return (Change("graph", f"the codes of {len(found)} weights are stored in four bits", values=values),)
 
 
-def raise_opset(graph: ir.Model) -> None:
+def raise_for_four_bits(graph: ir.Model) -> None:
     """Raise the graph, in place, to the first opset that has INT4; nothing is done where it has it.
 
     Raises:
         UnsupportedOperatorError: an operator stands in the way.
     """
-    from onnxscript.version_converter import convert_version
-
-    found = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 0))
-    graph.ir_version = max(graph.ir_version or 0, IR_VERSION)
-    if found >= OPSET:
-        return
+    found = opset_of(graph)
     try:
-        convert_version(graph, OPSET, fallback=True)
-    except Exception as error:  # the converter's own kinds share no base
-        why = " ".join(str(error).split())[:120]
-        raise UnsupportedOperatorError(_RAISED.format(found=found, OPSET=OPSET, why=why)) from error
-    if graph.opset_imports.get("", 0) < OPSET:
-        why = "an operator cannot be carried over"
-        raise UnsupportedOperatorError(_RAISED.format(found=found, OPSET=OPSET, why=why))
+        raise_opset(graph, OPSET)
+    except UnsupportedOperatorError as error:
+        raise UnsupportedOperatorError(_RAISED.format(found=found, OPSET=OPSET, why=error)) from error
 
 
 def _fits(value: ir.Value) -> bool:

@@ -18,7 +18,7 @@ from compress.options import spelled_out
 from compress.quantization.options import StaticOptions
 from compress.quantization.placement import check_op_types
 from compress.quantization.rewrites import REWRITES
-from compress.quantization.static import prepare, quantize_static
+from compress.quantization.static import prepare, quantize_static, ready_for_pairs
 from compress.quantization.tuning import Choices, tune_latency
 from compress.steps import Change, Step
 
@@ -52,6 +52,7 @@ def quantize_tuned(
     calibration = reiterable(calibration)
     first = _sample(calibration)
     graph = to_graph(model, example_inputs if example_inputs is not None else _twice(first))
+    notes = ready_for_pairs(graph, [(first, None)], threads=threads)
     sample = tuple(inputs) if inputs is not None else _filled(first, graph)
     start = Choices(
         exclude=tuple(options.exclude),
@@ -80,7 +81,7 @@ def quantize_tuned(
         replace(change, reason="faster in float on this machine") if change.values.get("node") in chosen else change
         for change in step.changes
     ]
-    return replace(step, changes=(*tuned.changes, *changes), notes=(*step.notes, *tuned.notes))
+    return replace(step, changes=(*tuned.changes, *changes), notes=(*notes, *step.notes, *tuned.notes))
 
 
 def _sample(calibration: Iterable[Any]) -> tuple[Tensor, ...]:
