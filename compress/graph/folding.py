@@ -47,7 +47,7 @@ def fold_constants(graph: ir.Model, *, duplicate: bool = False) -> ir.Model:
             )(graph)
             _fold_splits(graph.graph)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
-        passes.RemoveUnusedNodesPass()(graph)
+        remove_unused(graph)
     return graph
 
 
@@ -171,8 +171,26 @@ def replace_node(old: ir.Node, new: Sequence[ir.Node], outputs: Sequence[ir.Valu
 
 
 def remove_unused(graph: ir.Model) -> None:
-    """Drop nodes and initializers that nothing reads, in place."""
-    ir.passes.common.RemoveUnusedNodesPass()(graph)
+    """Drop nodes and initializers that nothing reads, in place, those of branches and loops too."""
+    _let_go(graph)
+    while ir.passes.common.RemoveUnusedNodesPass()(graph).modified:
+        _let_go(graph)  # a branch that went may have been the last to read a weight
+    for part in graph.graphs():
+        for name, value in list(part.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del part.initializers[name]
+
+
+def _let_go(graph: ir.Model) -> None:
+    """End the reading by nodes that are in the graph no more: those of a branch that was never taken, say."""
+    there = set(graph.graph.all_nodes())
+    for function in graph.functions.values():
+        there.update(function.all_nodes())
+    for part in graph.graphs():
+        for value in values_of(part):
+            for node, index in list(value.uses()):
+                if node not in there:
+                    node.replace_input_with(index, None)
 
 
 def _is_standard(node: ir.Node) -> bool:

@@ -68,7 +68,7 @@ def quantize_dynamic(
     rewriter = Rewriter(graph, weight_type, processor.pairs_saturate, Namer(graph), bits=options.weight_bits)
     changes = [
         change
-        for node in list(graph.graph.all_nodes())
+        for node in list(graph.graph.all_nodes())  # those of branches and loops too
         if (change := _rewrite(rewriter, node, chosen, left_out)) is not None
     ]
     remove_unused(graph)
@@ -86,8 +86,6 @@ def _rewrite(rewriter: Rewriter, node: ir.Node, chosen: frozenset[str], left_out
         return Change(layer, f"{node.op_type} stays float", "excluded by name", skipped=True)
     if node.op_type not in chosen:
         return Change(layer, f"{node.op_type} stays float", _not_chosen(node, rewriter.weight_type), skipped=True)
-    if node.graph is not rewriter.graph.graph:
-        return Change(layer, f"{node.op_type} stays float", "it lies inside a loop or a branch", skipped=True)
     if node.op_type == "Gather" and constant_tensor(node.inputs[0]) is None:
         return None  # a selection, not an embedding
     try:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -52,7 +53,7 @@ class Rewriter:
     pairs_saturate: bool  # whether the int8 kernel adds products in pairs of 16 bits
     name: Namer
     bits: int = 8  # of a code
-    inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
+    inputs: dict[tuple[Any, ir.Value], tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
     stored: dict[tuple[ir.Value, str], ir.Value] = field(default_factory=dict)
 
     def initializer(self, name: str, array: np.ndarray) -> ir.Value:
@@ -262,11 +263,12 @@ def _integer_matmul(rewriter: Rewriter, node: ir.Node, weight: np.ndarray) -> tu
     name = node.name or node.op_type
     codes, scales, zero = rewriter.multiplied(weight)
     made = []
-    if source not in rewriter.inputs:  # queries, keys and values are all made from one tensor
+    place = node.graph, source  # what is made inside a branch is not seen outside
+    if place not in rewriter.inputs:  # queries, keys and values are all made from one tensor
         quantize = rewriter.node("DynamicQuantizeLinear", [source], f"{source.name}_quantize", num_outputs=3)
-        rewriter.inputs[source] = (quantize.outputs[0], quantize.outputs[1], quantize.outputs[2])
+        rewriter.inputs[place] = (quantize.outputs[0], quantize.outputs[1], quantize.outputs[2])
         made.append(quantize)
-    quantized, scale, zero_point = rewriter.inputs[source]
+    quantized, scale, zero_point = rewriter.inputs[place]
     key = f"{node.op_type} {node.attributes.get_int('transB', 0)} {node.attributes.get_float('alpha', 1.0)}"
     stored = _once(rewriter, matrix, f"codes {key}", lambda: rewriter.codes(f"{matrix.name}_codes", codes))
     unit = _once(rewriter, matrix, f"scale {key}", lambda: rewriter.initializer(f"{matrix.name}_scale", scales))

@@ -33,10 +33,11 @@ class Namer:
 
 
 def name_everything(graph: ir.Model) -> None:
-    """Give every node of the main graph a name of its own, in place, so that plans and reports can refer to it."""
+    """Give every node, those of branches and loops too, a name of its own, in place, so that reports can refer to it."""
     namer = Namer(graph)
     seen: set[str] = set()
-    for node in graph.graph:
+    outer = set(graph.graph)
+    for node in (*graph.graph, *(node for node in graph.graph.all_nodes() if node not in outer)):
         if not node.name or node.name in seen:
             node.name = namer(node.name or node.outputs[0].name or node.op_type)
         seen.add(node.name)
