@@ -194,6 +194,11 @@ def plain_words(rows: Sequence[Measurement], base: Measurement) -> list[str]:
                 f"{row.name} is slower than {base.name} on this machine: {row.p50_ms:.3g} ms against {base.p50_ms:.3g} ms "
                 f"({row.speedup:.2f}×)"
             )
+        if row.size_bytes and base.size_bytes and row.size_bytes > base.size_bytes:
+            words.append(
+                f"{row.name} is larger than {base.name}: {row.size_bytes:,} bytes against {base.size_bytes:,}; "
+                "the network is so small that what is added weighs more than what is saved"
+            )
         low, high = row.extra.get("change_interval", (0.0, 0.0))
         if high < 0 and row.top1 is not None and base.top1 is not None:
             words.append(

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.errors import QuantizationError
 from compress.evaluation.runners import open_runner
 from compress.graph.exporting import to_graph
+from compress.graph.runtime import weight_bytes
 from compress.onnx_files import save_onnx
 from compress.pipeline.closing import closing_report
 from compress.pipeline.gates import Gates
@@ -55,9 +57,10 @@ def quantize(
     with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as scratch:
         graph = to_graph(opened.model, opened.inputs)
         step = _quantized(graph, opened, options, (gates or Gates()).max_drop, metric)
-        shipped = folder.save_graph(step.model)
+        check_gained(graph, step)
+        shipped, source = folder.save_graph(step.model), _float_file(opened, graph, Path(scratch))
         kind = options.weight_type if options.method == "dynamic" else "int8"
-        targets = {_float_name(opened): _float_file(opened, graph, Path(scratch)), kind: shipped}
+        targets = {_float_name(opened): source, kind: shipped}
         report = closing_report(
             targets,
             opened,
@@ -83,6 +86,23 @@ def check_runs(opened: Opened) -> None:
     scores = open_runner(opened.model, threads=opened.threads)(*opened.inputs)[0]
     if opened.data is not None and scores.dim() == 2 and scores.is_floating_point():
         opened.data.check_labels(scores.shape[1])
+
+
+def check_gained(graph: Any, step: Step) -> None:
+    """A graph that nothing was done to, or whose weights take no less room than before, is no result.
+
+    Raises:
+        QuantizationError: with the reasons, or both sizes.
+    """
+    if not step.done:
+        why = "; ".join(dict.fromkeys(change.reason for change in step.changes if change.reason)) or step.notes[-1]
+        raise QuantizationError(f"no layer of this model can be quantized: {why}; keep the float file")
+    before, after = weight_bytes(graph), weight_bytes(step.model)
+    if after >= before > 0:
+        raise QuantizationError(
+            f"the result would be no smaller: its weights take {after:,} bytes, those of the model {before:,}; "
+            "keep the float file"
+        )
 
 
 def _float_name(opened: Opened) -> str:
