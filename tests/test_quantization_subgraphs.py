@@ -89,7 +89,7 @@ def test_layers_inside_are_compressed(name, weight_type):
 
 def test_branches_that_are_never_taken_leave_nothing_behind():
     graph = branches()
-    (condition, x) = graph.graph.inputs
+    condition, _ = graph.graph.inputs
     graph.graph.inputs.remove(condition)
     condition.const_value = ir.tensor(np.array(False), name="c")
     graph.graph.register_initializer(condition)
