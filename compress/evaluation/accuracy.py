@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.batches import split_batch
+from compress.batches import read_batch
 from compress.errors import DataError
 from compress.evaluation.class_counts import ClassCounts
 from compress.evaluation.differences import OutputDifferences
@@ -76,14 +76,14 @@ def evaluate_all(
     order = sorted(runners, key=lambda name: name != baseline)  # the baseline first: the others are set beside it
     rows: dict[str, Row] = {}
     for batch in track(loader, "evaluate"):
-        inputs, target = split_batch(batch)
+        read = read_batch(batch)
         reference: Answer | None = None
         for name in order:
-            outputs = runners[name](*inputs)
+            outputs = runners[name](read)
             if not rows:  # the baseline's (else the first model's) outputs say how all are read
-                reading = measures.read(outputs, target)
+                reading = measures.read(outputs, read.target)
                 rows = {each: Row(measures.start(reading)) for each in order}
-            answer = rows[name].add(outputs, target, reference)
+            answer = rows[name].add(outputs, read.target, reference)
             reference = answer if name == baseline else reference
     if not rows:
         raise DataError("the data yields no batch; check --data and its test part")

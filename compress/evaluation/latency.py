@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from compress.batches import Batch, example_batch
 from compress.errors import InputError, nearest
 from compress.evaluation.memory import peak_memory_bytes
 from compress.evaluation.runners import ModuleRunner, Target, open_runner
@@ -24,7 +23,7 @@ FEWEST_ROUNDS = 5
 
 def benchmark(
     targets: Mapping[str, Target],
-    inputs: tuple[Tensor, ...] | Tensor,
+    inputs: Any,
     *,
     baseline: str | None = None,
     rounds: int = 50,
@@ -39,7 +38,7 @@ def benchmark(
     `speedup` is the ratio of medians, baseline over this one; the baseline is the first unless named.
 
     Args:
-        inputs: one batch; a bare tensor is the only input.
+        inputs: one batch, in any form of `example_batch` (a tensor, a sequence, a mapping, a shape).
         rounds: how often all take a turn; fewer (never below 5) where `max_seconds` runs out.
         warmup: untimed runs of each model at the start.
         memory: also run each *file* in a process of its own and measure its peak memory.
@@ -49,16 +48,16 @@ def benchmark(
     """
     if not targets:
         raise InputError("nothing to benchmark; give at least one model")
-    inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
+    one = example_batch(inputs)
     baseline = baseline if baseline is not None else next(iter(targets))
     if baseline not in targets:
         raise InputError(f"baseline {baseline!r} is not among the models; {nearest(baseline, targets)}")
     with contextlib.ExitStack() as stack:
-        calls = {name: _open(target, inputs, threads, stack) for name, target in targets.items()}
+        calls = {name: _open(target, one, threads, stack) for name, target in targets.items()}
         times = _interleave(calls, rounds, warmup, max_seconds)
     base = statistics.median(times[baseline])
-    peaks = {name: peak_memory_bytes(target, inputs, threads) if memory else None for name, target in targets.items()}
-    batch = len(inputs[0])
+    peaks = {name: peak_memory_bytes(target, one, threads) if memory else None for name, target in targets.items()}
+    batch = one.samples
     return {
         name: Measurement(
             name=name,
@@ -88,12 +87,10 @@ def quantile(values: list[float], fraction: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def _open(
-    target: Target, inputs: tuple[Tensor, ...], threads: int | None, stack: contextlib.ExitStack
-) -> Callable[[], Any]:
+def _open(target: Target, inputs: Batch, threads: int | None, stack: contextlib.ExitStack) -> Callable[[], Any]:
     runner = open_runner(target, threads=threads)
-    runner(*inputs)  # the first run reports a rejected shape in our words
-    call = runner.prepare(*inputs)
+    runner(inputs)  # the first run reports a rejected shape in our words
+    call = runner.prepare(inputs)
     if not isinstance(runner, ModuleRunner):
         return call
     module = runner

@@ -10,28 +10,30 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from compress.batches import Batch
 from compress.evaluation.runners import Target
 
 # What the child runs: libraries and inputs first, then the model; the peak above that point is the model's.
 CHILD = """
 import json, sys
 import torch
+from compress.batches import Batch
 from compress.evaluation.runners import open_runner
 path, inputs, threads = json.loads(sys.argv[1])
-inputs = torch.load(inputs, weights_only=True)
+inputs, named = torch.load(inputs, weights_only=True)
+inputs = Batch.of(inputs if named else tuple(inputs.values()))
 def status(key):  # not ru_maxrss: that one survives exec, so it would be the parent's
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 before = status("VmRSS:")
 runner = open_runner(path, threads=threads)
 for _ in range(3):
-    runner(*inputs)
+    runner(inputs)
 print(max(0, status("VmHWM:") - before))
 """
 
 
-def peak_memory_bytes(target: Target, inputs: tuple[Tensor, ...], threads: int | None = None) -> int | None:
+def peak_memory_bytes(target: Target, inputs: Batch, threads: int | None = None) -> int | None:
     """Return the peak resident memory that loading a file and running it adds; None where it cannot be known.
 
     Only files are measured (a module in hand shares its process with everything else), and only on Linux.
@@ -40,7 +42,7 @@ def peak_memory_bytes(target: Target, inputs: tuple[Tensor, ...], threads: int |
         return None
     with tempfile.TemporaryDirectory(prefix="compress-") as folder:
         saved = str(Path(folder) / "inputs.pt")
-        torch.save([value.detach().cpu().contiguous() for value in inputs], saved)
+        torch.save(({name: x.detach().cpu().contiguous() for name, x in inputs.inputs.items()}, inputs.named), saved)
         # The child must find the same `compress` as this process does, whatever the current folder is.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
         arguments = json.dumps([str(Path(target).absolute()), saved, threads])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import compress.state as state
+from compress.batches import Batch, call, example_batch
 from compress.errors import CompressError, InputError, ModelError
 from compress.graph.runtime import Session
 
@@ -20,13 +21,13 @@ Target = nn.Module | ir.Model | Path | str
 
 
 class Runner(Protocol):
-    """A model ready to run: called with input tensors, it returns its outputs as tensors, flat."""
+    """A model ready to run: called with a batch (or tensors, in order), it returns its outputs as tensors, flat."""
 
     path: Path | None
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]: ...
+    def __call__(self, *inputs: Tensor | Batch) -> tuple[Tensor, ...]: ...
 
-    def prepare(self, *inputs: Tensor) -> Callable[[], Any]:
+    def prepare(self, *inputs: Tensor | Batch) -> Callable[[], Any]:
         """Return a call without arguments that runs the model once on `inputs`, conversions done: what is timed."""
         ...
 
@@ -40,19 +41,20 @@ class GraphRunner:
         self.fixed_batch = self.session.fixed_batch
         self.output_names = self.session.output_names
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        samples = len(inputs[0]) if inputs and inputs[0].dim() else 0
-        if self.fixed_batch is None or samples == self.fixed_batch or not samples:
-            return self._run(inputs)
-        return in_slices(self._run, inputs, self.fixed_batch)
+    def __call__(self, *inputs: Tensor | Batch) -> tuple[Tensor, ...]:
+        batch = as_batch(inputs)
+        if self.fixed_batch is None or batch.samples == self.fixed_batch:
+            return self._run(batch)
+        return in_slices(self._run, batch, self.fixed_batch)
 
-    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(np.asarray(value)) for value in self.session.run(*inputs))
+    def _run(self, batch: Batch) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(np.asarray(value)) for value in self.session.run(batch))
 
-    def prepare(self, *inputs: Tensor) -> Callable[[], Any]:
+    def prepare(self, *inputs: Tensor | Batch) -> Callable[[], Any]:
+        batch = as_batch(inputs)
         if self.fixed_batch is not None:
-            inputs = tuple(resized(value, self.fixed_batch) for value in inputs)
-        arrays = [np.ascontiguousarray(value.detach().cpu().numpy()) for value in inputs]
+            batch = resized_batch(batch, self.fixed_batch)
+        arrays = [np.ascontiguousarray(value.detach().cpu().numpy()) for value in self.session.in_order(batch)]
         return lambda: self.session.run(*arrays)
 
 
@@ -65,30 +67,29 @@ class ModuleRunner:
         self.threads = threads
         self.fixed_batch = exported_batch(module)
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *inputs: Tensor | Batch) -> tuple[Tensor, ...]:
+        batch = as_batch(inputs)
         with self._borrowed():
-            if self.fixed_batch is None or len(inputs[0]) == self.fixed_batch:
-                return self._run(inputs)
-            return in_slices(self._run, inputs, self.fixed_batch)
+            if self.fixed_batch is None or batch.samples == self.fixed_batch:
+                return self._run(batch)
+            return in_slices(self._run, batch, self.fixed_batch)
 
-    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _run(self, batch: Batch) -> tuple[Tensor, ...]:
         try:
-            return flat_outputs(self.module(*inputs))
+            return flat_outputs(call(self.module, batch))
         except CompressError:
             raise
         except Exception as error:  # the user's own forward may raise anything
-            shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+            shapes = ", ".join(str(tuple(value.shape)) for value in batch.values)
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InputError(f"{type(self.module).__name__} rejects inputs of shape {shapes}: {reason}") from error
 
-    def prepare(self, *inputs: Tensor) -> Callable[[], Any]:
+    def prepare(self, *inputs: Tensor | Batch) -> Callable[[], Any]:
+        batch = as_batch(inputs)
         if self.fixed_batch is not None:
-            inputs = tuple(resized(value, self.fixed_batch) for value in inputs)
-
-        def run() -> Any:
-            return self.module(*inputs)
-
-        return run
+            batch = resized_batch(batch, self.fixed_batch)
+        positional, named = batch.arguments(self.module)
+        return lambda: self.module(*positional, **named)
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[None]:
@@ -147,6 +148,16 @@ def _collect(value: Any, found: list[Tensor]) -> None:
             _collect(item, found)
 
 
+def as_batch(inputs: Sequence[Any]) -> Batch:
+    """What a runner was called with: one batch (or what becomes one), or tensors in order."""
+    return example_batch(inputs[0] if len(inputs) == 1 else inputs)
+
+
+def resized_batch(batch: Batch, samples: int) -> Batch:
+    """Repeat or cut a batch to exactly `samples`; what all samples share stays as it is."""
+    return batch.map(lambda value: resized(value, samples) if value.dim() and len(value) == batch.samples else value)
+
+
 def resized(value: Tensor, batch: int) -> Tensor:
     """Repeat or cut `value` along the batch to exactly `batch` samples."""
     if value.dim() == 0 or len(value) == batch:
@@ -155,17 +166,13 @@ def resized(value: Tensor, batch: int) -> Tensor:
     return value.repeat(repeats, *([1] * (value.dim() - 1)))[:batch].contiguous()
 
 
-def in_slices(
-    run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], inputs: Sequence[Tensor], batch: int
-) -> tuple[Tensor, ...]:
-    """Run a model that takes exactly `batch` samples on any number: slice, pad the last slice, cut its outputs."""
-    total = len(inputs[0])
+def in_slices(run: Callable[[Batch], tuple[Tensor, ...]], batch: Batch, samples: int) -> tuple[Tensor, ...]:
+    """Run a model that takes exactly `samples` on any number: slice, pad the last slice, cut its outputs."""
     pieces: list[tuple[Tensor, ...]] = []
-    for start in range(0, total, batch):
-        part = [value[start : start + batch] for value in inputs]
-        real = len(part[0])
-        outputs = run([resized(value, batch) for value in part])
-        pieces.append(tuple(value[:real] if value.dim() else value for value in outputs))
+    for start in range(0, batch.samples, samples):
+        part = batch.part(start, start + samples)
+        outputs = run(resized_batch(part, samples))
+        pieces.append(tuple(value[: part.samples] if value.dim() else value for value in outputs))
     return tuple(torch.cat(values) if values[0].dim() else values[0] for values in zip(*pieces))
 
 

@@ -13,14 +13,16 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from compress.batches import Batch, call, example_batch
 from compress.errors import ModelError
-from compress.evaluation.runners import Target, resized
+from compress.evaluation.runners import Target, resized_batch
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx
 from compress.state import evaluating, slow_attention
@@ -103,12 +105,10 @@ def sparsity(target: Target) -> float:
     return zeros / max(1, total)
 
 
-def count_macs(target: Target, inputs: tuple[Tensor, ...]) -> int:
+def count_macs(target: Target, inputs: Any) -> int:
     """Count multiply-accumulates for one sample, by the rule at the top of this file."""
-    opened = target if isinstance(target, nn.Module) else _open(target)
-    if isinstance(opened, nn.Module):
-        return _module_macs(opened, inputs)
-    return _graph_macs(opened, inputs)
+    opened, batch = target if isinstance(target, nn.Module) else _open(target), example_batch(inputs)
+    return _module_macs(opened, batch) if isinstance(opened, nn.Module) else _graph_macs(opened, batch)
 
 
 def _open(target: Target) -> ir.Model | nn.Module:
@@ -121,7 +121,7 @@ def _open(target: Target) -> ir.Model | nn.Module:
     return open_model(str(target)).model
 
 
-def _module_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def _module_macs(module: nn.Module, inputs: Batch) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -131,8 +131,8 @@ def _module_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
         stack.enter_context(slow_attention())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         with evaluating(module), torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-            module(*inputs)
-    return round(counter.get_total_flops() / 2 / len(inputs[0]))
+            call(module, inputs)
+    return round(counter.get_total_flops() / 2 / inputs.samples)
 
 
 def _constants(graph: ir.Model) -> Iterator[ir.Value]:
@@ -197,13 +197,13 @@ def _zero_of(weight: ir.Value, array: np.ndarray) -> np.ndarray | int:
     return 0
 
 
-def _graph_macs(graph: ir.Model, inputs: tuple[Tensor, ...]) -> int:
+def _graph_macs(graph: ir.Model, inputs: Batch) -> int:
     """Shapes come from one run of the graph, because inference stops at the runtime's own operators."""
     counted = [node for node in graph.graph if node.op_type in {*CONVOLUTIONS, *PRODUCTS, *RECURRENT}]
     if not counted:
         return 0
     shapes = _shapes(graph, counted, inputs)
-    batch = len(inputs[0])
+    batch = inputs.samples
     fixed = graph.graph.inputs[0].shape[0] if graph.graph.inputs and graph.graph.inputs[0].shape else None
     return sum(_node_macs(node, shapes) for node in counted) // (fixed if isinstance(fixed, int) else batch)
 
@@ -228,7 +228,7 @@ def _node_macs(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> int:
     return steps * samples * (elements(node.inputs[1]) + elements(node.inputs[2]))
 
 
-def _shapes(graph: ir.Model, nodes: list[ir.Node], inputs: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+def _shapes(graph: ir.Model, nodes: list[ir.Node], inputs: Batch) -> dict[str, tuple[int, ...]]:
     wanted: dict[str, ir.Value] = {}
     for node in nodes:
         positions = [0, 1, 2] if node.op_type in RECURRENT else [0, {**CONVOLUTIONS, **PRODUCTS}[node.op_type]]
@@ -243,6 +243,6 @@ def _shapes(graph: ir.Model, nodes: list[ir.Node], inputs: tuple[Tensor, ...]) -
     if missing:
         session = Session(graph, outputs=missing, optimize=False)
         fixed = session.fixed_batch
-        fed = list(inputs) if fixed is None else [resized(value, fixed) for value in inputs]
-        found |= {name: tuple(array.shape) for name, array in zip(missing, session.run(*fed))}
+        fed = inputs if fixed is None else resized_batch(inputs, fixed)
+        found |= {name: tuple(array.shape) for name, array in zip(missing, session.run(fed))}
     return found

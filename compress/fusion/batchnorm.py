@@ -13,11 +13,12 @@ After a layer that computes x = W·u + b, with s = γ / √(σ² + ε), the two 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compress.batches import example_batch
 from compress.errors import ModelError
 from compress.fusion.tracing import Found, find_batchnorms
 from compress.shapes import replace_module
@@ -30,7 +31,7 @@ _LAYERS = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def fuse(module: nn.Module, example_inputs: Sequence[Tensor] | Tensor | None = None) -> Step:
+def fuse(module: nn.Module, example_inputs: Any = None) -> Step:
     """Fold every batch-norm that can be into the layer before it, on a copy of `module`.
 
     The result has the same class and submodules; a folded batch-norm has become `nn.Identity`. In eval mode its outputs
@@ -42,9 +43,9 @@ def fuse(module: nn.Module, example_inputs: Sequence[Tensor] | Tensor | None = N
         InputError: the module rejects `example_inputs`.
     """
     fused = copied(module)
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    inputs = None if example_inputs is None else example_batch(example_inputs)
     changes = []
-    for found in find_batchnorms(fused, _batchnorm_names(fused), None if inputs is None else tuple(inputs)):
+    for found in find_batchnorms(fused, _batchnorm_names(fused), inputs):
         reason = found.refusal or _refusal(fused, found)
         if reason:
             changes.append(Change(found.batchnorm, "not fused", reason, skipped=True))

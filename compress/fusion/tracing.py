@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from compress.batches import Batch, call
 from compress.errors import InputError, ModelError
 from compress.state import evaluating, unlogged
 
@@ -30,7 +31,7 @@ class Found:
     refusal: str = ""
 
 
-def find_batchnorms(module: nn.Module, names: Sequence[str], inputs: tuple[Tensor, ...] | None) -> list[Found]:
+def find_batchnorms(module: nn.Module, names: Sequence[str], inputs: Batch | None) -> list[Found]:
     """Look up each batch-norm of `names` in the program of `module`, by torch.export, else by symbolic tracing.
 
     Raises:
@@ -55,18 +56,19 @@ def find_batchnorms(module: nn.Module, names: Sequence[str], inputs: tuple[Tenso
         ) from error
 
 
-def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _check_runs(module: nn.Module, inputs: Batch) -> None:
     try:
         with evaluating(module):
-            module(*inputs)
+            call(module, inputs)
     except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs.values)
         raise InputError(f"{type(module).__name__} rejects inputs of shape {shapes}: {_first_line(error)}") from error
 
 
-def _by_export(module: nn.Module, names: Sequence[str], inputs: tuple[Tensor, ...]) -> list[Found]:
+def _by_export(module: nn.Module, names: Sequence[str], inputs: Batch) -> list[Found]:
     with evaluating(module), _quietly():
-        program = torch.export.export(module, tuple(x.detach().clone() for x in inputs), strict=False)
+        positional, named = inputs.map(lambda x: x.detach().clone()).arguments(module)
+        program = torch.export.export(module, positional, named, strict=False)
     signature = program.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     # Two names of one module share its tensors; the export knows them by one of the two.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import re
 import warnings
@@ -15,6 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from compress.batches import Batch, call, example_batch, parameters_of
 from compress.errors import CompressError, ExportError, InputError
 from compress.files import check_writable
 from compress.graph.decompositions import decomposed
@@ -29,16 +29,19 @@ from compress.steps import Change, Step
 
 def export(
     model: nn.Module | torch.export.ExportedProgram,
-    example_inputs: Sequence[Tensor] | Tensor,
+    example_inputs: Any,
     *,
     path: str | Path | None = None,
     dynamic_batch: bool = True,
     check: bool = True,
-    parity_inputs: Sequence[Tensor] | Tensor | None = None,
+    parity_inputs: Any = None,
     threads: int | None = None,
     overwrite: bool = False,
 ) -> Step:
     """Turn a module, as it behaves in eval mode, into an ONNX graph.
+
+    `example_inputs` are tensors or arrays, one, in the order of `forward`, or a mapping by name; or the shape of the one
+    input. The graph's inputs have forward's names.
 
     Dimension 0 of every input becomes dynamic where the model allows it; where it does not, the graph takes exactly
     the example's batch, and the step's notes say why. With `check`, ONNX Runtime and PyTorch must agree on
@@ -54,9 +57,9 @@ def export(
     if path is not None:
         check_writable(path, overwrite=overwrite)
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
-    inputs = _tuple(example_inputs)
+    inputs = example_batch(example_inputs)
     outputs = run_example(module, inputs)
-    checks = _tuple(parity_inputs) if parity_inputs is not None else inputs
+    checks = example_batch(parity_inputs) if parity_inputs is not None else inputs
     with evaluating(module), _quietly():
         graph, parity, notes = _export_best(
             module, inputs, outputs, checks, dynamic_batch=dynamic_batch, check=check, threads=threads
@@ -69,9 +72,7 @@ def export(
     return Step("export", graph, (Change(_name(module), f"exported, {batch} batch", values=values),), notes)
 
 
-def to_graph(
-    model: nn.Module | ir.Model | str | Path, example_inputs: Sequence[Tensor] | Tensor | None = None
-) -> ir.Model:
+def to_graph(model: nn.Module | ir.Model | str | Path, example_inputs: Any = None) -> ir.Model:
     """Return `model` as a graph of the caller's own: a module is exported, a graph cloned, a file read.
 
     Raises:
@@ -89,7 +90,7 @@ def to_graph(
     return export(model, example_inputs).model
 
 
-def run_example(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+def run_example(module: nn.Module, inputs: Batch) -> Any:
     """Run `module` once in eval mode, without gradients; a model that rejects the inputs says so in one line.
 
     Raises:
@@ -97,11 +98,11 @@ def run_example(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
     """
     try:
         with evaluating(module):
-            return module(*inputs)
+            return call(module, inputs)
     except CompressError:
         raise
     except Exception as error:
-        shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
+        shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs.values)
         raise InputError(
             f"{_name(module)} rejects inputs of shape {shapes}: {reason_of(error)}; give --input-shape as the model takes it"
         ) from error
@@ -126,16 +127,16 @@ def reason_of(error: BaseException) -> str:
 
 def _export_best(
     module: nn.Module,
-    inputs: tuple[Tensor, ...],
+    inputs: Batch,
     outputs: Any,
-    checks: tuple[Tensor, ...],
+    checks: Batch,
     *,
     dynamic_batch: bool,
     check: bool,
     threads: int | None,
 ) -> tuple[ir.Model, Parity | None, tuple[str, ...]]:
     """A graph with dynamic batch where that works and agrees, else a static one with the reason in the notes."""
-    names = _input_names(module, len(inputs)), _output_names(outputs)
+    names = _input_names(module, inputs), _output_names(outputs)
     reason = ""
     if dynamic_batch:
         sample = _batch_of_two(module, inputs)
@@ -148,14 +149,11 @@ def _export_best(
             reason = reason_of(error.__cause__ or error)
     graph = _to_onnx(module, inputs, names, dynamic=False)
     parity = _agree(module, graph, _static_checks(inputs, checks), names[1], threads) if check else None
-    size = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
-    note = f"the graph takes batches of exactly {size}, because with a dynamic batch {reason}"
+    note = f"the graph takes batches of exactly {inputs.samples}, because with a dynamic batch {reason}"
     return graph, parity, (note,) if dynamic_batch else ()
 
 
-def _to_onnx(
-    module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[list[str], list[str]], *, dynamic: bool
-) -> ir.Model:
+def _to_onnx(module: nn.Module, inputs: Batch, names: tuple[list[str], list[str]], *, dynamic: bool) -> ir.Model:
     program = decomposed(_trace(module, inputs, dynamic=dynamic))
     try:
         exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
@@ -174,13 +172,15 @@ def _to_onnx(
     return graph
 
 
-def _trace(module: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) -> torch.export.ExportedProgram:
+def _trace(module: nn.Module, inputs: Batch, *, dynamic: bool) -> torch.export.ExportedProgram:
     """Export by running the module (most models), else by reading its bytecode, which keeps `len(x)` symbolic."""
     failure: Exception | None = None
     for strict in (False, True):
-        fresh = tuple(x.detach().clone() for x in inputs)  # torch.export leaves marks that a second try would obey
+        fresh = inputs.map(lambda x: x.detach().clone())  # torch.export leaves marks that a second try would obey
         try:
-            return torch.export.export(module, fresh, dynamic_shapes=_dynamic_shapes(fresh, dynamic), strict=strict)
+            positional, named = fresh.arguments(module)
+            shapes = _dynamic_shapes(fresh, positional or named, dynamic)
+            return torch.export.export(module, positional, named, dynamic_shapes=shapes, strict=strict)
         except Exception as error:
             failure = failure or error
     raise ExportError(
@@ -189,53 +189,54 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) -> t
     ) from failure
 
 
-def _dynamic_shapes(inputs: tuple[Tensor, ...], dynamic: bool) -> Any:
+def _dynamic_shapes(inputs: Batch, arguments: tuple[Tensor, ...] | dict[str, Tensor], dynamic: bool) -> Any:
     if not dynamic:
         return None
-    batch = inputs[0].shape[0]
-    return tuple({0: torch.export.Dim.DYNAMIC} if x.ndim and x.shape[0] == batch else {} for x in inputs)
+
+    def shape(x: Tensor) -> dict[int, Any]:
+        return {0: torch.export.Dim.DYNAMIC} if x.ndim and x.shape[0] == inputs.samples else {}
+
+    if isinstance(arguments, dict):
+        return {name: shape(x) for name, x in arguments.items()}
+    return tuple(shape(x) for x in arguments)
 
 
-def _batch_of_two(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _batch_of_two(module: nn.Module, inputs: Batch) -> Batch:
     """A batch of one would be taken for a constant; repeat it where the model takes two."""
-    if not inputs or inputs[0].ndim == 0 or inputs[0].shape[0] != 1:
+    if inputs.samples != 1:
         return inputs
-    doubled = tuple(torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x for x in inputs)
+    doubled = inputs.map(lambda x: torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x)
     try:
-        module(*doubled)
+        call(module, doubled)
     except Exception:  # the model's own refusal of two samples: the export will say why
         return inputs
     return doubled
 
 
-def _other_batch(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+def _other_batch(module: nn.Module, inputs: Batch) -> list[Batch]:
     """The same inputs with one sample more, where the model itself takes them."""
-    if not inputs or inputs[0].ndim == 0:
-        return []
-    batch = inputs[0].shape[0]
-    larger = tuple(torch.cat([x, x[:1]]) if x.ndim and x.shape[0] == batch else x for x in inputs)
+    larger = inputs.map(lambda x: torch.cat([x, x[:1]]) if x.ndim and x.shape[0] == inputs.samples else x)
     try:
-        module(*larger)
+        call(module, larger)
     except Exception:  # no other batch to check: PyTorch itself rejects it
         return []
     return [larger]
 
 
-def _static_checks(inputs: tuple[Tensor, ...], checks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    same = len(inputs) == len(checks) and all(a.shape == b.shape for a, b in zip(inputs, checks))
+def _static_checks(inputs: Batch, checks: Batch) -> Batch:
+    same = len(inputs.inputs) == len(checks.inputs) and all(
+        a.shape == b.shape for a, b in zip(inputs.values, checks.values)
+    )
     return checks if same else inputs
 
 
-def _agree(
-    module: nn.Module, graph: ir.Model, inputs: tuple[Tensor, ...], names: Sequence[str], threads: int | None
-) -> Parity:
+def _agree(module: nn.Module, graph: ir.Model, inputs: Batch, names: Sequence[str], threads: int | None) -> Parity:
     kept = {value.name for value in graph.graph.inputs}
     session = Session(graph, threads=threads)
-    feeds = [x for name, x in zip(_input_names(module, len(inputs)), inputs) if name in kept]
-    if len(feeds) == len(inputs):
-        return check_parity(module, session, inputs, output_names=session.output_names)
-    reference = module(*inputs)
-    return check_parity(lambda *_: reference, lambda *_: session.run(*feeds), inputs, output_names=names)
+    feeds = [x for name, x in zip(_input_names(module, inputs), inputs.in_order(module)) if name in kept]
+    reference = call(module, inputs)
+    shown = session.output_names if len(feeds) == len(inputs.inputs) else names
+    return check_parity(lambda *_: reference, lambda *_: session.run(*feeds), inputs, output_names=shown)
 
 
 def _worst(parities: Sequence[Parity]) -> Parity | None:
@@ -295,14 +296,13 @@ def _is_dynamic(graph: ir.Model) -> bool:
     return any(len(shape) and not isinstance(shape[0], int) for shape in shapes)
 
 
-def _input_names(module: nn.Module, count: int) -> list[str]:
-    """The parameter names of `forward`; `input`, `input_1` … where it only says *args."""
-    try:
-        parameters = list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [p.name for p in parameters if p.kind in positional][:count]
+def _input_names(module: nn.Module, inputs: Batch) -> list[str]:
+    """The parameter names of `forward`, else the data's; `input`, `input_1` … where neither has any."""
+    positional, named = inputs.arguments(module)
+    if named:
+        return list(named)
+    count = len(positional)
+    names = list(parameters_of(module)[0][:count])
     if len(names) == count:
         return names
     return ["input" if count == 1 else f"input_{index}" for index in range(count)]
@@ -334,10 +334,6 @@ def _is_torch_export(error: BaseException) -> bool:
     return type(error).__module__.startswith(
         ("torch._export", "torch.export", "torch._dynamo", "torch.fx.experimental")
     )
-
-
-def _tuple(inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 def _name(module: nn.Module) -> str:

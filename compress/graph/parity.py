@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from compress.batches import Batch, call, example_batch
 from compress.errors import ParityError
 from compress.graph.runtime import Session
 from compress.state import evaluating
@@ -47,18 +48,18 @@ class Parity:
 def compare(
     first: Form,
     second: Form,
-    inputs: Sequence[Tensor],
+    inputs: Any,
     *,
     output_names: Sequence[str] | None = None,
     relative_tolerance: float | None = None,
 ) -> Parity:
-    """Run both on `inputs` (one batch) and return where and how much they differ.
+    """Run both on `inputs` (one batch, in any form of `example_batch`) and return where and how much they differ.
 
     Each may be a module (run in eval mode), a graph, an `.onnx` file, a `Session`, or a function
     of tensors. An output agrees where max |a − b| ≤ relative tolerance · max |a| + 1e-6 (of tiny outputs, such as
     random weights give, less: a hundredth of max |a|); integers and booleans must be equal.
     """
-    run_first, run_second = _runner(first), _runner(second)
+    run_first, run_second, inputs = _runner(first), _runner(second), example_batch(inputs)
     names = output_names or next((s.output_names for s in (run_second, run_first) if isinstance(s, Session)), None)
     ours, theirs = flat_outputs(_call(run_first, inputs)), flat_outputs(_call(run_second, inputs))
     if len(ours) != len(theirs):
@@ -72,7 +73,7 @@ def compare(
     return Parity(labels[worst], difference, scale, tolerance, {n: row[0] for n, row in zip(labels, rows)})
 
 
-def check_parity(first: Form, second: Form, inputs: Sequence[Tensor], **options: Any) -> Parity:
+def check_parity(first: Form, second: Form, inputs: Any, **options: Any) -> Parity:
     """Like `compare`, but two models that differ are an error.
 
     Raises:
@@ -111,13 +112,13 @@ def _runner(form: Form) -> Any:
     return Session(form) if isinstance(form, (str, Path, ir.Model)) else form
 
 
-def _call(runner: Any, inputs: Sequence[Tensor]) -> Any:
+def _call(runner: Any, inputs: Batch) -> Any:
     if isinstance(runner, Session):
-        return runner.run(*inputs)
+        return runner.run(inputs)
     if isinstance(runner, nn.Module):
         with evaluating(runner):
-            return runner(*inputs)
-    return runner(*inputs)
+            return call(runner, inputs)
+    return runner(*inputs.values)
 
 
 def _difference(a: np.ndarray, b: np.ndarray, relative: float | None) -> tuple[float, float, float]:

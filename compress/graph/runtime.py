@@ -17,6 +17,7 @@ import onnx_ir.passes.common as passes
 import onnxruntime as ort
 from torch import Tensor
 
+from compress.batches import Batch
 from compress.errors import InputError, ModelError, UnsupportedOperatorError, nearest
 
 VERSION: str = ort.__version__
@@ -41,7 +42,7 @@ _DTYPES: dict[str, np.dtype] = {
 
 
 class Session:
-    """One model loaded by ONNX Runtime on the CPU, called with positional inputs.
+    """One model loaded by ONNX Runtime on the CPU, called with a batch (by name where it has names) or arrays in order.
 
     Args:
         model: an `.onnx` file or a graph; a graph is neither kept nor changed.
@@ -95,24 +96,35 @@ class Session:
         first = self.input_shapes[0][:1] if self.input_shapes else ()
         return first[0] if first and isinstance(first[0], int) else None
 
-    def run(self, *inputs: np.ndarray | Tensor) -> tuple[np.ndarray, ...]:
-        """Run on inputs in the order of `input_names`; integers and floats are cast to the graph's width.
+    def run(self, *inputs: np.ndarray | Tensor | Batch) -> tuple[np.ndarray, ...]:
+        """Run on one `Batch`, or on inputs in the order of `input_names`; numbers are cast to the graph's width.
 
         Raises:
             InputError: wrong number, kind or shape of inputs.
             ModelError: the model failed while running, with the node that did.
         """
-        if len(inputs) != len(self.input_names):
+        one = inputs[0] if len(inputs) == 1 else None
+        given: tuple[Any, ...] = self.in_order(one) if isinstance(one, Batch) else inputs
+        if len(given) != len(self.input_names):
             expected = ", ".join(self.input_names)
-            raise InputError(f"{self._label} takes {len(self.input_names)} inputs ({expected}), got {len(inputs)}")
+            raise InputError(f"{self._label} takes {len(self.input_names)} inputs ({expected}), got {len(given)}")
         feeds = {
             name: _as_array(name, value, dtype)
-            for name, value, dtype in zip(self.input_names, inputs, self.input_dtypes)
+            for name, value, dtype in zip(self.input_names, given, self.input_dtypes)
         }
         try:
             return tuple(self._session.run(list(self.output_names), feeds))
         except Exception as error:
             raise _run_error(self._label, error, feeds) from error
+
+    def in_order(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The inputs of a batch in the order of `input_names`.
+
+        Raises:
+            InputError: names that do not fit, or a wrong number of inputs.
+        """
+        bound = batch.bound(self.input_names, whose=self._label)
+        return tuple(bound[name] for name in self.input_names)
 
     def profile(self) -> list[dict[str, Any]]:
         """Stop recording; return per node its name, operator and median microseconds per run, in running order."""

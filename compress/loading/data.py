@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
 
-from compress.batches import split_batch
+from compress.batches import read_batch
 from compress.errors import CompressError, DataError, nearest
 from compress.loading.arrays import as_dataset, check_labels, open_arrays
 from compress.loading.augmentation import Augmentation, AugmentingCollate
@@ -357,7 +357,7 @@ def _count_classes(parts: Sequence[Dataset]) -> int | None:
 def _described(parts: Parts) -> Data:
     sample = next(part for part in (parts.train, parts.calibration, parts.test) if part is not None)
     try:
-        inputs, _ = split_batch((parts.collate or default_collate)([sample[0]]))
+        inputs = read_batch((parts.collate or default_collate)([sample[0]])).values
     except DataError:
         raise
     except Exception as error:  # the user's own data set may raise anything

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from compress.batches import split_batch
+from compress.batches import Batch, read_batch
 from compress.errors import InputError, ModelError, WeightsError
 from compress.loading.callables import first_line, import_callable
 from compress.loading.checkpoints import SUFFIXES, load_state_dict, read_pickle, read_state_dict
@@ -133,8 +133,8 @@ def example_inputs(
     data: Data | None = None,
     batch: int = BATCH,
     seed: int = 0,
-) -> tuple[Tensor, ...]:
-    """Return inputs to trace, check or time `loaded` with.
+) -> Batch:
+    """Return a batch to trace, check or time `loaded` with.
 
     Their shape is `input_shape` (batch included; several shapes for several inputs), else that of `data`, whose samples
     they then are, else what the model's source tells. Without data floats are normal and integers 0 or 1.
@@ -144,8 +144,7 @@ def example_inputs(
     """
     if input_shape is None and data is not None:
         part = next(part for part in ("calibration", "train", "test") if getattr(data, part) is not None)
-        inputs, _ = split_batch(next(iter(data.loader(part, batch_size=batch))))
-        return inputs
+        return replace(read_batch(next(iter(data.loader(part, batch_size=batch)))), target=None)
     specs = loaded.inputs
     if input_shape is not None:
         shapes = _shapes(input_shape)
@@ -159,7 +158,8 @@ def example_inputs(
         )
     dtypes = [spec.dtype for spec in specs] or [data.input_dtype if data is not None else loaded.input_dtype]
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_random(shape, dtypes[min(index, len(dtypes) - 1)], generator) for index, shape in enumerate(shapes))
+    values = [_random(shape, dtypes[min(index, len(dtypes) - 1)], generator) for index, shape in enumerate(shapes)]
+    return Batch.of(values)
 
 
 def _given(module: nn.Module, weights: str | Path | None, arguments: dict[str, Any], trust_pickle: bool) -> LoadedModel:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.batches import example_batch
 from compress.errors import InputError, ModelError, nearest
 from compress.files import written_beside
 from compress.loading.untrusted import check_torchscript
@@ -69,7 +70,7 @@ def check_engine(name: str) -> None:
         )
 
 
-def save_torchscript(module: EngineModule, path: str | Path, example_inputs: tuple[Tensor, ...]) -> Path:
+def save_torchscript(module: EngineModule, path: str | Path, example_inputs: Any) -> Path:
     """Write an int8 module to `path`; scripted where its code allows it, else traced on `example_inputs`.
 
     Raises:
@@ -79,7 +80,7 @@ def save_torchscript(module: EngineModule, path: str | Path, example_inputs: tup
     path = Path(path)
     with engine_set(module.engine), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit announces its own deprecation at each call
-        scripted = _scripted(module.module, example_inputs)
+        scripted = _scripted(module.module, example_batch(example_inputs).in_order(module.module))
         with written_beside(path) as beside:
             torch.jit.save(scripted, str(beside), _extra_files={_RECORD: json.dumps({"engine": module.engine})})
     return path

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compress.batches import split_batch
+from compress.batches import read_batch
 from compress.evaluation.accuracy import evaluate
 from compress.pipeline.inputs import Opened
 from compress.quantization.budget import quantize_within
@@ -63,7 +63,7 @@ def only_checked(step: Step, reason: str) -> Step:
 
 def _has_targets(batches: Iterable[Any]) -> bool:
     first = next(iter(batches), None)
-    return first is not None and split_batch(first)[1] is not None
+    return first is not None and read_batch(first).target is not None
 
 
 def _undecidable(before: Measurement | None) -> str:

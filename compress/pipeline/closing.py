@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from compress.batches import Batch
 from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import Target
+from compress.evaluation.runners import Target, resized_batch
 from compress.evaluation.size import count_macs, count_parameters, size_bytes, sparsity
 from compress.measures.opening import open_measures
 from compress.pipeline.details import layer_details
@@ -32,7 +31,7 @@ CLOSING_SECONDS = 20.0  # what timing may cost at the end of a command
 def measure(
     targets: Mapping[str, Target],
     *,
-    inputs: tuple[Tensor, ...],
+    inputs: Batch,
     test: Iterable[Any] | None = None,
     baseline: str | None = None,
     metric: Any = None,
@@ -47,9 +46,7 @@ def measure(
     baseline = baseline or next(iter(targets))
     rows = {name: _weigh(name, target, inputs) for name, target in targets.items()}
     if latency:
-        from compress.evaluation.runners import resized
-
-        one = tuple(resized(value, batch) for value in inputs)
+        one = resized_batch(inputs, batch)
         timed = benchmark(
             targets, one, baseline=baseline, rounds=rounds, threads=threads, max_seconds=max_seconds, memory=memory
         )
@@ -66,7 +63,7 @@ def merged(first: Measurement, second: Measurement) -> Measurement:
     return replace(first, **found, extra={**first.extra, **second.extra})
 
 
-def _weigh(name: str, target: Target, inputs: tuple[Tensor, ...]) -> Measurement:
+def _weigh(name: str, target: Target, inputs: Batch) -> Measurement:
     is_file = isinstance(target, (str, Path))
     macs = None
     with contextlib.suppress(Exception):  # a model that cannot be counted can still be shipped

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor
 
-from compress.evaluation.runners import resized
+from compress.batches import Batch
+from compress.evaluation.runners import resized_batch
 from compress.graph.folding import constant_array
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx
@@ -30,7 +30,7 @@ WORST = 2  # layers whose weights and activations are drawn
 def layer_details(
     shipped: Path,
     baseline: Path | None,
-    inputs: tuple[Tensor, ...],
+    inputs: Batch,
     steps: Sequence[Step] = (),
     *,
     samples: Iterable[Any] | None = None,
@@ -65,13 +65,13 @@ def layer_details(
     return details
 
 
-def node_times(path: Path, inputs: tuple[Tensor, ...], threads: int | None) -> list[dict[str, Any]]:
+def node_times(path: Path, inputs: Batch, threads: int | None) -> list[dict[str, Any]]:
     """Median microseconds of each operator that the runtime really executes, one sample."""
     session = Session(path, threads=threads, profile=True)
-    fed = [resized(value, session.fixed_batch or 1) for value in inputs]
+    fed = resized_batch(inputs, session.fixed_batch or 1)
     end = time.monotonic() + SECONDS
     for count in range(RUNS):
-        session.run(*fed)
+        session.run(fed)
         if count and time.monotonic() > end:
             break
     return [
@@ -163,7 +163,7 @@ def worst_histograms(
     graph: ir.Model,
     source: ir.Model,
     baseline: Path,
-    inputs: tuple[Tensor, ...],
+    inputs: Batch,
 ) -> list[dict[str, Any]]:
     """Weights and input activations of the layers with the largest weight error."""
     found: list[dict[str, Any]] = []
@@ -175,10 +175,11 @@ def worst_histograms(
         activation = user.node.inputs[0] if user is not None else None
         if activation is None or activation.name is None:
             continue
-        if activation.name in [value.name for value in source.graph.inputs]:
-            values = inputs[[value.name for value in source.graph.inputs].index(activation.name)].detach().numpy()
+        names = [value.name or "" for value in source.graph.inputs]
+        if activation.name in names:
+            values = inputs.bound(names, whose=str(baseline))[activation.name].detach().numpy()
         else:
-            (values,) = Session(baseline, outputs=[activation.name]).run(*inputs)
+            (values,) = Session(baseline, outputs=[activation.name]).run(inputs)
         found.append(
             _histogram(activation.name, f"activations into {name}", values, activation_range(graph, activation.name))
         )

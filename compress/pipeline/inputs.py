@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import DataLoader
 
+    from compress.batches import Batch
     from compress.loading.data import Data
     from compress.loading.models import LoadedModel
 
@@ -68,7 +70,7 @@ class Opened:
 
     loaded: LoadedModel
     data: Data | None
-    inputs: tuple[Tensor, ...]
+    inputs: Batch
     batch_size: int = 64
     seed: int = 0
     threads: int | None = None
@@ -186,6 +188,8 @@ def _with_inputs(
     from compress.loading.models import example_inputs
 
     inputs = example_inputs(loaded, input_shape=source.input_shape, data=data, seed=settings.seed)
+    inputs, left_out = _taken(loaded, inputs)
+    loaded = replace(loaded, notes=(*loaded.notes, *left_out))
     _check_shapes(loaded, inputs, data)
     if source.input_shape is not None:
         loaded = replace(loaded, input_shape=source.input_shape)
@@ -199,13 +203,46 @@ def _with_inputs(
     )
 
 
-def _check_shapes(loaded: LoadedModel, inputs: tuple[Tensor, ...], data: Data | None) -> None:
+def _taken(loaded: LoadedModel, inputs: Batch) -> tuple[Batch, tuple[str, ...]]:
+    """The inputs that the model takes, in its order where they have names; a note for what it leaves out.
+
+    Raises:
+        InputError: names of which none, or not all that it needs, are there.
+    """
+    from compress.batches import parameters_of
+
+    if not inputs.named:
+        return inputs, ()
+    if loaded.kind == "onnx":
+        names: tuple[str, ...] = tuple(spec.name for spec in loaded.inputs)
+        needed = names
+    else:
+        names, needed, _ = parameters_of(loaded.model)
+    if not names:
+        return inputs, ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said once, as a note
+        bound = inputs.bound(names, needed=needed, whose=repr(loaded.name))
+    extra = [name for name in inputs.inputs if name not in bound] if len(bound) < len(inputs.inputs) else []
+    said = f"the data's {', '.join(map(repr, extra))} {'is' if len(extra) == 1 else 'are'} no input of {loaded.name!r}"
+    return replace(inputs, inputs=bound), (f"{said} and left out",) if extra else ()
+
+
+def _by_place(loaded: LoadedModel, inputs: Batch) -> tuple[Tensor, ...]:
+    """The inputs in the order in which the model lists its own."""
+    bound = (
+        inputs.bound([spec.name for spec in loaded.inputs], needed=(), whose=repr(loaded.name)) if loaded.inputs else {}
+    )
+    return tuple(bound.values())
+
+
+def _check_shapes(loaded: LoadedModel, inputs: Batch, data: Data | None) -> None:
     """Say in the user's terms that a file takes inputs of one size only, and these have another.
 
     Raises:
         InputError: the file's shape, the inputs', what to give.
     """
-    for spec, value in zip(loaded.inputs, inputs):
+    for spec, value in zip(loaded.inputs, _by_place(loaded, inputs)):
         shape = tuple(value.shape)
         fits = len(spec.shape) == len(shape) and all(
             own in (None, size) for own, size in zip(spec.shape[1:], shape[1:])

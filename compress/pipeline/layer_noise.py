@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor
 
-from compress.batches import split_batch
-from compress.evaluation.runners import resized
+from compress.batches import Batch, read_batch
+from compress.evaluation.runners import resized_batch
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx
 
@@ -82,13 +81,13 @@ def _as_read(value: ir.Value) -> ir.Value:
     return value
 
 
-def _single_samples(batches: Iterable[Any]) -> Iterable[tuple[Tensor, ...]]:
+def _single_samples(batches: Iterable[Any]) -> Iterable[Batch]:
     for batch in batches:
-        inputs, _ = split_batch(batch)
-        for index in range(len(inputs[0])):
-            yield tuple(value[index : index + 1] for value in inputs)
+        read = read_batch(batch)
+        for index in range(read.samples):
+            yield read.part(index, index + 1)
 
 
-def _run(session: Session, inputs: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
+def _run(session: Session, inputs: Batch) -> tuple[np.ndarray, ...]:
     """One sample through a graph, whatever batch it takes; the copies that fill a fixed batch change no ratio."""
-    return session.run(*(resized(value, session.fixed_batch or 1) for value in inputs))
+    return session.run(resized_batch(inputs, session.fixed_batch or 1))

@@ -18,6 +18,7 @@ from compress.steps import Change
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from compress.batches import Batch
     from compress.reporting.report import Report
 
 # What a folder may hold; with --overwrite, those of an earlier run that this one does not write again are removed.
@@ -93,7 +94,7 @@ class OutputFolder:
         Session(path)
         return path
 
-    def save_module(self, module: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[Change, ...]:
+    def save_module(self, module: nn.Module, example_inputs: Batch) -> tuple[Change, ...]:
         """Write `weights.pt` (plain state dict) and `model.pt2`; return a refusal where the latter cannot be made."""
         import torch
 
@@ -117,7 +118,7 @@ class OutputFolder:
         return report
 
 
-def export_program(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Any:
+def export_program(module: nn.Module, example_inputs: Batch) -> Any:
     """Export a module with a free batch dimension where it allows one, else with the batch of the examples."""
     import torch
 
@@ -127,10 +128,16 @@ def export_program(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Any
     twin = copied(module)
     with evaluating(twin):
         batch = torch.export.Dim("batch", min=1)
+        positional, named = example_inputs.arguments(twin)
+
+        def free(value: Tensor) -> dict[int, Any]:
+            return {0: batch} if value.dim() and len(value) == example_inputs.samples else {}
+
+        shapes: Any = tuple(map(free, positional)) or {name: free(value) for name, value in named.items()}
         try:
-            return torch.export.export(twin, example_inputs, dynamic_shapes=tuple({0: batch} for _ in example_inputs))
+            return torch.export.export(twin, positional, named, dynamic_shapes=shapes)
         except Exception:
-            return torch.export.export(twin, example_inputs)
+            return torch.export.export(twin, positional, named)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from compress import state
 from compress.batches import first_batches
 from compress.errors import InputError, PruningError, nearest
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import resized
+from compress.evaluation.runners import resized_batch
 from compress.graph.exporting import export
 from compress.graph.parity import compare
 from compress.graph.sparse_storage import store_sparse
@@ -184,7 +184,7 @@ def reconstructs(opened: Opened, options: PruneOptions) -> bool:
 
 def _latency_meter(opened: Opened, settings: Settings, scratch: Path, baseline: Path) -> Callable[[nn.Module], float]:
     """Measure the exported file, interleaved with the baseline's: a ratio that the machine's moods leave alone."""
-    one: tuple[Tensor, ...] = tuple(resized(value, 1) for value in opened.inputs)
+    one = resized_batch(opened.inputs, 1)
 
     def latency(module: nn.Module) -> float:
         if module is opened.model:
@@ -224,7 +224,7 @@ def _stored_sparse(path: Path, scratch: Path, opened: Opened) -> tuple[tuple[Any
     stored = store_sparse(path)
     if stored.after_bytes >= stored.before_bytes:
         return stored.changes, "sparse storage: no weight has more than two thirds of zeros, so the file stays dense"
-    one = tuple(resized(value, 1) for value in opened.inputs)
+    one = resized_batch(opened.inputs, 1)
     gap = compare(dense, path, one)
     if gap.difference > 0:
         path.write_bytes(dense.read_bytes())

@@ -83,7 +83,7 @@ def check_runs(opened: Opened) -> None:
         ModelError, InputError: it does not run on these inputs.
         DataError: the data has labels for which it has no output.
     """
-    scores = open_runner(opened.model, threads=opened.threads)(*opened.inputs)[0]
+    scores = open_runner(opened.model, threads=opened.threads)(opened.inputs)[0]
     if opened.data is not None and scores.dim() == 2 and scores.is_floating_point():
         opened.data.check_labels(scores.shape[1])
 

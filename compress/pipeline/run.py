@@ -13,7 +13,7 @@ from torch import nn
 
 from compress import state
 from compress.errors import InputError, OutputError
-from compress.evaluation.runners import open_runner, resized
+from compress.evaluation.runners import open_runner, resized_batch
 from compress.onnx_files import save_onnx
 from compress.pipeline.cache import FOLDER, StageCache, content_key, environment_key, fingerprint, paths_in
 from compress.pipeline.closing import closing_report
@@ -333,12 +333,12 @@ def _options(stage: Stage) -> str:
 
 def _seconds_per_sample(opened: Opened) -> float:
     runner = open_runner(opened.model)
-    inputs = tuple(resized(value, TIMED_BATCH) for value in opened.inputs)
-    runner(*inputs)
+    inputs = resized_batch(opened.inputs, TIMED_BATCH)
+    runner(inputs)
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        runner(*inputs)
+        runner(inputs)
         times.append(time.perf_counter() - start)
     return min(times) / TIMED_BATCH
 

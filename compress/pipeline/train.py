@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from compress import state
+from compress.batches import Batch
 from compress.errors import CompressError, InputError, OutputError
 from compress.graph.exporting import export, to_graph
 from compress.onnx_files import save_onnx
@@ -237,7 +238,7 @@ def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
 
 
 def _save(
-    folder: OutputFolder, opened: Opened, module: nn.Module, inputs: tuple[Tensor, ...], weights_format: str
+    folder: OutputFolder, opened: Opened, module: nn.Module, inputs: Batch, weights_format: str
 ) -> tuple[Change, ...]:
     if weights_format != "pt":
         save_weights(module, folder.path / f"weights.{weights_format}")
@@ -246,7 +247,7 @@ def _save(
     return folder.save_module(module, inputs)
 
 
-def _export(folder: OutputFolder, opened: Opened, module: Any, inputs: tuple[Tensor, ...]) -> Path | Change:
+def _export(folder: OutputFolder, opened: Opened, module: Any, inputs: Batch) -> Path | Change:
     if opened.loaded.kind == "onnx":
         return folder.save_graph(module.write_back())
     try:

@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from compress.batches import first_batches, split_batch
+from compress.batches import Batch, call, first_batches, joined
 from compress.errors import PruningError
 from compress.progress import track
 from compress.pruning.naming import check_patterns, matches
@@ -35,7 +34,7 @@ TOLERANCE = 1e-4
 
 def prune_blocks(
     module: nn.Module,
-    inputs: tuple[Tensor, ...],
+    inputs: Batch,
     *,
     amount: float = 0.5,
     include: Sequence[str] = (),
@@ -66,7 +65,7 @@ def prune_blocks(
     smaller, left, scores = copied(module), list(candidates), dict.fromkeys(candidates, 0.0)
     samples = _samples(data, inputs)
     with evaluating(module):
-        whole = module(*samples)
+        whole = call(module, samples)
     removed: list[str] = []
     share = max(1, -(-wanted // ROUNDS))
     for start in track(range(0, wanted, share), "scoring blocks", unit="round"):
@@ -82,7 +81,7 @@ def prune_blocks(
     return Step("prune", smaller, tuple(_changes(module, candidates, removed, scores)), tuple(notes))
 
 
-def find_blocks(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+def find_blocks(module: nn.Module, inputs: Batch) -> tuple[str, ...]:
     """Name the innermost modules that can be removed: called once, and the identity with their parameters at zero.
 
     One that takes more than its one input (a mask) leaves no `nn.Identity`; it stays, and so does what it is part of.
@@ -101,7 +100,7 @@ def find_blocks(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...
     handles = [part.register_forward_hook(watch(name), with_kwargs=True) for name, part in named]
     try:
         with evaluating(module):
-            module(*inputs)
+            call(module, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -151,16 +150,16 @@ def _asked_for(
     return tuple(name for name in blocks if not matches(name, exclude) and (not include or matches(name, include)))
 
 
-def _samples(data: Iterable[Any] | None, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _samples(data: Iterable[Any] | None, inputs: Batch) -> Batch:
     if data is None:
         return inputs
-    seen = [split_batch(batch)[0] for batch in first_batches(data, SAMPLES)]
-    return tuple(torch.cat(values)[:SAMPLES] for values in zip(*seen, strict=True)) if seen else inputs
+    seen = list(first_batches(data, SAMPLES))
+    return joined(seen).part(0, SAMPLES) if seen else inputs
 
 
-def _change(shorter: nn.Module, samples: tuple[Tensor, ...], whole: Any) -> float:
+def _change(shorter: nn.Module, samples: Batch, whole: Any) -> float:
     with evaluating(shorter):
-        outputs = shorter(*samples)
+        outputs = call(shorter, samples)
     total = 0.0
     for now, before in zip(_leaves(outputs), _leaves(whole), strict=True):
         total += float((now - before).square().mean() / before.var().clamp(min=1e-12))
@@ -171,14 +170,14 @@ def _leaves(value: Any) -> list[Tensor]:
     return [item.double() for item in tensors_of(value) if item.is_floating_point()]
 
 
-def _check(module: nn.Module, smaller: nn.Module, removed: Sequence[str], inputs: tuple[Tensor, ...]) -> None:
+def _check(module: nn.Module, smaller: nn.Module, removed: Sequence[str], inputs: Batch) -> None:
     """Hold the shallower module to the original with the removed blocks' parameters at zero."""
     zeroed = copied(module)
     with evaluating(zeroed), evaluating(smaller):
         for name in removed:
             for parameter in zeroed.get_submodule(name).parameters():
                 parameter.zero_()
-        error = difference(smaller(*inputs), zeroed(*inputs))
+        error = difference(call(smaller, inputs), call(zeroed, inputs))
     if error > TOLERANCE:
         raise PruningError(
             f"without {', '.join(removed)} the outputs differ from the zeroed original's by {error:.1e}; "

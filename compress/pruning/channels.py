@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import GraphModule, Node
 
+from compress.batches import Batch
 from compress.errors import ExportError
 from compress.pruning.labels import FIXED, NONE, core, shrink, varying
 from compress.pruning.rules import created, rule_for
@@ -90,7 +91,7 @@ class Channels:
         return _with_families(self, locked)
 
 
-def export_program(module: nn.Module, inputs: tuple[Tensor, ...], *, training: bool = False) -> ExportedProgram:
+def export_program(module: nn.Module, inputs: Batch, *, training: bool = False) -> ExportedProgram:
     """Export without decompositions, the attention fast path off (it would hide heads in one operator).
 
     Raises:
@@ -104,7 +105,8 @@ def export_program(module: nn.Module, inputs: tuple[Tensor, ...], *, training: b
             if training:
                 for part in module.modules():
                     part.training = True
-            return torch.export.export(module, inputs, strict=False)
+            positional, named = inputs.arguments(module)
+            return torch.export.export(module, positional, named, strict=False)
     except Exception as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(
@@ -113,7 +115,7 @@ def export_program(module: nn.Module, inputs: tuple[Tensor, ...], *, training: b
         ) from error
 
 
-def find_channels(module: nn.Module, inputs: tuple[Tensor, ...]) -> Channels:
+def find_channels(module: nn.Module, inputs: Batch) -> Channels:
     """Propagate labels through the module; return the families of channels, and why others must stay.
 
     Raises:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from compress.batches import reiterable
 from compress.pruning.cost import CostModel
@@ -25,7 +25,7 @@ Between = Callable[[nn.Module, int, int], "nn.Module | None"]
 
 def prune_iteratively(
     module: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Any,
     *,
     amount: float = 0.5,
     schedule_kind: str = "agp",

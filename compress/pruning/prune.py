@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.batches import reiterable
+from compress.batches import Batch, example_batch, reiterable
 from compress.errors import PruningError
 from compress.pruning.blocks import prune_blocks
 from compress.pruning.denormals import flush_denormals
@@ -24,7 +24,7 @@ from compress.steps import Step
 
 def prune(
     module: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: Any = None,
     *,
     amount: float = 0.5,
     method: str | Callable[[Tensor], Tensor] = "l1",
@@ -39,7 +39,7 @@ def prune(
 
     Args:
         module: any module that `torch.export` takes. It is not touched.
-        example_inputs: tensors, batch first, a batch of 2. Masks need none.
+        example_inputs: a batch of 2 in any form of `batches.example_batch`. Masks need none.
         amount: the fraction to remove. For masks also a count (a whole number) per layer.
         method: score by which the least important go. Channels: l1, l2, random, batchnorm, taylor (needs `data`),
             fpgm, or a function from filters (n, elements) to scores (n). Masks: l1, random, ln, random-structured,
@@ -77,18 +77,15 @@ def prune(
     return prune_channels(module, example_inputs, amount=amount, method=method, scope=scope, **shared, **options).step
 
 
-def _tensors(inputs: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+def _batch(inputs: Any) -> Batch:
     if inputs is None:
         raise PruningError("removing channels needs example_inputs: tensors, batch first, a batch of 2")
-    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    if not all(isinstance(item, Tensor) for item in tensors):
-        raise PruningError("example_inputs must be tensors, batch first")
-    return tensors
+    return example_batch(inputs)
 
 
 def _blocks(
     module: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor] | None,
+    example_inputs: Any,
     *,
     amount: float,
     include: Sequence[str],
@@ -101,7 +98,7 @@ def _blocks(
     for name, default in (("method", "l1"), ("scope", "uniform"), ("round_to", None)):
         if options.get(name, default) != default:
             raise PruningError(f"{name} {options[name]!r} chooses among channels; leave it out with target 'blocks'")
-    step = prune_blocks(module, _tensors(example_inputs), amount=amount, include=include, exclude=exclude, data=data)
+    step = prune_blocks(module, _batch(example_inputs), amount=amount, include=include, exclude=exclude, data=data)
     if reconstruct:
         step = reconstructed(step, module, data)
     flush_denormals(step.model)
@@ -110,7 +107,7 @@ def _blocks(
 
 def prune_channels(
     module: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor] | None,
+    example_inputs: Any,
     *,
     scope: str = "uniform",
     round_to: int | None = None,
@@ -135,7 +132,7 @@ def prune_channels(
         raise PruningError(
             f"pruning works on a torch.nn.Module, not on {type(module).__name__}; prune before exporting"
         )
-    inputs = _tensors(example_inputs)
+    inputs = _batch(example_inputs)
     selection = Selection(scope=scope, round_to=round_to, original=original)
     request = Request(selection=selection, **options)
     with torch.no_grad():

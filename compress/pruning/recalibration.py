@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from compress.batches import split_batch
+from compress.batches import call, read_batch
 from compress.errors import PruningError
 from compress.state import copied, evaluating
 
@@ -36,7 +36,7 @@ def recalibrate_batchnorm(module: nn.Module, data: Iterable[Any]) -> nn.Module:
             part.reset_running_stats()
             part.momentum, part.training = None, True  # None: the plain mean over all batches
         for batch in data:
-            twin(*split_batch(batch)[0])
+            call(twin, read_batch(batch))
             batches += 1
     for part, momentum in zip(layers, momenta):
         part.momentum = momentum

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.batches import first_batches, split_batch
+from compress.batches import Batch, call, first_batches
 from compress.errors import PruningError
 from compress.progress import track
 from compress.state import copied, evaluating, own_buffers, slow_attention
@@ -125,18 +125,15 @@ def reconstruct(
     return twin, tuple(change for change in changes if change is not None)
 
 
-def _samples(data: Iterable[Any]) -> list[tuple[Tensor, ...]]:
+def _samples(data: Iterable[Any]) -> list[Batch]:
     found, left = [], SAMPLES
     for batch in first_batches(data, SAMPLES):
-        inputs = tuple(value[:left] for value in split_batch(batch)[0])
-        found.append(inputs)
-        left -= len(inputs[0])
+        found.append(batch.part(0, left))
+        left -= batch.samples
     return found
 
 
-def _layers(
-    module: nn.Module, batches: Sequence[tuple[Tensor, ...]], outputs: Mapping[str, np.ndarray]
-) -> list[_Layer]:
+def _layers(module: nn.Module, batches: Sequence[Batch], outputs: Mapping[str, np.ndarray]) -> list[_Layer]:
     """The layers that can be fitted, in running order: called as modules, by their own forward, with their own weights."""
     owners = Counter(id(value) for part in module.modules() for value in part._parameters.values())
     calls: Counter[str] = Counter()
@@ -152,7 +149,7 @@ def _layers(
 
     named = {name: part for name, part in module.named_modules() if _is_plain(part, owners)}
     with _hooks({part: count(name) for name, part in named.items()}):
-        module(*(value[:2] for value in batches[0]))
+        call(module, batches[0].part(0, 2))
     found = []
     for name, times in calls.items():
         if name in unbatched:
@@ -190,7 +187,7 @@ def _waves(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
 
 
 def _outputs(
-    original: nn.Module, before: Mapping[str, nn.Module], wave: Sequence[_Layer], batches: Sequence[tuple[Tensor, ...]]
+    original: nn.Module, before: Mapping[str, nn.Module], wave: Sequence[_Layer], batches: Sequence[Batch]
 ) -> dict[str, Tensor]:
     """What the layers of a wave gave before pruning, (rows, outputs that stay) each."""
     found: dict[str, list[Tensor]] = {layer.name: [] for layer in wave}
@@ -206,11 +203,11 @@ def _outputs(
 
     with _hooks({before[layer.name]: watch(layer, layer.drawn()) for layer in wave}):
         for batch in batches:
-            original(*batch)
+            call(original, batch)
     return {name: torch.cat(rows) for name, rows in found.items()}
 
 
-def _inputs(module: nn.Module, layer: _Layer, batches: Sequence[tuple[Tensor, ...]]) -> Tensor:
+def _inputs(module: nn.Module, layer: _Layer, batches: Sequence[Batch]) -> Tensor:
     """What the layer sees after pruning, (rows, groups, columns); the run is left when it has seen all."""
     found: list[Tensor] = []
     draw = layer.drawn()
@@ -226,7 +223,7 @@ def _inputs(module: nn.Module, layer: _Layer, batches: Sequence[tuple[Tensor, ..
     with _hooks({layer.part: hook}):
         for batch in batches:
             with contextlib.suppress(_Stop):
-                module(*batch)
+                call(module, batch)
     rows = torch.cat(found)
     return rows.unflatten(1, (getattr(layer.part, "groups", 1), -1))
 
@@ -247,7 +244,7 @@ def _columns(part: Any, x: Tensor, draw: _Draw) -> Tensor:
     return x[torch.unravel_index(places, x.shape[: 1 + dims])].flatten(1)
 
 
-def _fit(module: nn.Module, layer: _Layer, batches: Sequence[tuple[Tensor, ...]], wanted: Tensor) -> Change | None:
+def _fit(module: nn.Module, layer: _Layer, batches: Sequence[Batch], wanted: Tensor) -> Change | None:
     """Fit one layer, in place; None where nothing has changed before it."""
     part, x = layer.part, _inputs(module, layer, batches)
     if len(x) != len(wanted) or wanted.shape[1] != len(part.weight):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from compress.batches import Batch
 from compress.errors import PruningError, nearest
 from compress.metadata import attributes, remember
 from compress.pruning.channels import Channels, Family, find_channels
@@ -61,7 +62,7 @@ class Removal:
     error: float  # largest difference from the zeroed original, relative to the largest output
 
 
-def remove_channels(module: nn.Module, inputs: tuple[Tensor, ...], request: Request) -> Removal:
+def remove_channels(module: nn.Module, inputs: Batch, request: Request) -> Removal:
     """Make a smaller copy of `module`; see `compress.prune`."""
     _check_request(request)
     channels = _restrict(find_channels(module, inputs), module, request)
@@ -182,7 +183,7 @@ def _cost(module: nn.Module, channels: Channels, request: Request) -> tuple[Call
 
 
 def _attempt(
-    module: nn.Module, channels: Channels, removed: np.ndarray, inputs: tuple[Tensor, ...], patches: set[str]
+    module: nn.Module, channels: Channels, removed: np.ndarray, inputs: Batch, patches: set[str]
 ) -> tuple[nn.Module, Agreement | Failure]:
     candidate = remove(module, channels, removed)
     follow_literals(candidate, channels, removed, patches)
@@ -194,7 +195,7 @@ def _lock_failure(
     module: nn.Module,
     channels: Channels,
     removed: np.ndarray,
-    inputs: tuple[Tensor, ...],
+    inputs: Batch,
     patches: set[str],
     failure: Failure,
 ) -> Channels:

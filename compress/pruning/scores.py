@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.batches import split_batch
+from compress.batches import call, read_batch
 from compress.errors import PruningError, nearest
 from compress.pruning.channels import Channels
 from compress.state import evaluating
@@ -156,12 +156,12 @@ def _taylor(
         for parameter in wanted:
             parameter.requires_grad_(True)
         with evaluating(module):
-            for batch in data:
-                inputs, target = split_batch(batch)
-                if target is None:
+            for raw in data:
+                batch = read_batch(raw)
+                if batch.target is None:
                     raise PruningError("score 'taylor' needs targets beside the inputs; yield (inputs, target)")
                 with torch.enable_grad():
-                    value = loss(module(*inputs), target)
+                    value = loss(call(module, batch), batch.target)
                     grads = torch.autograd.grad(value, wanted, allow_unused=True)
                 change = np.zeros(channels.root.size)
                 for (name, dim), parameter, grad in zip(readers, wanted, grads):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from compress.batches import Batch, call
 from compress.pruning.channels import Channels, Family
 from compress.pruning.labels import core, kept_places
 from compress.pruning.trace import Labelled, module_of
@@ -37,7 +38,7 @@ class Agreement:
 
 
 def check(
-    candidate: nn.Module, module: nn.Module, channels: Channels, removed: np.ndarray, inputs: tuple
+    candidate: nn.Module, module: nn.Module, channels: Channels, removed: np.ndarray, inputs: Batch
 ) -> Agreement | Failure:
     """Run the pruned module against the zeroed original."""
     outputs, seen, failure = _watched(candidate, inputs)
@@ -76,7 +77,7 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [item for item in pytree.tree_leaves(value) if isinstance(item, Tensor)]
 
 
-def _watched(module: nn.Module, inputs: tuple) -> tuple[Any, list[tuple[str, Tensor]], Failure | None]:
+def _watched(module: nn.Module, inputs: Batch) -> tuple[Any, list[tuple[str, Tensor]], Failure | None]:
     """Run a module; return its outputs, those of its layers in order, and where it stopped."""
     stack: list[str] = []
     seen: list[tuple[str, Tensor]] = []
@@ -98,7 +99,7 @@ def _watched(module: nn.Module, inputs: tuple) -> tuple[Any, list[tuple[str, Ten
         handles.append(part.register_forward_hook(leave(name, not list(part.children()))))
     try:
         with slow_attention(), evaluating(module):
-            return module(*inputs), seen, None
+            return call(module, inputs), seen, None
     except Exception as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return None, seen, Failure(stack[-1] if stack else "", line[:160])

@@ -21,7 +21,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from compress.batches import split_batch
+from compress.batches import Batch, first_batches, joined
 from compress.errors import DataError, QuantizationError
 from compress.graph.folding import consumers
 from compress.graph.naming import layer_of
@@ -78,20 +78,16 @@ def adaround(
     with seeded(seed):
         for layer in track(list(_layers(rounded)), "rounding", unit="layer"):
             session = Session(rounded.write_back(), outputs=[layer.source])
-            x = torch.from_numpy(session.run(*inputs)[0].copy())
+            x = torch.from_numpy(session.run(inputs)[0].copy())
             changes.append(_round(rounded, layer, x, iterations, batch_size, lr))
     return Step("adaround", rounded, tuple(changes))
 
 
-def _inputs(batches: Iterable[Any], samples: int) -> tuple[Tensor, ...]:
-    taken: list[tuple[Tensor, ...]] = []
-    for batch in batches:
-        taken.append(split_batch(batch)[0])
-        if sum(len(given[0]) for given in taken) >= samples:
-            break
+def _inputs(batches: Iterable[Any], samples: int) -> Batch:
+    taken = list(first_batches(batches, samples))
     if not taken:
         raise DataError("the calibration data is empty; give at least one batch")
-    return tuple(torch.cat(parts)[:samples] for parts in zip(*taken))
+    return joined(taken).part(0, samples)
 
 
 def _layers(module: QuantizedGraph) -> Iterator[_Layer]:

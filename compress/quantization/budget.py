@@ -10,13 +10,13 @@ Calibration happens once. Every trial is scored on the very graph that would shi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from torch import Tensor, nn
+from torch import nn
 
 from compress.batches import reiterable
 from compress.errors import QuantizationError
@@ -68,7 +68,7 @@ def quantize_within(
     percent: bool = True,
     scored_on: str = "the samples scored",
     options: StaticOptions | None = None,
-    example_inputs: Sequence[Tensor] | None = None,
+    example_inputs: Any = None,
     threads: int | None = None,
     **fields: Any,
 ) -> BudgetResult:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compress.batches import split_batch
+from compress.batches import Batch, read_batch
 from compress.errors import DataError
 from compress.graph.runtime import Session
 from compress.progress import track
@@ -36,7 +36,7 @@ def calibrate(
 
     Args:
         tensor_names: tensors of the main graph, float.
-        batches: a re-iterable of batches in any form that `split_batch` reads, any batch size.
+        batches: a re-iterable of batches in any form that `read_batch` reads, any batch size.
         start: makes a fresh observer (`Percentile().start`).
         also: further tensors, and a function that is shown them in the same pass.
 
@@ -72,35 +72,38 @@ def run_streaming(
     fixed = _fixed_batch(session)
     rows, seen = fixed or 1, 0
     for batch in track(batches, description):
-        arrays = tuple(value.detach().cpu().numpy() for value in split_batch(batch)[0])
+        read = read_batch(batch)
+        arrays = tuple(value.detach().cpu().numpy() for value in session.in_order(read))
         for position, array in enumerate(arrays):
             _check_finite(
                 session.input_names[position] if position < len(session.input_names) else "", array, seen, "input"
             )
-        first, count = 0, len(arrays[0])
+        first, count = 0, read.samples
         while first < count:
-            piece = tuple(_piece(array, first, rows, fixed) for array in arrays)
+            piece = tuple(_piece(array, first, rows, fixed, count) for array in arrays)
             fetched_bytes = 0
             for name, values in zip(names, session.run(*piece)):
                 _check_finite(name, values, seen + first, "tensor")
                 fetched_bytes += values.nbytes
                 look(name, values)
-            first += len(piece[0])
+            first += rows
             if not fixed:
-                rows = max(1, FETCH_BYTES * len(piece[0]) // max(fetched_bytes, 1))
+                ran = min(rows, count - first + rows)
+                rows = max(1, FETCH_BYTES * ran // max(fetched_bytes, 1))
         seen += count
     if seen == 0:
         raise DataError("the calibration data is empty; give at least one batch")
     return seen
 
 
-def all_rows(session: Session, inputs: Sequence[np.ndarray], *, rows: int = 16) -> tuple[np.ndarray, ...]:
-    """The outputs for all samples of `inputs`, run a few at a time, or as many as a fixed batch takes."""
-    rows = _fixed_batch(session) or rows
+def all_rows(session: Session, batch: Batch, *, rows: int = 16) -> tuple[np.ndarray, ...]:
+    """The outputs for all samples of `batch`, run a few at a time, or as many as a fixed batch takes."""
+    rows, count = _fixed_batch(session) or rows, batch.samples
+    arrays = [value.detach().cpu().numpy() for value in session.in_order(batch)]
     found = []
-    for first in range(0, len(inputs[0]), rows):
-        size = min(rows, len(inputs[0]) - first)
-        outputs = session.run(*(_piece(array, first, rows, _fixed_batch(session)) for array in inputs))
+    for first in range(0, count, rows):
+        size = min(rows, count - first)
+        outputs = session.run(*(_piece(array, first, rows, _fixed_batch(session), count) for array in arrays))
         found.append(tuple(value[:size] for value in outputs))
     return tuple(np.concatenate(parts) for parts in zip(*found))
 
@@ -111,7 +114,9 @@ def _fixed_batch(session: Session) -> int | None:
     return int(next(iter(sizes))) if sizes else None
 
 
-def _piece(array: np.ndarray, first: int, rows: int, fixed: int | None) -> np.ndarray:
+def _piece(array: np.ndarray, first: int, rows: int, fixed: int | None, count: int) -> np.ndarray:
+    if not array.ndim or len(array) != count:  # what all samples share, such as a sampling rate
+        return array
     piece = array[first : first + rows]
     if fixed and len(piece) < fixed:  # such a graph takes no rest: fill it up with what the rest holds
         return piece[np.arange(fixed) % len(piece)]

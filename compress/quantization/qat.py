@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from compress.batches import reiterable, split_batch
+from compress.batches import call, read_batch, reiterable
 from compress.errors import QuantizationError
 from compress.graph.folding import consumers
 from compress.graph.module import GraphModule, set_initializer
@@ -132,7 +132,7 @@ def prepare_qat(
     *,
     scales: str = "learned",
     options: StaticOptions | None = None,
-    example_inputs: Sequence[Tensor] | None = None,
+    example_inputs: Any = None,
     threads: int | None = None,
     **fields: Any,
 ) -> QuantizedGraph:
@@ -224,12 +224,12 @@ def agreement(module: GraphModule, graph: ir.Model, batches: Iterable[Any], *, s
     device = next((part.device for part in module.parameters()), torch.device("cpu"))
     with evaluating(module):
         for batch in batches:
-            given = tuple(value[: samples - seen] for value in split_batch(batch)[0])
-            outputs = module(*(value.to(device) for value in given))
+            given = read_batch(batch).part(0, samples - seen)
+            outputs = call(module, given.to(device))
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             ours.append([value.float().cpu().numpy() for value in outputs])
-            theirs.append([np.asarray(value, np.float32) for value in session.run(*given)])
-            seen += len(given[0])
+            theirs.append([np.asarray(value, np.float32) for value in session.run(given)])
+            seen += given.samples
             if seen >= samples:
                 break
     if not seen:

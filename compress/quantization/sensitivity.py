@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compress.batches import split_batch
+from compress.batches import Batch, first_batches, joined
 from compress.errors import DataError
 from compress.graph.naming import layer_of
 from compress.graph.runtime import Session
@@ -83,19 +83,13 @@ def compare_outputs(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -
     return noise / max(signal, 1e-30), float(np.mean(first == second))
 
 
-def _first(batches: Iterable[Any], samples: int) -> tuple[np.ndarray, ...]:
-    pieces, count = [], 0
-    for batch in batches:
-        arrays = tuple(value.detach().cpu().numpy() for value in split_batch(batch)[0])
-        pieces.append(tuple(array[: samples - count] for array in arrays))
-        count += len(pieces[-1][0])
-        if count >= samples:
-            break
-    if not count:
+def _first(batches: Iterable[Any], samples: int) -> Batch:
+    taken = list(first_batches(batches, samples))
+    if not taken:
         raise DataError("the data is empty; give at least one batch")
-    return tuple(np.concatenate(parts) for parts in zip(*pieces))
+    return joined(taken).part(0, samples)
 
 
-def _outputs(graph: ir.Model, inputs: tuple[np.ndarray, ...], threads: int | None) -> tuple[np.ndarray, ...]:
+def _outputs(graph: ir.Model, inputs: Batch, threads: int | None) -> tuple[np.ndarray, ...]:
     session = Session(graph, threads=threads)
     return all_rows(session, inputs)

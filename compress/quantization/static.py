@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from torch import Tensor, nn
+from torch import nn
 
-from compress.batches import reiterable, split_batch
+from compress.batches import Batch, read_batch, reiterable
 from compress.errors import DataError, QuantizationError
 from compress.graph.exporting import to_graph
 from compress.graph.folding import fold_constants, infer_shapes, weights_as_constants
@@ -40,7 +40,7 @@ def quantize_static(
     calibration: Iterable[Any],
     options: StaticOptions | None = None,
     *,
-    example_inputs: Sequence[Tensor] | None = None,
+    example_inputs: Any = None,
     threads: int | None = None,
     **fields: Any,
 ) -> Step:
@@ -74,7 +74,7 @@ def calibrate_static(
     calibration: Iterable[Any],
     options: StaticOptions | None = None,
     *,
-    example_inputs: Sequence[Tensor] | None = None,
+    example_inputs: Any = None,
     threads: int | None = None,
     **fields: Any,
 ) -> tuple[Calibrated, tuple[Change, ...]]:
@@ -125,7 +125,7 @@ def prepare(
     model: nn.Module | ir.Model | str | Path,
     calibration: Iterable[Any],
     *,
-    example_inputs: Sequence[Tensor] | None = None,
+    example_inputs: Any = None,
     rewrites: Iterable[str] | None = None,
     exclude: Collection[str] = (),
 ) -> tuple[ir.Model, tuple[Change, ...]]:
@@ -183,8 +183,7 @@ def _what_there_is(graph: ir.Model) -> str:
     return f"it has {', '.join(types[:8])}{', …' if len(types) > 8 else ''}, and what is excluded"
 
 
-def _example(calibration: Iterable[Any]) -> tuple[Tensor, ...]:
+def _example(calibration: Iterable[Any]) -> Batch:
     for batch in calibration:
-        inputs, _ = split_batch(batch)
-        return tuple(value[:2] for value in inputs)
+        return read_batch(batch).part(0, 2)
     raise DataError("the calibration data is empty; give at least one batch")

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from compress.batches import split_batch
+from compress.batches import Batch, call, example_batch, read_batch
 from compress.errors import CompressError, DataError, InputError, QuantizationError, nearest
 from compress.fusion.batchnorm import fuse
 from compress.loading.torchscript import EngineModule, check_engine, engine_set
@@ -107,7 +107,7 @@ def quantize_static(
     *,
     engine: str = "x86",
     exclude: Collection[str] = (),
-    example_inputs: Sequence[Tensor] | Tensor | None = None,
+    example_inputs: Any = None,
 ) -> Step:
     """Calibrate and convert to int8; weights per channel except on qnnpack.
 
@@ -122,20 +122,20 @@ def quantize_static(
     first = next(batches, None)
     if first is None:
         raise DataError("the calibration data is empty; give at least one batch")
-    inputs = split_batch(first)[0] if example_inputs is None else _tuple(example_inputs)
+    inputs = read_batch(first) if example_inputs is None else example_batch(example_inputs)
     prepared = _prepare(module, inputs, engine, exclude, training=False)
     with evaluating(prepared.module):
         for batch in _chain(first, batches):
-            values = split_batch(batch)[0]
-            if any(x.is_floating_point() and not torch.isfinite(x).all() for x in values):
+            read = read_batch(batch)
+            if any(x.is_floating_point() and not torch.isfinite(x).all() for x in read.values):
                 raise DataError("the calibration data holds NaN or infinity; clean it first")
-            prepared.module(*values)
+            prepared.module(*read.in_order(module))
     return _converted(prepared, module, inputs, "quantize_static (torch)")
 
 
 def prepare_qat(
     module: nn.Module,
-    example_inputs: Sequence[Tensor] | Tensor,
+    example_inputs: Any,
     *,
     engine: str = "x86",
     exclude: Collection[str] = (),
@@ -148,7 +148,7 @@ def prepare_qat(
         QuantizationError: torch cannot prepare the module, with its reason.
         InputError: an engine or a name in `exclude` that is not there.
     """
-    return _prepare(module, _tuple(example_inputs), engine, exclude, training=True)
+    return _prepare(module, example_batch(example_inputs), engine, exclude, training=True)
 
 
 def freeze_module(module: nn.Module, *, ranges: bool = True, statistics: bool = True) -> None:
@@ -159,18 +159,16 @@ def freeze_module(module: nn.Module, *, ranges: bool = True, statistics: bool = 
         module.apply(torch.ao.nn.intrinsic.qat.freeze_bn_stats)
 
 
-def convert(prepared: Prepared, example_inputs: Sequence[Tensor] | Tensor) -> Step:
+def convert(prepared: Prepared, example_inputs: Any) -> Step:
     """Turn a trained `prepare_qat` result into its int8 form; `prepared` is not changed.
 
     Raises:
         QuantizationError: torch cannot run the converted module, with its reason.
     """
-    return _converted(prepared, prepared.module, _tuple(example_inputs), "convert (torch)")
+    return _converted(prepared, prepared.module, example_batch(example_inputs), "convert (torch)")
 
 
-def _prepare(
-    module: nn.Module, inputs: tuple[Tensor, ...], engine: str, exclude: Collection[str], *, training: bool
-) -> Prepared:
+def _prepare(module: nn.Module, inputs: Batch, engine: str, exclude: Collection[str], *, training: bool) -> Prepared:
     _check_available(engine)
     work = copy.deepcopy(module).train(training)
     left_out = _left_out(work, exclude)
@@ -190,21 +188,17 @@ def _prepare(
     return Prepared(ready, engine, "eager", refusals, (_deprecated(), note))
 
 
-def _by_fx(
-    work: nn.Module, inputs: tuple[Tensor, ...], engine: str, left_out: Collection[str], training: bool
-) -> nn.Module:
+def _by_fx(work: nn.Module, inputs: Batch, engine: str, left_out: Collection[str], training: bool) -> nn.Module:
     get: Callable[[str], Any] = ao.get_default_qat_qconfig_mapping if training else ao.get_default_qconfig_mapping
     mapping = get(engine)
     for name in left_out:
         mapping.set_module_name(name, None)
     # Rows of an embedding are looked up, not multiplied: the default asks for a type that has no kernel.
     mapping.set_object_type(nn.Embedding, None).set_object_type(nn.EmbeddingBag, None)
-    return (fx.prepare_qat_fx if training else fx.prepare_fx)(work, mapping, inputs)
+    return (fx.prepare_qat_fx if training else fx.prepare_fx)(work, mapping, inputs.in_order(work))
 
 
-def _by_eager(
-    work: nn.Module, inputs: tuple[Tensor, ...], engine: str, left_out: Collection[str], training: bool
-) -> nn.Module:
+def _by_eager(work: nn.Module, inputs: Batch, engine: str, left_out: Collection[str], training: bool) -> nn.Module:
     """Every convolution and linear layer between a quantize and a dequantize of its own."""
     try:
         work = fuse(work, inputs).model
@@ -221,13 +215,13 @@ def _by_eager(
     return (ao.prepare_qat if training else ao.prepare)(work, inplace=True)
 
 
-def _converted(prepared: Prepared, original: nn.Module, inputs: tuple[Tensor, ...], step: str) -> Step:
+def _converted(prepared: Prepared, original: nn.Module, inputs: Batch, step: str) -> Step:
     work = copy.deepcopy(prepared.module).eval()
     with engine_set(prepared.engine), _quietly():
         try:
             converted = fx.convert_fx(work) if prepared.mode == "fx" else ao.convert(work)  # type: ignore[arg-type]
             with torch.no_grad():
-                converted(*inputs)
+                call(converted, inputs)
         except Exception as error:
             raise QuantizationError(
                 f"torch.ao cannot run {type(original).__name__} in int8: {_first_line(error)}; {_ONNX}"
@@ -310,10 +304,6 @@ def _first_line(error: BaseException) -> str:
 def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield first
     yield from rest
-
-
-def _tuple(inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 @contextmanager

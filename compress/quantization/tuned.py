@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from compress.batches import reiterable, split_batch
+from compress.batches import Batch, example_batch, read_batch, reiterable
 from compress.errors import DataError
 from compress.graph.exporting import to_graph
 from compress.options import spelled_out
@@ -27,11 +27,11 @@ def quantize_tuned(
     model: nn.Module | ir.Model | str | Path,
     calibration: Iterable[Any],
     *,
-    inputs: Sequence[Tensor] | None = None,
+    inputs: Any = None,
     threads: int | None = None,
     budget_s: float = 60.0,
     only_under_s: float | None = None,
-    example_inputs: Sequence[Tensor] | None = None,
+    example_inputs: Any = None,
     options: StaticOptions | None = None,
     **fields: Any,
 ) -> Step:
@@ -52,8 +52,8 @@ def quantize_tuned(
     calibration = reiterable(calibration)
     first = _sample(calibration)
     graph = to_graph(model, example_inputs if example_inputs is not None else _twice(first))
-    notes = ready_for_pairs(graph, [(first, None)], threads=threads)
-    sample = tuple(inputs) if inputs is not None else _filled(first, graph)
+    notes = ready_for_pairs(graph, [first], threads=threads)
+    sample = example_batch(inputs) if inputs is not None else _filled(first, graph)
     start = Choices(
         exclude=tuple(options.exclude),
         rewrites=tuple(REWRITES) if options.rewrites is None else tuple(options.rewrites),
@@ -84,19 +84,18 @@ def quantize_tuned(
     return replace(step, changes=(*tuned.changes, *changes), notes=(*notes, *step.notes, *tuned.notes))
 
 
-def _sample(calibration: Iterable[Any]) -> tuple[Tensor, ...]:
+def _sample(calibration: Iterable[Any]) -> Batch:
     for batch in calibration:
-        inputs, _ = split_batch(batch)
-        return tuple(value[:1] for value in inputs)
+        return replace(read_batch(batch).part(0, 1), target=None)
     raise DataError("the calibration data is empty; give at least one batch")
 
 
-def _filled(sample: Sequence[Tensor], graph: ir.Model) -> tuple[Tensor, ...]:
+def _filled(sample: Batch, graph: ir.Model) -> Batch:
     """One sample, or as many copies of it as a graph with a fixed batch takes."""
     shape = graph.graph.inputs[0].shape
     rows = shape[0] if shape is not None and len(shape) and isinstance(shape[0], int) else 1
-    return tuple(value.repeat(rows, *[1] * (value.dim() - 1)) for value in sample)
+    return sample.map(lambda value: value.repeat(rows, *[1] * (value.dim() - 1)) if value.dim() else value)
 
 
-def _twice(sample: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat([value, value]) if len(value) == 1 else value for value in sample)
+def _twice(sample: Batch) -> Batch:
+    return sample.map(lambda value: torch.cat([value, value]) if value.dim() and len(value) == 1 else value)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
-from torch import Tensor
 
+from compress.batches import example_batch
 from compress.errors import GateError, InputError, QuantizationError
 from compress.graph.folding import is_constant
 from compress.graph.runtime import Session
@@ -91,7 +91,7 @@ class Tuned:
 def compare_speed(
     float_graph: ir.Model,
     int8_graph: ir.Model,
-    inputs: Sequence[Tensor],
+    inputs: Any,
     *,
     threads: int | None = None,
     seconds: float = 5.0,
@@ -119,7 +119,7 @@ def require_speedup(speed: Speed, minimum: float) -> None:
 def tune_latency(
     float_graph: ir.Model,
     build: Callable[[Choices], tuple[ir.Model, Sequence[Change]]],
-    inputs: Sequence[Tensor],
+    inputs: Any,
     *,
     threads: int | None = None,
     budget_s: float = 60.0,
@@ -146,7 +146,7 @@ def tune_latency(
 class _Tuner:
     float_graph: ir.Model
     build: Callable[[Choices], tuple[ir.Model, Sequence[Change]]]
-    inputs: Sequence[Tensor]
+    inputs: Any
     threads: int | None
     deadline: float
     choices: Choices
@@ -299,15 +299,16 @@ def _pieces(names: Sequence[str], count: int) -> Iterator[Sequence[str]]:
         yield names[start : start + size]
 
 
-def _interleave(sessions: Sequence[Session], inputs: Sequence[Tensor], seconds: float) -> list[float]:
+def _interleave(sessions: Sequence[Session], inputs: Any, seconds: float) -> list[float]:
     """Milliseconds of each session, run in turns for about `seconds` in all, in both orders alternately.
 
     The lower quartile, because whatever else the machine is doing only ever adds time.
     """
-    arrays = [value.detach().cpu().numpy() for value in inputs]
+    batch = example_batch(inputs)
+    arrays = [[value.detach().cpu().numpy() for value in session.in_order(batch)] for session in sessions]
     times: list[list[float]] = [[] for _ in sessions]
-    for session in sessions:
-        session.run(*arrays)
+    for session, given in zip(sessions, arrays):
+        session.run(*given)
     end = time.monotonic() + seconds
     order = list(range(len(sessions)))
     for count in range(_ROUNDS[1]):
@@ -315,6 +316,6 @@ def _interleave(sessions: Sequence[Session], inputs: Sequence[Tensor], seconds: 
             break
         for index in order if count % 2 == 0 else order[::-1]:
             start = clock()
-            sessions[index].run(*arrays)
+            sessions[index].run(*arrays[index])
             times[index].append(1e3 * (clock() - start))
     return [statistics.quantiles(values, n=4)[0] for values in times]

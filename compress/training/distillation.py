@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compress.batches import Batch, call
 from compress.errors import InputError, TrainingError, nearest
 from compress.training.losses import Loss
 from compress.training.options import TrainOptions
 
-# (inputs, output of the student, target) → scalar
-Objective = Callable[[tuple[Tensor, ...], Any, Any], Tensor]
+# (batch, output of the student) → scalar
+Objective = Callable[[Batch, Any], Tensor]
 
 
 def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -74,14 +75,14 @@ def distilled(student: nn.Module, teacher: nn.Module, loss: Loss, options: Train
             hooks.callback(_keep_output(student, mine, ours, "student").remove)
             hooks.callback(_keep_output(teacher, other, theirs, "teacher").remove)
 
-        def objective(inputs: tuple[Tensor, ...], output: Any, target: Any) -> Tensor:
+        def objective(batch: Batch, output: Any) -> Tensor:
             with torch.no_grad():
-                wanted = teacher(*inputs)
+                wanted = call(teacher, batch)
             _check_outputs(output, wanted)
             weight = options.distill_weight
             value = soft_target_loss(output, wanted, options.temperature) * weight
             if weight < 1:
-                value = value + loss(output, target) * (1 - weight)
+                value = value + loss(output, batch.target) * (1 - weight)
             for mine, other in pairs:
                 value = value + options.feature_weight * feature_loss(ours[mine], theirs[other], mine)
             return value

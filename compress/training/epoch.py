@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.batches import split_batch
+from compress.batches import Batch, call, read_batch
 from compress.errors import TrainingError
 from compress.progress import track
 from compress.state import evaluating
@@ -23,8 +23,6 @@ from compress.training.precision import autocast
 
 if TYPE_CHECKING:
     from compress.training.run import Run
-
-Batch = tuple[tuple[Tensor, ...], Any]
 
 
 def train_epoch(run: Run) -> dict[str, float]:
@@ -44,13 +42,13 @@ def train_epoch(run: Run) -> dict[str, float]:
     loader = run.batches.open(run.epoch)
     bar = track(loader, description) if run.world.leads else None
     for group in _grouped(loader if bar is None else bar, run.options.accumulate):
-        batches = [_to_device(split_batch(item), run.world.device) for item in group]
+        batches = [read_batch(item).to(run.world.device) for item in group]
         counts: list[int] = []
         for index, batch in enumerate(batches):
-            count = len(batch[0][0])
+            count = batch.samples
             if left is not None:  # samples past `left` only pad, see EpochSampler
                 if 0 < left < count:
-                    batches[index] = _first(batch, left)
+                    batches[index] = batch.part(0, left)
                 count = min(count, left)
                 left -= count
             counts.append(count)
@@ -85,15 +83,14 @@ def _step(run: Run, batches: list[Batch], counts: list[int], tally: Tally) -> No
 
 
 def _backward(run: Run, batch: Batch, count: int, share: float | Tensor, tally: Tally, index: int) -> None:
-    inputs, target = batch
-    aim: Any = target
+    target = batch.target
     if run.options.mixup:
-        inputs, aim = mixed(inputs, target, run.options.mixup, (run.options.seed, run.step, run.world.rank, index))
+        batch = mixed(batch, run.options.mixup, (run.options.seed, run.step, run.world.rank, index))
     with autocast(run.options, run.world.device):
-        output = _forward(run, inputs)
+        output = _forward(run, batch)
         if run.step == 0:
             check_classes(output, target, run.batches.classes)
-        loss = _guarded(run.objective, inputs, output, aim)
+        loss = _guarded(run.objective, batch, output)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
@@ -104,14 +101,14 @@ def _backward(run: Run, batch: Batch, count: int, share: float | Tensor, tally: 
         tally.add(value, count, output, target)
 
 
-def _forward(run: Run, inputs: tuple[Tensor, ...]) -> Any:
+def _forward(run: Run, batch: Batch) -> Any:
     try:
-        return run.wrapped(*inputs)
+        return call(run.wrapped, batch)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise TrainingError(
-            f"a batch of {len(inputs[0])} sample is too small for batch-norm (step {run.step + 1}); "
+            f"a batch of {batch.samples} sample is too small for batch-norm (step {run.step + 1}); "
             "use another batch_size, or drop_last"
         ) from error
 
@@ -131,11 +128,11 @@ def evaluate_epoch(
     tally = Tally()
     with evaluating(module):
         for item in track(batches, description) if world.leads else batches:
-            inputs, target = _to_device(split_batch(item), world.device)
+            batch = read_batch(item).to(world.device)
             with autocast(options, world.device):
-                output = module(*inputs)
-                value = float(_guarded(lambda _, output, target: loss(output, target), inputs, output, target))
-            tally.add(value, len(inputs[0]), output, target)
+                output = call(module, batch)
+                value = float(_guarded(lambda batch, output: loss(output, batch.target), batch, output))
+            tally.add(value, batch.samples, output, batch.target)
     return tally.over(world, "eval")
 
 
@@ -155,9 +152,10 @@ def check_classes(output: Any, target: Any, declared: int | None = None) -> None
         raise TrainingError(f"label {highest} is out of range: the model gives {given} classes; {advice}")
 
 
-def _guarded(objective: Any, inputs: Any, output: Any, target: Any) -> Tensor:
+def _guarded(objective: Any, batch: Batch, output: Any) -> Tensor:
+    target = batch.target
     try:
-        loss = objective(inputs, output, target)
+        loss = objective(batch, output)
     except IndexError as error:
         check_classes(output, target)
         raise TrainingError(f"the loss refuses a label: {str(error).splitlines()[0]}") from error
@@ -186,26 +184,6 @@ def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
             group = []
     if group:
         yield group
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return tuple(item.to(device, non_blocking=True) for item in batch[0]), _each(
-        batch[1], lambda t: t.to(device, non_blocking=True)
-    )
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    return tuple(item[:count] for item in batch[0]), _each(batch[1], lambda t: t[:count])
-
-
-def _each(value: Any, function: Any) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _each(item, function) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_each(item, function) for item in value)
-    return value
 
 
 def _train_mode(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from compress.batches import split_batch
+from compress.batches import read_batch
 from compress.errors import TrainingError
 from compress.state import copied
 from compress.training.averaging import Average
@@ -82,7 +82,7 @@ def fit(
 
     Args:
         data: has `.train`, `.test` and `.loader(part, …)` as `compress.open_data` returns it, or is a pair of loaders
-            (training, evaluation or None) whose batches `compress.batches.split_batch` reads. Batch size, order and
+            (training, evaluation or None) whose batches `compress.batches.read_batch` reads. Batch size, order and
             workers of a pair are its own.
         teacher: distil from this model, see `TrainOptions.distill_weight`.
         loss: a function (output, target) → mean over the samples, instead of `options.loss`.
@@ -144,7 +144,7 @@ def _start(
     rising = watched.endswith("top1")
     stack.enter_context(recomputed(trained, options.recompute))
     chosen = on_mixed(chosen) if options.mixup else chosen
-    objective: Objective = lambda inputs, output, target: chosen(output, target)  # noqa: E731
+    objective: Objective = lambda batch, output: chosen(output, batch.target)  # noqa: E731
     if teacher is not None:
         objective = stack.enter_context(distilled(trained, teacher, chosen, options))
     counted = Counted()
@@ -193,8 +193,8 @@ def _resume(run: Run) -> tuple[str, ...]:
 
 def _example(run: Run) -> tuple[Tensor, ...]:
     with torch.random.fork_rng():
-        inputs, _ = split_batch(next(iter(run.batches.open(0))))
-    return tuple(item[:1].to(run.world.device) for item in inputs)
+        batch = read_batch(next(iter(run.batches.open(0))))
+    return batch.part(0, 1).to(run.world.device).in_order(run.module)
 
 
 def _epochs(

@@ -8,13 +8,14 @@ Knowledge distillation: A good teacher is patient and consistent, 2022).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from compress.batches import Batch
 from compress.errors import TrainingError
 from compress.training.losses import Loss
 
@@ -28,19 +29,20 @@ class Mixed:
     share: float
 
 
-def mixed(inputs: tuple[Tensor, ...], target: Any, alpha: float, seed: tuple[int, ...]) -> tuple[Any, Mixed]:
+def mixed(batch: Batch, alpha: float, seed: tuple[int, ...]) -> Batch:
     """Blend a batch in pairs; what is random follows from `seed` alone.
 
     Raises:
         TrainingError: inputs that are no images or features in float, or a target that is not one tensor.
     """
-    if not all(value.is_floating_point() for value in inputs) or not isinstance(target, Tensor):
+    target = batch.target
+    if not all(value.is_floating_point() for value in batch.values) or not isinstance(target, Tensor):
         raise TrainingError("mixup blends float inputs with one target tensor for each; set mixup to 0 for this data")
     generator = np.random.default_rng(seed)
     share = float(generator.beta(alpha, alpha))
     order = torch.from_numpy(generator.permutation(len(target))).to(target.device)
-    blended = tuple(torch.lerp(value[order], value, share) for value in inputs)
-    return blended, Mixed(target, target[order], share)
+    blended = batch.map(lambda value: torch.lerp(value[order], value, share) if value.dim() else value)
+    return replace(blended, target=Mixed(target, target[order], share))
 
 
 def on_mixed(loss: Loss) -> Loss:

@@ -14,7 +14,9 @@ from compress.pipeline.recipe import ELSEWHERE, TABLES, Recipe
 def recipe_text(recipe: Recipe, *, heading: str = "") -> str:
     """The text of a recipe that `read_recipe` reads back to the same value."""
     lines = [f"# {line}" for line in heading.splitlines()]
-    lines += [f"{key} = {_value(value)}" for key in ("out", "seed", "threads") if (value := getattr(recipe, key)) is not None]
+    lines += [
+        f"{key} = {_value(value)}" for key in ("out", "seed", "threads") if (value := getattr(recipe, key)) is not None
+    ]
     for table, kind in TABLES.items():
         value = getattr(recipe, table, None)
         if value is None:
