@@ -8,6 +8,7 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
+from compress.batches import Batch
 from compress.errors import DataError, InputError
 from compress.evaluation.accuracy import evaluate, evaluate_all
 from compress.evaluation.runners import flat_outputs, in_slices, open_runner
@@ -195,11 +196,11 @@ def test_slices_pad_and_cut():
     seen = []
 
     def run(inputs):
-        seen.append(len(inputs[0]))
-        return (inputs[0] * 2,)
+        seen.append(inputs.samples)
+        return (inputs.values[0] * 2,)
 
     value = torch.arange(7.0).reshape(7, 1)
-    assert torch.equal(in_slices(run, [value], 3)[0], value * 2)
+    assert torch.equal(in_slices(run, Batch.of(value), 3)[0], value * 2)
     assert seen == [3, 3, 3]
 
 

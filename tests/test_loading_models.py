@@ -65,7 +65,7 @@ def test_torchvision_name():
     assert loaded.kind == "module" and not loaded.model.training
     assert loaded.input_shape == (2, 3, 224, 224)
     assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
-    (x,) = example_inputs(loaded)
+    (x,) = example_inputs(loaded).values
     assert x.shape == (2, 3, 224, 224)
 
 
@@ -177,7 +177,7 @@ def test_exported_program(tmp_path):
 def test_exported_program_with_a_fixed_batch(tmp_path):
     loaded = open_model(exported(tmp_path, dynamic=False))
     assert loaded.inputs[0].shape == (2, 3)
-    assert example_inputs(loaded, batch=7)[0].shape == (2, 3)
+    assert example_inputs(loaded, batch=7).values[0].shape == (2, 3)
 
 
 def test_truncated_program(tmp_path):
@@ -197,7 +197,7 @@ def test_onnx_file(tmp_path):
     loaded = open_model(onnx_file(tmp_path, shape=("n", 3), dtype=TensorProto.INT64))
     assert isinstance(loaded.model, ir.Model)
     assert (loaded.kind, loaded.input_shape, loaded.input_dtype) == ("onnx", (2, 3), torch.int64)
-    assert example_inputs(loaded, batch=4)[0].dtype == torch.int64
+    assert example_inputs(loaded, batch=4).values[0].dtype == torch.int64
 
 
 def test_onnx_file_with_unknown_sizes(tmp_path):
@@ -207,7 +207,7 @@ def test_onnx_file_with_unknown_sizes(tmp_path):
         InputError, match=r"input shape of 'm' is not known; give --input-shape, as in 2,3,224,224, or --data"
     ):
         example_inputs(loaded)
-    assert example_inputs(loaded, input_shape=(1, 3, 8, 8))[0].shape == (1, 3, 8, 8)
+    assert example_inputs(loaded, input_shape=(1, 3, 8, 8)).values[0].shape == (1, 3, 8, 8)
 
 
 def test_files_carry_their_own_weights(tmp_path):
@@ -260,13 +260,13 @@ def test_options_that_a_model_in_hand_cannot_follow(model, options, message):
 
 def test_example_inputs_are_samples_of_the_data():
     data = open_data("digits")
-    (x,) = example_inputs(open_model(nn.Flatten()), data=data)
+    (x,) = example_inputs(open_model(nn.Flatten()), data=data).values
     torch.testing.assert_close(x[0], data.calibration[0][0])
 
 
 def test_several_inputs():
     shapes = [(2, 3), (2, 5)]
-    assert [tuple(x.shape) for x in example_inputs(open_model(nn.Identity()), input_shape=shapes)] == shapes
+    assert [tuple(x.shape) for x in example_inputs(open_model(nn.Identity()), input_shape=shapes).values] == shapes
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, -1), ()])
@@ -284,7 +284,7 @@ def test_timm_missing(monkeypatch):
 def test_timm():
     pytest.importorskip("timm")
     loaded = open_model("timm:test_resnet", model_args={"num_classes": 3})
-    assert loaded.model(example_inputs(loaded)[0]).shape == (2, 3)
+    assert loaded.model(example_inputs(loaded).values[0]).shape == (2, 3)
     with pytest.raises(ModelError, match=r"unknown timm model 'resent18'; did you mean"):
         open_model("timm:resent18")
 

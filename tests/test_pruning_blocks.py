@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import compress
+from compress.batches import Batch
 from compress.errors import PruningError, WeightsError
 from compress.loading.checkpoints import load_state_dict, read_state_dict
 from compress.pruning.blocks import find_blocks, prune_blocks
@@ -70,7 +71,7 @@ def net() -> tuple[Net, torch.Tensor]:
 
 def test_blocks_are_what_is_the_identity_with_its_weights_at_zero():
     module, x = net()
-    assert find_blocks(module, (x,)) == BLOCKS
+    assert find_blocks(module, Batch.of(x)) == BLOCKS
 
 
 def test_outputs_are_those_of_the_zeroed_original():
@@ -94,7 +95,7 @@ def test_the_block_that_matters_least_goes_first():
     for parameter in module.stage[2].parameters():
         parameter.data.mul_(1e-3)
     module.stage[2].norm.running_mean.zero_()
-    step = prune_blocks(module, (x,), amount=0.2, data=[torch.randn(8, 3, 8, 8)])
+    step = prune_blocks(module, Batch.of(x), amount=0.2, data=[torch.randn(8, 3, 8, 8)])
     assert [change.layer for change in step.done] == ["stage.2"]
 
 
@@ -157,13 +158,13 @@ def test_what_takes_a_mask_stays_whole():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
     encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
     module = nn.Sequential(nn.Linear(8, 16), encoder, nn.Linear(16, 4)).eval()
-    assert find_blocks(module, (torch.randn(2, 5, 8),)) == ()
+    assert find_blocks(module, Batch.of(torch.randn(2, 5, 8))) == ()
     with pytest.raises(PruningError, match="no submodule returns its only argument once its weights are zero"):
-        prune_blocks(module, (torch.randn(2, 5, 8),))
+        prune_blocks(module, Batch.of(torch.randn(2, 5, 8)))
 
 
 def test_a_pattern_without_blocks_names_those_there_are():
     with pytest.raises(
         PruningError, match=r"none of the blocks asked for can be removed; these can: stage\.0, stage\.2"
     ):
-        prune_blocks(Net().eval(), (torch.randn(2, 3, 6, 6),), include=("stem*",))
+        prune_blocks(Net().eval(), Batch.of(torch.randn(2, 3, 6, 6)), include=("stem*",))

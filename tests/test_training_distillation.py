@@ -6,6 +6,7 @@ from tiny_training import TinyData, by_hand, convolutional, distance, perceptron
 from torch import nn
 from torch.nn import functional
 
+from compress.batches import Batch
 from compress.errors import InputError, TrainingError
 from compress.training.distillation import distilled, feature_loss, soft_target_loss
 from compress.training.loop import fit
@@ -108,7 +109,7 @@ def test_pairs_of_names():
     options = TrainOptions(feature_layers=("0=2",), distill_weight=0.0, feature_weight=2.0)
     inputs, target = TinyData().train[:4]
     with distilled(student, teacher, make_loss(options), options) as objective:
-        found = objective((inputs,), student(inputs), target)
+        found = objective(Batch.of(inputs, target), student(inputs))
     plain = functional.cross_entropy(student(inputs), target)
     wanted = plain + 2 * functional.mse_loss(student[0](inputs), teacher[:3].eval()(inputs))
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)

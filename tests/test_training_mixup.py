@@ -8,13 +8,15 @@ from torch import nn
 from torch.nn import functional
 
 import compress
+from compress.batches import Batch
 from compress.errors import TrainingError
 from compress.training.mixup import mixed, on_mixed
 
 
 def test_images_and_losses_are_blended_alike():
     x, y = torch.randn(6, 3), torch.arange(6)
-    (blended,), target = mixed((x,), y, 1.0, (0, 1))
+    batch = mixed(Batch.of(x, y), 1.0, (0, 1))
+    (blended,), target = batch.values, batch.target
     order = target.second
     torch.testing.assert_close(blended, target.share * x + (1 - target.share) * x[order])
     scores = torch.randn(6, 6)
@@ -26,7 +28,7 @@ def test_images_and_losses_are_blended_alike():
 
 def test_what_is_random_follows_from_the_seed():
     x, y = torch.randn(6, 3), torch.arange(6)
-    first, again, other = (mixed((x,), y, 1.0, seed)[0][0] for seed in ((0, 1), (0, 1), (0, 2)))
+    first, again, other = (mixed(Batch.of(x, y), 1.0, seed).values[0] for seed in ((0, 1), (0, 1), (0, 2)))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -45,4 +47,4 @@ def test_fit_trains_on_blends_with_and_without_a_teacher():
 
 def test_tokens_are_refused():
     with pytest.raises(TrainingError, match="mixup"):
-        mixed((torch.zeros(2, 3, dtype=torch.long),), torch.zeros(2), 1.0, (0,))
+        mixed(Batch.of(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2)), 1.0, (0,))

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from compress.batches import Batch
+from compress.batches import example_batch
 from compress.evaluation.runners import Target
 
 # What the child runs: libraries and inputs first, then the model; the peak above that point is the model's.
@@ -33,16 +34,17 @@ print(max(0, status("VmHWM:") - before))
 """
 
 
-def peak_memory_bytes(target: Target, inputs: Batch, threads: int | None = None) -> int | None:
+def peak_memory_bytes(target: Target, inputs: Any, threads: int | None = None) -> int | None:
     """Return the peak resident memory that loading a file and running it adds; None where it cannot be known.
 
     Only files are measured (a module in hand shares its process with everything else), and only on Linux.
     """
     if not isinstance(target, (str, Path)) or not sys.platform.startswith("linux"):
         return None
+    batch = example_batch(inputs)
     with tempfile.TemporaryDirectory(prefix="compress-") as folder:
         saved = str(Path(folder) / "inputs.pt")
-        torch.save(({name: x.detach().cpu().contiguous() for name, x in inputs.inputs.items()}, inputs.named), saved)
+        torch.save(({name: x.detach().cpu().contiguous() for name, x in batch.inputs.items()}, batch.named), saved)
         # The child must find the same `compress` as this process does, whatever the current folder is.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
         arguments = json.dumps([str(Path(target).absolute()), saved, threads])

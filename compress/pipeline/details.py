@@ -127,7 +127,8 @@ def quantized_weights(graph: ir.Model) -> list[tuple[str, np.ndarray, np.ndarray
             shape[node.attributes.get_int("axis", 1)] = scale.size
             scale, zero = scale.reshape(shape), zero.reshape(shape)
         real = (stored.astype(np.float32) - zero.astype(np.float32)) * scale
-        name = (node.name or node.inputs[0].name or "").removesuffix("/DQ")
+        weight = node.inputs[0]
+        name = (node.name or (weight.name if weight is not None else "") or "").removesuffix("/DQ")
         found.append((name, stored, real))
     return found
 

@@ -18,7 +18,6 @@ from compress.steps import Change
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compress.batches import Batch
     from compress.reporting.report import Report
 
 # What a folder may hold; with --overwrite, those of an earlier run that this one does not write again are removed.
@@ -94,7 +93,7 @@ class OutputFolder:
         Session(path)
         return path
 
-    def save_module(self, module: nn.Module, example_inputs: Batch) -> tuple[Change, ...]:
+    def save_module(self, module: nn.Module, example_inputs: Any) -> tuple[Change, ...]:
         """Write `weights.pt` (plain state dict) and `model.pt2`; return a refusal where the latter cannot be made."""
         import torch
 
@@ -118,20 +117,22 @@ class OutputFolder:
         return report
 
 
-def export_program(module: nn.Module, example_inputs: Batch) -> Any:
+def export_program(module: nn.Module, example_inputs: Any) -> Any:
     """Export a module with a free batch dimension where it allows one, else with the batch of the examples."""
     import torch
 
+    from compress.batches import example_batch
     from compress.state import copied, evaluating
 
     # A copy: an exported program shares its parameters with the module that it came from.
     twin = copied(module)
     with evaluating(twin):
         batch = torch.export.Dim("batch", min=1)
-        positional, named = example_inputs.arguments(twin)
+        example = example_batch(example_inputs)
+        positional, named = example.arguments(twin)
 
         def free(value: Tensor) -> dict[int, Any]:
-            return {0: batch} if value.dim() and len(value) == example_inputs.samples else {}
+            return {0: batch} if value.dim() and len(value) == example.samples else {}
 
         shapes: Any = tuple(map(free, positional)) or {name: free(value) for name, value in named.items()}
         try:
