@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import compress
-from compress.batches import split_batch
+from compress.batches import read_batch
 from compress.errors import DataError
 from compress.loading.augmentation import Augmentation
 from compress.loading.data import Data, open_data
@@ -262,8 +262,8 @@ def test_factories(factory):
 
 def test_factory_with_its_own_collate(factory):
     data = open_data(factory("loaders"))
-    inputs, labels = split_batch(next(iter(data.loader("test", batch_size=5))))
-    assert (inputs[0].shape, labels.tolist()) == ((5, 1), [0, 1, 2, 0, 1])
+    batch = read_batch(next(iter(data.loader("test", batch_size=5))))
+    assert (batch.values[0].shape, batch.target.tolist()) == ((5, 1), [0, 1, 2, 0, 1])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor
 
-from compress.errors import CompressError, InputError, ParityError, UnsupportedOperatorError
+from compress.batches import Batch
+from compress.errors import CompressError, ParityError, UnsupportedOperatorError
 from compress.graph.parity import Parity, compare
 from compress.graph.runtime import Session
 from compress.state import unlogged
@@ -144,18 +145,15 @@ def stand_ins(graph: ir.Model) -> tuple[np.ndarray, ...] | None:
     return tuple(found)
 
 
-def fixed_inputs(graph: ir.Model, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """`values` with as many samples as a graph of fixed batch takes: the first ones, repeated where there are fewer.
+def fixed_inputs(graph: ir.Model, batch: Batch) -> tuple[Tensor, ...]:
+    """The inputs of `batch`, in the graph's order, with as many samples as a graph of fixed batch takes: the first ones, repeated where there are fewer.
 
     Raises:
-        InputError: the graph has another number of inputs.
+        InputError: names that do not fit, or a wrong number of inputs.
     """
     wanted = [value for value in graph.graph.inputs if value.name not in graph.graph.initializers]
-    if len(wanted) != len(values):
-        names = ", ".join(str(value.name) for value in wanted)
-        raise InputError(f"the graph takes {len(wanted)} inputs ({names}), the data gives {len(values)}")
-    shapes = [value.shape for value in wanted]
-    return tuple(_rows(value, shape) for value, shape in zip(values, shapes))
+    bound = batch.bound([str(value.name) for value in wanted], whose=f"graph {graph.graph.name!r}")
+    return tuple(_rows(bound[str(value.name)], value.shape) for value in wanted)
 
 
 def _rows(value: Tensor, shape: ir.Shape | None) -> Tensor:
