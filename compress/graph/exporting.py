@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compress.batches import Batch, call, example_batch, parameters_of
 from compress.errors import CompressError, ExportError, InputError
 from compress.files import check_writable
+from compress.graph.decompositions import decomposed
 from compress.graph.folding import fold_constants
 from compress.graph.naming import name_after_modules
 from compress.graph.parity import Parity, check_parity
@@ -153,7 +154,7 @@ def _export_best(
 
 
 def _to_onnx(module: nn.Module, inputs: Batch, names: tuple[list[str], list[str]], *, dynamic: bool) -> ir.Model:
-    program = _trace(module, inputs, dynamic=dynamic)
+    program = decomposed(_trace(module, inputs, dynamic=dynamic))
     try:
         exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
     except Exception as error:
