@@ -168,9 +168,7 @@ def ready_for_pairs(graph: ir.Model, calibration: Iterable[Any], *, threads: int
     )
 
 
-def _own_graph(
-    model: nn.Module | ir.Model | str | Path, calibration: Iterable[Any], example_inputs: Any
-) -> ir.Model:
+def _own_graph(model: nn.Module | ir.Model | str | Path, calibration: Iterable[Any], example_inputs: Any) -> ir.Model:
     if isinstance(model, nn.Module) and example_inputs is None:
         example_inputs = _example(calibration)
     return to_graph(model, example_inputs)
