@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from compress.batches import Batch
 from compress.errors import InputError, TrainingError
+from compress.training.criterion import Fed, make_criterion
 from compress.training.distillation import distilled, feature_loss, soft_target_loss
 from compress.training.loop import fit
-from compress.training.losses import make_loss
 from compress.training.options import TrainOptions
 
 
@@ -108,8 +108,8 @@ def test_pairs_of_names():
     student, teacher = perceptron(), perceptron(seed=1)
     options = TrainOptions(feature_layers=("0=2",), distill_weight=0.0, feature_weight=2.0)
     inputs, target = TinyData().train[:4]
-    with distilled(student, teacher, make_loss(options), options) as objective:
-        found = objective(Batch.of(inputs, target), student(inputs))
+    with distilled(student, teacher, make_criterion(options), options) as objective:
+        _, found = objective(student, Fed(None, Batch.of(inputs, target), 4))
     plain = functional.cross_entropy(student(inputs), target)
     wanted = plain + 2 * functional.mse_loss(student[0](inputs), teacher[:3].eval()(inputs))
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)

@@ -23,7 +23,7 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
 
 
-PLAIN = {"epochs": 3, "batch_size": 16, "lr": 0.05, "scheduler": "none"}
+PLAIN = {"epochs": 3, "batch_size": 16, "lr": 0.05, "scheduler": "none", "keep": "last"}  # as a loop by hand does
 
 
 def test_same_weights_as_the_plain_loop_to_the_bit():
@@ -375,10 +375,10 @@ def test_batchnorm_with_one_sample():
 
 def test_loss_that_does_not_fit():
     loader = [(torch.randn(4, 16), torch.randn(4, 7))]
-    with pytest.raises(
-        TrainingError, match=r"the loss does not take an output of \(4, 5\) with a target of \(4, 7\) float32"
-    ):
+    with pytest.raises(TrainingError, match=r"takes class numbers and the targets are floats of shape \(4, 7\); give loss mse"):
         fit(perceptron(), loader, TrainOptions())
+    with pytest.raises(TrainingError, match=r"the loss does not take an output of \(4, 5\) with a target of \(4, 7\) float32"):
+        fit(perceptron(), loader, TrainOptions(), loss=functional.cross_entropy)
     with pytest.raises(TrainingError, match="the loss must return one number as a tensor"):
         fit(perceptron(), TinyData(), TrainOptions(), loss=lambda output, target: output)
 
@@ -419,16 +419,37 @@ def test_convolutional_network_learns():
     assert result.final["eval/top1"] > 0.6  # chance is 0.2
 
 
-def test_a_built_in_loss_wants_one_tensor():
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = perceptron()
+class Named(nn.Module):
+    """A network whose output is a dict, as a detector's or a transformer's."""
 
-        def forward(self, x):
-            return {"scores": self.inner(x)}
+    def __init__(self, **extra):
+        super().__init__()
+        self.inner, self.extra = perceptron(), extra
 
-    with pytest.raises(
-        InputError, match="loss 'cross_entropy' takes one tensor, and the model returns dict; give a loss"
-    ):
-        fit(Named(), TinyData(), TrainOptions(epochs=1, batch_size=16))
+    def forward(self, x):
+        return {"scores": self.inner(x), **{name: function(x) for name, function in self.extra.items()}}
+
+
+@pytest.mark.parametrize("teacher", [None, perceptron(seed=1), Named()])
+def test_an_output_that_holds_one_tensor(teacher):
+    """It trains as the tensor itself does, with a teacher too."""
+    wanted = fit(perceptron(), TinyData(), TrainOptions(**PLAIN), teacher=teacher)
+    result = fit(Named(), TinyData(), TrainOptions(**PLAIN), teacher=teacher)
+    assert distance(result.module.inner, wanted.module) == 0
+    assert result.final["eval/top1"] == wanted.final["eval/top1"]
+
+
+class Outputs(Named):
+    """Several tensors, of which `logits` are meant; a loss of its own where forward is given labels, as transformers has it."""
+
+    def forward(self, x, labels=None):
+        logits = self.inner(x)
+        loss = None if labels is None else functional.cross_entropy(logits, labels)
+        return {"loss": loss, "hidden": x, "logits": logits}
+
+
+def test_an_output_that_holds_several():
+    with pytest.raises(InputError, match=r"takes one tensor, and the model returns 2 tensors \(scores, sum\); give a loss of"):
+        fit(Named(sum=lambda x: x.sum(1)), TinyData(), TrainOptions(epochs=1, batch_size=16))
+    wanted = fit(perceptron(), TinyData(), TrainOptions(**PLAIN))
+    assert distance(fit(Outputs(), TinyData(), TrainOptions(**PLAIN)).module.inner, wanted.module) == 0

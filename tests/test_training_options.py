@@ -10,7 +10,8 @@ from torch import optim
 from torch.optim import lr_scheduler
 
 from compress.errors import InputError
-from compress.training.losses import LOSSES, make_loss
+from compress.training.criterion import make_criterion
+from compress.training.losses import LOSSES
 from compress.training.options import LOSSES as LOSS_NAMES
 from compress.training.options import OPTIMIZERS, SCHEDULERS, TrainOptions, own_name
 
@@ -25,6 +26,7 @@ def test_frozen_with_help_for_every_field():
 
 def test_names_are_those_of_the_tables():
     assert set(LOSS_NAMES) == set(LOSSES)
+    assert all(entry.help and entry.targets for entry in LOSSES.values())
 
 
 def test_every_class_of_torch_has_a_name():
@@ -111,9 +113,10 @@ def test_refused(values, text):
         TrainOptions.from_mapping(values)
 
 
-def test_own_loss_is_passed_as_function():
-    with pytest.raises(InputError, match="pass the function itself as fit\\(loss=…\\)"):
-        make_loss(TrainOptions(loss="my.py:loss"))
+def test_own_loss_is_looked_up():
+    assert make_criterion(TrainOptions(loss="torch.nn:SmoothL1Loss")).function.beta == 1.0
+    with pytest.raises(InputError, match=r"'none\.py' does not exist"):
+        make_criterion(TrainOptions(loss="none.py:loss"))
 
 
 def test_reading_options_does_not_import_torch():

@@ -142,7 +142,7 @@ class Finetune(ModuleStage):
         trained = make_permanent(result.module) if masked else result.module
         last = result.final
         words = ", ".join(f"{key} {last[key]:.4f}" for key in ("train/loss", "eval/loss", "eval/top1") if key in last)
-        notes = (f"trained for {len(result.history)} epochs: {words}",)
+        notes = (f"trained for {len(result.history)} epochs: {words}", *result.notes)
         return Step("finetune", trained.eval(), notes=notes)
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:

@@ -121,13 +121,11 @@ def run_job(job: TrainJob) -> Report | None:
         opened = open_inputs(job.model, job.data, job.settings)
         module = _trainable(opened, job)
         teacher = _teacher(job) if job.teacher is not None else None
-        loss = _own_loss(job.options.loss)
         result = fit(
             module,
             opened.data,
             job.options,
             teacher=teacher,
-            loss=loss,
             output=job.output.path,
             resume=job.resume,
             tensorboard=job.tensorboard,
@@ -188,14 +186,6 @@ def _teacher(job: TrainJob) -> nn.Module:
         return GraphModule(loaded.model)
     teacher: nn.Module = loaded.model
     return teacher
-
-
-def _own_loss(name: str) -> Any:
-    if ":" not in name:
-        return None
-    from compress.loading.callables import import_callable
-
-    return import_callable(name)
 
 
 def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
@@ -270,6 +260,8 @@ def _sentences(job: TrainJob, opened: Opened, result: FitResult) -> list[str]:
         f"{100 * result.best_score:.2f} %"
         if result.watched.endswith("top1") and result.best_score is not None
         else f"{result.best_score:.4g}"
+        if result.best_score is not None
+        else "not known"
     )
     words = (
         ["its batch-norm and dropout stayed as the file has them: in eval mode"]
@@ -278,11 +270,10 @@ def _sentences(job: TrainJob, opened: Opened, result: FitResult) -> list[str]:
     )
     words += [f"best epoch: {result.best_epoch} of {len(result.history)}, {result.watched} {shown}"]
     if result.stopped_early:
+        words.append(f"stopped early: no improvement in {job.options.patience} epochs")
+    several = job.options.keep == "best" and len(result.history) > 1
+    if several and job.options.evaluate_on == "test" and result.watched.startswith("eval"):
         words.append(
-            f"stopped early: no improvement in {job.options.patience} epochs; the best epoch's weights were kept"
-        )
-    if job.options.patience is not None and job.options.evaluate_on == "test" and result.watched.startswith("eval"):
-        words.append(
-            "the kept epoch was chosen on the test part, so its accuracy there is flattering; --evaluate-on calibration avoids that"
+            "the kept epoch was chosen on the test part, so its accuracy there is flattering; evaluate_on calibration avoids that"
         )
     return words

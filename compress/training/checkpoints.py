@@ -16,7 +16,15 @@ from compress.training.options import TrainOptions
 
 FORMAT = 1
 # These change neither the weights nor the order of the samples.
-FREE_OPTIONS = ("workers", "pin_memory", "checkpoint_every", "find_unused_parameters")
+FREE_OPTIONS = (
+    "workers",
+    "pin_memory",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "find_unused_parameters",
+    "keep",
+    "epochs",
+)
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:
@@ -87,18 +95,17 @@ def check_model(state: Mapping[str, Tensor], module: nn.Module, path: Path) -> N
 def check_options(saved: Mapping[str, Any], options: TrainOptions, path: Path) -> None:
     """Refuse to resume with options that would make another run of it, naming each.
 
-    More epochs are fine, except with the cosine scheduler, whose every step depends on their number.
+    More epochs are fine; a rate that falls over all of them goes on as it would with the new number.
 
     Raises:
         TrainingError: an option differs.
     """
-    free = {*FREE_OPTIONS, *(() if options.scheduler == "cosine" else ("epochs",))}
     now = {key: list(value) if isinstance(value, tuple) else value for key, value in options.as_dict().items()}
     then = {key: list(value) if isinstance(value, tuple) else value for key, value in saved.items()}
     found = [
         f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted({*now, *then} - free)
-        if then.get(key) != now.get(key)
+        for key in sorted({*now, *then} - set(FREE_OPTIONS))
+        if key in then and then[key] != now.get(key)
     ]
     if found:
         raise TrainingError(

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.batches import Batch, call
+from compress.batches import call
 from compress.errors import InputError, TrainingError, nearest
-from compress.training.losses import Loss
+from compress.training.criterion import MODEL, Criterion, Fed
 from compress.training.options import TrainOptions
+from compress.training.outputs import find_tensor
 
-# (batch, output of the student) → scalar
-Objective = Callable[[Batch, Any], Tensor]
+# (model, batch) → (outputs, scalar)
+Objective = Callable[[nn.Module, Fed], tuple[Any, Tensor]]
+NUMBERS = ("mse", "mae", "huber")  # losses of outputs that are no scores: the teacher's are imitated as they are
 
 
 def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -33,6 +35,20 @@ def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Te
     log_teacher = functional.log_softmax(teacher / temperature, dim=1)
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
     return divergence.mean() * temperature**2
+
+
+def imitation(student: Tensor, teacher: Tensor, loss: str, temperature: float) -> Tensor:
+    """How far the student's outputs are from the teacher's, as the kind of outputs asks: the name of the loss tells it.
+
+    Logits of yes-or-no questions (bce) are the two-class softmax of (z, 0). A single column of anything else has no
+    softmax; it is compared by squares, as numbers are.
+    """
+    if loss == "bce":
+        pairs = [torch.stack([value, torch.zeros_like(value)], 1) for value in (student, teacher)]
+        return soft_target_loss(pairs[0], pairs[1], temperature)
+    if loss in NUMBERS or student.dim() == 1 or student.shape[1] == 1:
+        return functional.mse_loss(student, teacher)
+    return soft_target_loss(student, teacher, temperature)
 
 
 def feature_loss(student: Tensor, teacher: Tensor, name: str) -> Tensor:
@@ -53,14 +69,19 @@ def feature_loss(student: Tensor, teacher: Tensor, name: str) -> Tensor:
 
 
 @contextlib.contextmanager
-def distilled(student: nn.Module, teacher: nn.Module, loss: Loss, options: TrainOptions) -> Iterator[Objective]:
-    """Yield the objective that combines `loss` with the teacher; hooks are removed at the end of the block.
+def distilled(
+    student: nn.Module, teacher: nn.Module, criterion: Criterion, options: TrainOptions
+) -> Iterator[Objective]:
+    """Yield the objective that combines `criterion` with the teacher; hooks are removed at the end of the block.
 
     `teacher` is copied to the student's device, put in eval mode and never touched.
 
     Raises:
         InputError: a feature layer that one of the two does not have.
+        TrainingError: a loss that runs the model itself.
     """
+    if criterion.form == MODEL:
+        raise TrainingError("this loss runs the model itself, so a teacher cannot see its outputs; leave the teacher out")
     device = next(student.parameters()).device
     teacher = copy.deepcopy(teacher).to(device)
     for part in teacher.modules():
@@ -75,17 +96,19 @@ def distilled(student: nn.Module, teacher: nn.Module, loss: Loss, options: Train
             hooks.callback(_keep_output(student, mine, ours, "student").remove)
             hooks.callback(_keep_output(teacher, other, theirs, "teacher").remove)
 
-        def objective(batch: Batch, output: Any) -> Tensor:
+        def objective(module: nn.Module, fed: Fed) -> tuple[Any, Tensor]:
             with torch.no_grad():
-                wanted = call(teacher, batch)
-            _check_outputs(output, wanted)
+                answer = call(teacher, fed.read)
             weight = options.distill_weight
-            value = soft_target_loss(output, wanted, options.temperature) * weight
-            if weight < 1:
-                value = value + loss(output, batch.target) * (1 - weight)
+            # With all the weight on the teacher no label is asked for.
+            output, own = (call(module, fed.read), None) if weight == 1 else criterion(module, fed)
+            ours_now, wanted = _scores(output, answer)
+            value = imitation(ours_now, wanted, criterion.name, options.temperature) * weight
+            if own is not None:
+                value = value + own * (1 - weight)
             for mine, other in pairs:
                 value = value + options.feature_weight * feature_loss(ours[mine], theirs[other], mine)
-            return value
+            return output, value
 
         yield objective
 
@@ -106,11 +129,14 @@ def _keep_output(module: nn.Module, name: str, kept: dict[str, Tensor], who: str
     return layers[name].register_forward_hook(hook)
 
 
-def _check_outputs(student: Any, teacher: Any) -> None:
-    if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
-        raise TrainingError("distillation needs models that return one tensor of class scores")
-    if student.shape != teacher.shape:
+def _scores(student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+    """The tensors that are compared: the outputs, or the one that each holds."""
+    mine, other = find_tensor(student), find_tensor(teacher)
+    if mine is None or other is None:
+        raise TrainingError("distillation needs models whose output is, or holds, one tensor")
+    if mine.shape != other.shape:
         raise TrainingError(
-            f"the teacher's output is {tuple(teacher.shape)}, the student's {tuple(student.shape)}; "
+            f"the teacher's output is {tuple(other.shape)}, the student's {tuple(mine.shape)}; "
             "a teacher must score the same classes"
         )
+    return mine, other

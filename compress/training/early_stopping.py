@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -25,6 +26,9 @@ class EarlyStopping:
 
     def update(self, epoch: int, score: float) -> bool:
         """Take the value of `epoch`; return whether it is the best so far by more than `min_delta`."""
+        if not math.isfinite(score):  # never the best, or nothing could be better than it
+            self.waited += 1
+            return False
         gain = 0.0 if self.best is None else (score - self.best if self.rising else self.best - score)
         improved = self.best is None or gain > self.min_delta
         if improved:
@@ -32,6 +36,10 @@ class EarlyStopping:
         else:
             self.waited += 1
         return improved
+
+    def beaten_by(self, score: float) -> bool:
+        """Whether `score` is better than the best epoch's, or there is none."""
+        return self.best is None or (score > self.best if self.rising else score < self.best)
 
     @property
     def exhausted(self) -> bool:

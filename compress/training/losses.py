@@ -1,56 +1,122 @@
-"""The loss functions that `--loss` knows, each a mean over the samples of a batch."""
+"""The loss functions that `--loss` knows, each a mean over the samples of a batch, and the targets that each takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.errors import InputError, nearest
 from compress.training.options import TrainOptions
 
 # (output of the model, target) → scalar, a mean over the samples: the loop weights it by their number.
-Loss = Callable[[Any, Any], Tensor]
+Loss = Callable[..., Tensor]
+SUM_OF_SHARES = 1e-3  # how far from 1 the shares of the classes may add up
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A loss: what it is, what targets it takes, and why a pair of output and target does not fit ("" where it does)."""
+
+    make: Callable[[TrainOptions], Loss]
+    help: str
+    targets: str
+    refusal: Callable[[Tensor, Tensor], str]
 
 
 def cross_entropy(options: TrainOptions) -> Loss:
+    return lambda output, target: functional.cross_entropy(output, target, label_smoothing=options.label_smoothing)
+
+
+def binary_cross_entropy(options: TrainOptions) -> Loss:
     def loss(output: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(output, target, label_smoothing=options.label_smoothing)
+        wanted = target.to(output.dtype).reshape(output.shape)
+        smoothed = wanted * (1 - options.label_smoothing) + options.label_smoothing / 2
+        return functional.binary_cross_entropy_with_logits(output, smoothed)
 
     return loss
 
 
-def mean_squared_error(options: TrainOptions) -> Loss:
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        # Without the reshape (N, 1) against (N,) would broadcast to (N, N) in silence.
-        return functional.mse_loss(output, target.to(output.dtype).reshape(output.shape))
-
-    return loss
+def _of_numbers(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[TrainOptions], Loss]:
+    # Without the reshape (N, 1) against (N,) would broadcast to (N, N) in silence.
+    return lambda options: lambda output, target: function(output, target.to(output.dtype).reshape(output.shape))
 
 
-LOSSES: dict[str, Callable[[TrainOptions], Loss]] = {"cross_entropy": cross_entropy, "mse": mean_squared_error}
+def _not_classes(output: Tensor, target: Tensor) -> str:
+    if target.is_floating_point():
+        if _are_shares(output, target):
+            return ""
+        binary = bool(((target == 0) | (target == 1)).all())
+        return f"takes class numbers and the targets are floats {_shape(target)}; give loss {'bce' if binary else 'mse'}"
+    if output.dim() == 1 or output.shape[1] == 1:
+        return f"takes a score for each class and the model gives one number {_shape(output)}; give loss bce"
+    if target.dtype == torch.bool or (target.shape == output.shape and output.dim() > 1):
+        return f"takes class numbers and the targets are a yes or no for each class {_shape(target)}; give loss bce"
+    return ""
 
 
-def make_loss(options: TrainOptions) -> Loss:
-    """Return the loss that `options` names.
+def _are_shares(output: Tensor, target: Tensor) -> bool:
+    """Whether float targets say how much of each class a sample is: soft labels."""
+    if target.shape != output.shape or output.dim() < 2 or output.shape[1] < 2:
+        return False
+    return bool((target >= 0).all()) and bool(((target.sum(1) - 1).abs() < SUM_OF_SHARES).all())
 
-    Raises:
-        InputError: the name is unknown, or is `module:function`, which the command resolves before.
-    """
-    if ":" in options.loss:
-        raise InputError(f"loss {options.loss!r} is a function of your own; pass the function itself as fit(loss=…)")
-    if options.loss not in LOSSES:
-        raise InputError(f"unknown loss {options.loss!r}; {nearest(options.loss, LOSSES)}")
-    loss = LOSSES[options.loss](options)
 
-    def of_one_tensor(output: Any, target: Any) -> Tensor:
-        if not isinstance(output, Tensor):
-            raise InputError(
-                f"loss {options.loss!r} takes one tensor, and the model returns {type(output).__name__}; "
-                "give a loss of your own (module:function)"
-            )
-        return loss(output, target)
+def _not_binary(output: Tensor, target: Tensor) -> str:
+    if target.numel() != output.numel():
+        advice = "; give loss cross_entropy" if output.dim() > 1 and not target.is_floating_point() else ""
+        return f"takes a target for each output and the model gives {_shape(output)} for targets {_shape(target)}{advice}"
+    low, high = float(target.min()), float(target.max())
+    if low < 0 or high > 1:
+        return f"takes targets from 0 to 1 and there is {low if low < 0 else high:g}; give loss cross_entropy or mse"
+    return ""
 
-    return of_one_tensor
+
+def _not_numbers(output: Tensor, target: Tensor) -> str:
+    if target.numel() != output.numel():
+        classes = not target.is_floating_point() and output.dim() == target.dim() + 1
+        advice = "; give loss cross_entropy" if classes else ""
+        return f"takes a target for each output and the model gives {_shape(output)} for targets {_shape(target)}{advice}"
+    return ""
+
+
+def _shape(value: Tensor) -> str:
+    return f"of shape {tuple(value.shape)}"
+
+
+LOSSES: dict[str, Entry] = {
+    "cross_entropy": Entry(
+        cross_entropy,
+        "negative log of the softmax of the right class",
+        "class numbers (N,) for scores (N, C), or (N, …) for (N, C, …); or shares of the classes (N, C)",
+        _not_classes,
+    ),
+    "bce": Entry(
+        binary_cross_entropy,
+        "binary cross-entropy of logits: one output for each yes-or-no question",
+        "0 and 1 (integers, floats, booleans) of the outputs' shape; (N,) for (N, 1)",
+        _not_binary,
+    ),
+    "mse": Entry(_of_numbers(functional.mse_loss), "mean squared error", "numbers of the outputs' shape", _not_numbers),
+    "mae": Entry(_of_numbers(functional.l1_loss), "mean absolute error", "numbers of the outputs' shape", _not_numbers),
+    "huber": Entry(
+        _of_numbers(functional.huber_loss), "squared error below 1, absolute above", "numbers of the outputs' shape", _not_numbers
+    ),
+    "model": Entry(
+        lambda options: lambda output, target: output,
+        "the model's own: forward is given the labels, and its output has a `loss`, as transformers' models do",
+        "whatever forward takes as labels",
+        lambda output, target: "",
+    ),
+}
+OWN = "model"  # the entry whose loss the model works out itself
+
+
+def refusal(name: str, output: Any, target: Any) -> str:
+    """Why the loss `name` does not take this output with this target; "" where it does, or where it is the user's own."""
+    if name not in LOSSES or not isinstance(output, Tensor) or not isinstance(target, Tensor) or not target.numel():
+        return ""
+    return LOSSES[name].refusal(output, target)

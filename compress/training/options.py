@@ -49,7 +49,8 @@ SCHEDULERS = {
 }
 # Those that may need arguments, or cannot be used: checked by making one.
 RARE = (*list(OPTIMIZERS)[4:], *list(SCHEDULERS)[3:])
-LOSSES = ("cross_entropy", "mse")
+LOSSES = ("cross_entropy", "bce", "mse", "mae", "huber", "model")  # see the table of losses.py
+KEEP = ("best", "last")
 AUTO = "auto"
 PRECISIONS = ("float32", "bf16", "fp16")
 EVALUATION_PARTS = ("test", "calibration")
@@ -78,7 +79,9 @@ class TrainOptions:
     flip: bool = option(False, "mirror half of the images left to right")
     mixup: float = option(0.0, "blend each image with another by Beta(α, α), e.g. 1 with a teacher; 0: off", low=0)
 
-    loss: str = choice("cross_entropy", "what is minimized: cross_entropy, mse or module:function", LOSSES, or_own=True)
+    loss: str = choice(
+        "cross_entropy", "what is minimized; model: the model's own; or your module:function", LOSSES, or_own=True
+    )
     label_smoothing: float = option(0.0, "share of the target spread over all classes", low=0, high=1)
     optimizer: str = choice(AUTO, "any of torch.optim; auto: adamw for attention, else sgd", (AUTO, *OPTIMIZERS))
     optimizer_args: Mapping[str, Any] = option({}, "argument of the optimizer, such as betas=0.9,0.98", pairs=True)
@@ -106,10 +109,13 @@ class TrainOptions:
     ema_decay: float | None = option(None, "exponential moving average of the weights, e.g. 0.999", above=0, high=1)
 
     evaluate_on: str = choice("test", "part of the data measured after each epoch", EVALUATION_PARTS)
-    monitor: str = choice("auto", "what decides the best epoch; auto: top1 with cross_entropy, else loss", MONITORS)
-    patience: int | None = option(None, "stop after so many epochs without improvement; keep the best", low=1)
+    monitor: str = choice("auto", "what decides the best epoch; auto: your metric, else top1, else loss", MONITORS)
+    keep: str = choice("best", "the weights that are kept: of the best epoch (the start included), or the last", KEEP)
+    patience: int | None = option(None, "stop after so many epochs without improvement", low=1)
     min_delta: float = option(0.0, "smallest change that counts as improvement", low=0)
     checkpoint_every: int = option(1, "epochs between two checkpoints", low=1)
+    checkpoint_minutes: float = option(30.0, "minutes between two checkpoints within an epoch", above=0)
+    hold_zeros: bool = option(True, "weights that pruning set to zero stay zero")
 
     distill_weight: float = option(0.5, "share of the teacher's soft targets in the loss", low=0, high=1)
     temperature: float = option(4.0, "softens the outputs of teacher and student", above=0)

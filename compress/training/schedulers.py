@@ -150,13 +150,32 @@ class Schedule:
         elif not self._finished() or isinstance(self.scheduler, lr_scheduler.CosineAnnealingLR):
             self.scheduler.step()
 
+    def watch(self, *, rising: bool) -> None:
+        """Let the plateau follow a figure of this direction, before the first epoch."""
+        if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.mode = "max" if rising else "min"
+            self.scheduler._reset()
+
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "scheduler": _plain(self.scheduler.state_dict()) if self.scheduler else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state, towards this run's own end: more epochs stretch what is left of a falling rate."""
         self.step = state["step"]
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        if self.scheduler is None:
+            return
+        own = {name: vars(self.scheduler)[name] for name in LENGTHS if name in vars(self.scheduler)}
+        self.scheduler.load_state_dict(state["scheduler"])
+        if all(vars(self.scheduler)[name] == value for name, value in own.items()):
+            return
+        vars(self.scheduler).update(own)
+        if hasattr(self.scheduler, "_get_closed_form_lr") and self.step > self.warmup_steps:
+            for group, rate in zip(self.optimizer.param_groups, self.scheduler._get_closed_form_lr()):
+                group["lr"] = rate
+
+
+# Attributes of torch's schedulers that hold the length of the run.
+LENGTHS = ("T_max", "total_steps", "_schedule_phases", "total_iters")
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
