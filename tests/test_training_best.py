@@ -45,7 +45,9 @@ def test_never_worse_than_what_came(trained, name, kind):
     assert before > 0.7
     options = kind(epochs=3, batch_size=16, **BAD[name])
     if name == "not finite" and kind is TrainOptions:  # nothing says that this network is worth keeping
-        with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step 2 \(epoch 1\), learning rate 9\.\d+e\+29; lower lr"):
+        with pytest.raises(
+            TrainingError, match=r"the loss is (nan|inf) at step 2 \(epoch 1\), learning rate 9\.\d+e\+29; lower lr"
+        ):
             fit(trained, DATA, options)
         return
     result = fit(trained, DATA, options)
@@ -102,6 +104,7 @@ def test_a_network_that_knows_nothing_is_not_kept():
 def test_best_of_a_cut_run_is_kept_when_it_goes_on(tmp_path, trained):
     options = FinetuneOptions(epochs=3, batch_size=16, lr=0.2)
     straight = fit(trained, DATA, options, output=tmp_path / "straight")
+
     class Stopped(Exception):
         pass
 

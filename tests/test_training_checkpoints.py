@@ -179,9 +179,7 @@ def test_checkpoint_of_another_model(tmp_path):
 
 def test_other_options(tmp_path):
     fit(perceptron(), TinyData(), TrainOptions(epochs=2, lr=0.1), output=tmp_path)
-    wanted = (
-        r"written with other options: batch_size was 128, is 64; lr was 0.1, is 0.2\. Resume with"
-    )
+    wanted = r"written with other options: batch_size was 128, is 64; lr was 0.1, is 0.2\. Resume with"
     with pytest.raises(TrainingError, match=wanted):
         fit(perceptron(), TinyData(), TrainOptions(epochs=3, lr=0.2, batch_size=64), output=tmp_path, resume=True)
 

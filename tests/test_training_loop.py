@@ -375,9 +375,13 @@ def test_batchnorm_with_one_sample():
 
 def test_loss_that_does_not_fit():
     loader = [(torch.randn(4, 16), torch.randn(4, 7))]
-    with pytest.raises(TrainingError, match=r"takes class numbers and the targets are floats of shape \(4, 7\); give loss mse"):
+    with pytest.raises(
+        TrainingError, match=r"takes class numbers and the targets are floats of shape \(4, 7\); give loss mse"
+    ):
         fit(perceptron(), loader, TrainOptions())
-    with pytest.raises(TrainingError, match=r"the loss does not take an output of \(4, 5\) with a target of \(4, 7\) float32"):
+    with pytest.raises(
+        TrainingError, match=r"the loss does not take an output of \(4, 5\) with a target of \(4, 7\) float32"
+    ):
         fit(perceptron(), loader, TrainOptions(), loss=functional.cross_entropy)
     with pytest.raises(TrainingError, match="the loss must return one number as a tensor"):
         fit(perceptron(), TinyData(), TrainOptions(), loss=lambda output, target: output)
@@ -449,7 +453,9 @@ class Outputs(Named):
 
 
 def test_an_output_that_holds_several():
-    with pytest.raises(InputError, match=r"takes one tensor, and the model returns 2 tensors \(scores, sum\); give a loss of"):
+    with pytest.raises(
+        InputError, match=r"takes one tensor, and the model returns 2 tensors \(scores, sum\); give a loss of"
+    ):
         fit(Named(sum=lambda x: x.sum(1)), TinyData(), TrainOptions(epochs=1, batch_size=16))
     wanted = fit(perceptron(), TinyData(), TrainOptions(**PLAIN))
     assert distance(fit(Outputs(), TinyData(), TrainOptions(**PLAIN)).module.inner, wanted.module) == 0

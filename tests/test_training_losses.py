@@ -93,7 +93,9 @@ def test_float_targets_are_refused_before_the_first_step():
     x = torch.randn(40, 16)
     loader = DataLoader(TensorDataset(x, x.sum(1)), 20)
     seen = []
-    with pytest.raises(TrainingError, match=r"loss cross_entropy takes class numbers and the targets are floats.*give loss mse"):
+    with pytest.raises(
+        TrainingError, match=r"loss cross_entropy takes class numbers and the targets are floats.*give loss mse"
+    ):
         fit(nn.Linear(16, 1), (loader, loader), TrainOptions(epochs=1), after_step=[seen.append])
     assert not seen
     assert fit(nn.Linear(16, 1), (loader, loader), TrainOptions(epochs=2, loss="mse")).watched == "eval/loss"
@@ -155,7 +157,9 @@ def test_the_models_own_loss():
     wanted = fit(perceptron(), TinyData(), TrainOptions(**PLAIN))
     result = fit(Labelled(), TinyData(), TrainOptions(**PLAIN, loss="model"))
     assert distance(result.module.inner, wanted.module) == 0
-    with pytest.raises(TrainingError, match="loss model needs a model whose forward takes labels; that of Sequential takes input"):
+    with pytest.raises(
+        TrainingError, match="loss model needs a model whose forward takes labels; that of Sequential takes input"
+    ):
         fit(perceptron(), TinyData(), TrainOptions(loss="model"))
 
 

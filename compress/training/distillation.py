@@ -81,7 +81,9 @@ def distilled(
         TrainingError: a loss that runs the model itself.
     """
     if criterion.form == MODEL:
-        raise TrainingError("this loss runs the model itself, so a teacher cannot see its outputs; leave the teacher out")
+        raise TrainingError(
+            "this loss runs the model itself, so a teacher cannot see its outputs; leave the teacher out"
+        )
     device = next(student.parameters()).device
     teacher = copy.deepcopy(teacher).to(device)
     for part in teacher.modules():

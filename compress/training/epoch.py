@@ -349,5 +349,3 @@ def train_mode(module: nn.Module) -> None:
     except NotImplementedError:  # modules from torch.export refuse; their batch-norm stays as exported
         for part in module.modules():
             part.training = True
-
-

@@ -168,9 +168,7 @@ def fit(
     )
 
 
-def _with_rate(
-    module: nn.Module, data: Any, plan: Plan, world: World, *, resume: bool
-) -> tuple[Plan, str]:
+def _with_rate(module: nn.Module, data: Any, plan: Plan, world: World, *, resume: bool) -> tuple[Plan, str]:
     """The plan with a learning rate in place of `auto`: that of the run which goes on, else found by a range test."""
     rate = saved_rate(plan.folder) if resume else None
     said = f"learning rate {rate:g}, as the run that goes on has it" if rate is not None else ""
@@ -256,9 +254,7 @@ def _example(run: Run) -> tuple[Tensor, ...]:
     return batch.part(0, 1).to(run.world.device).in_order(run.module)
 
 
-def _epochs(
-    run: Run, board: Board | None, before_epoch: Sequence[Callback], after_epoch: Sequence[Callback]
-) -> bool:
+def _epochs(run: Run, board: Board | None, before_epoch: Sequence[Callback], after_epoch: Sequence[Callback]) -> bool:
     """Run the epochs that are left; return whether early stopping ended them."""
     while run.epoch < run.options.epochs and not run.stopping.exhausted:
         started = time.perf_counter()

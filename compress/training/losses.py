@@ -50,7 +50,9 @@ def _not_classes(output: Tensor, target: Tensor) -> str:
         if _are_shares(output, target):
             return ""
         binary = bool(((target == 0) | (target == 1)).all())
-        return f"takes class numbers and the targets are floats {_shape(target)}; give loss {'bce' if binary else 'mse'}"
+        return (
+            f"takes class numbers and the targets are floats {_shape(target)}; give loss {'bce' if binary else 'mse'}"
+        )
     if output.dim() == 1 or output.shape[1] == 1:
         return f"takes a score for each class and the model gives one number {_shape(output)}; give loss bce"
     if target.dtype == torch.bool or (target.shape == output.shape and output.dim() > 1):
@@ -68,7 +70,9 @@ def _are_shares(output: Tensor, target: Tensor) -> bool:
 def _not_binary(output: Tensor, target: Tensor) -> str:
     if target.numel() != output.numel():
         advice = "; give loss cross_entropy" if output.dim() > 1 and not target.is_floating_point() else ""
-        return f"takes a target for each output and the model gives {_shape(output)} for targets {_shape(target)}{advice}"
+        return (
+            f"takes a target for each output and the model gives {_shape(output)} for targets {_shape(target)}{advice}"
+        )
     low, high = float(target.min()), float(target.max())
     if low < 0 or high > 1:
         return f"takes targets from 0 to 1 and there is {low if low < 0 else high:g}; give loss cross_entropy or mse"
@@ -79,7 +83,9 @@ def _not_numbers(output: Tensor, target: Tensor) -> str:
     if target.numel() != output.numel():
         classes = not target.is_floating_point() and output.dim() == target.dim() + 1
         advice = "; give loss cross_entropy" if classes else ""
-        return f"takes a target for each output and the model gives {_shape(output)} for targets {_shape(target)}{advice}"
+        return (
+            f"takes a target for each output and the model gives {_shape(output)} for targets {_shape(target)}{advice}"
+        )
     return ""
 
 
@@ -103,7 +109,10 @@ LOSSES: dict[str, Entry] = {
     "mse": Entry(_of_numbers(functional.mse_loss), "mean squared error", "numbers of the outputs' shape", _not_numbers),
     "mae": Entry(_of_numbers(functional.l1_loss), "mean absolute error", "numbers of the outputs' shape", _not_numbers),
     "huber": Entry(
-        _of_numbers(functional.huber_loss), "squared error below 1, absolute above", "numbers of the outputs' shape", _not_numbers
+        _of_numbers(functional.huber_loss),
+        "squared error below 1, absolute above",
+        "numbers of the outputs' shape",
+        _not_numbers,
     ),
     "model": Entry(
         lambda options: lambda output, target: output,

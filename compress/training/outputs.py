@@ -35,7 +35,9 @@ def one_tensor(output: Any) -> Tensor:
     if found is None:
         names = [name for name, value in named_outputs(output).items() if isinstance(value, Tensor)]
         held = f"{len(names)} tensors ({', '.join(names)})" if names else f"a {type(output).__name__}"
-        raise InputError(f"this loss takes one tensor, and the model returns {held}; give a loss of your own (module:function)")
+        raise InputError(
+            f"this loss takes one tensor, and the model returns {held}; give a loss of your own (module:function)"
+        )
     return found
 
 

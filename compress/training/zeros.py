@@ -38,7 +38,9 @@ class Zeros:
         if not self.held:
             return ()
         share = self.zeros / self.elements
-        return (f"zeros stayed zero: {share:.1%} of the weights of {len(self.held)} layers; hold_zeros=False trains them",)
+        return (
+            f"zeros stayed zero: {share:.1%} of the weights of {len(self.held)} layers; hold_zeros=False trains them",
+        )
 
 
 def pruned(value: Tensor) -> Tensor | None:
