@@ -26,7 +26,9 @@ from compress.pipeline.inputs import DataSource, ModelSource, Settings
 @report_option
 @overwrite_option
 @run_options
-def command(sources: list[ModelSource], data: DataSource, rounds: int, report: Path | None, settings: Settings) -> None:
+def command(
+    sources: list[ModelSource], data: DataSource, rounds: int, report: tuple[Path, ...], settings: Settings
+) -> None:
     """Time models, interleaved round by round; --batch-size samples a run (default 1).
 
     The first model is the baseline; speed-up is the ratio of medians. Peak memory is measured for files,

@@ -12,6 +12,7 @@ from cli.options import (
     data_options,
     examples,
     gate_options,
+    measure_options,
     models_options,
     overwrite_option,
     report_option,
@@ -21,6 +22,7 @@ from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 
 if TYPE_CHECKING:
+    from compress.measures.opening import Measures
     from compress.pipeline.gates import Gates
 
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 )
 @models_options
 @data_options
+@measure_options
 @gate_options("Gate")
 @click.option("--rounds", type=click.IntRange(1), default=50, show_default=True, help="Rounds of timing.")
 @report_option
@@ -42,10 +45,10 @@ if TYPE_CHECKING:
 def command(
     sources: list[ModelSource],
     data: DataSource,
-    metric: str | None,
+    measures: Measures,
     gates: Gates,
     rounds: int,
-    report: Path | None,
+    report: tuple[Path, ...],
     settings: Settings,
 ) -> None:
     """Set models side by side; the first is the baseline.
@@ -54,5 +57,5 @@ def command(
     """
     from compress.pipeline.compare import compare
 
-    result = compare(sources, data, gates=gates, metric=metric, rounds=rounds, settings=settings)
+    result = compare(sources, data, gates=gates, metric=measures, rounds=rounds, settings=settings)
     show(result, settings, report)

@@ -34,7 +34,7 @@ def command(
     output: Output,
     static_batch: bool,
     no_check: bool,
-    report: Path | None,
+    report: tuple[Path, ...],
     settings: Settings,
 ) -> None:
     """Export MODEL to an ONNX file and check it against PyTorch."""

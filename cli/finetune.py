@@ -44,7 +44,7 @@ def command(
     options: FinetuneOptions,
     distill: str | None,
     teacher: str | None,
-    report: Path | None,
+    report: tuple[Path, ...],
     settings: Settings,
     **choices: Any,
 ) -> None:

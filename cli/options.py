@@ -11,11 +11,16 @@ from typing import Any
 
 import click
 
+from cli.help import completing
 from compress.errors import InputError
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
 
 Function = Callable[..., Any]
+# Those of `compress.measures.tasks.TASKS`, which a test holds them to; listed here so that help needs no torch.
+TASK_NAMES = (
+    *("classification", "binary", "multilabel", "segmentation", "tokens", "regression", "embedding", "other"),
+)
 
 
 class Shape(click.ParamType):
@@ -132,15 +137,17 @@ def _remember_overwrite(ctx: click.Context, _: click.Parameter, value: bool) -> 
     return value
 
 
-def _check_report(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse before any work a report file of an unknown kind, or one that exists already."""
-    if path is not None:
+def _check_reports(ctx: click.Context, _: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Refuse before any work a report file of an unknown kind, one that exists already, or one that is named twice."""
+    for path in paths:
         from compress.files import check_writable
         from compress.reporting.report import check_suffix
 
         check_suffix(path)
         check_writable(path, overwrite=ctx.meta.get("compress.overwrite", False))
-    return path
+    if len({path.absolute() for path in paths}) < len(paths):
+        raise InputError(f"--report names {str(paths[-1])!r} twice; name each file once")
+    return paths
 
 
 # Eager: --report is checked against it, wherever the two stand on the command line.
@@ -151,8 +158,9 @@ REPORT = click.option(
     "--report",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    callback=_check_report,
-    help="Also write it as .md, .json or .html.",
+    multiple=True,
+    callback=_check_reports,
+    help="Also write it as .md, .json or .html (repeatable).",
 )
 
 
@@ -240,12 +248,46 @@ def output_options(what: str = "folder", *, required: bool = True) -> Function:
     return decorate
 
 
+MEASURES = [
+    click.option(
+        "--metric",
+        "metrics",
+        multiple=True,
+        metavar="[min:|max:]FILE:NAME",
+        help="Your own metric, which then decides: (outputs, target) -> float on all samples, or a class, torchmetrics' too; "
+        "or a figure of the task by name (repeatable).",
+    ),
+    click.option(
+        "--task",
+        type=completing(("auto", *TASK_NAMES)),
+        default="auto",
+        metavar="NAME",
+        help=f"How outputs and targets are read: auto (said in a note), {', '.join(TASK_NAMES)}.",
+    ),
+    click.option(
+        "--ignore-label", type=int, metavar="N", help="Targets with this label count in no figure (255 of masks)."
+    ),
+]
+
+
+def measure_options(command: Function) -> Function:
+    """Add --metric --task --ignore-label; the command receives `measures: Measures`, metrics found and opened."""
+
+    @functools.wraps(command)
+    def wrapper(*, metrics: tuple[str, ...], task: str, ignore_label: int | None, **rest: Any) -> Any:
+        from compress.measures.opening import open_measures
+
+        return command(measures=open_measures(metrics or None, task=task, ignore_label=ignore_label), **rest)
+
+    return _with(MEASURES, wrapper)
+
+
 def gate_options(what: str) -> Function:
-    """Add --metric and the limits (named `what` in their help); the command receives `metric` and `gates: Gates`."""
+    """Add the limits (named `what` in their help); the command receives `gates: Gates`."""
 
     def decorate(command: Function) -> Function:
         @functools.wraps(command)
-        def wrapper(*, max_drop: float | None, require_speedup: float | None, max_size: int | None, **rest: Any) -> Any:
+        def wrapper(*, max_drop: str | None, require_speedup: float | None, max_size: int | None, **rest: Any) -> Any:
             from compress.pipeline.gates import Gates
 
             gates = Gates(max_drop=max_drop, require_speedup=require_speedup, max_size=max_size)
@@ -254,10 +296,9 @@ def gate_options(what: str) -> Function:
         speed = click.FloatRange(0, min_open=True)
         limits = [
             click.option(
-                "--metric", metavar="MODULE:NAME", help="Your own metric: (outputs, target) -> float, or a class."
-            ),
-            click.option(
-                "--max-drop", type=float, metavar="POINTS", help=f"{what}: most top-1 points that may be lost."
+                "--max-drop",
+                metavar="X[%]",
+                help=f"{what}: most that may be lost of the figure that decides, in its unit (points of top-1), or in % of it.",
             ),
             click.option("--require-speedup", type=speed, metavar="X", help=f"{what}: least speed-up."),
             click.option("--max-size", type=Size(), help=f"{what}: largest file, such as 5MB."),
@@ -268,7 +309,7 @@ def gate_options(what: str) -> Function:
 
 
 def report_option(command: Function) -> Function:
-    """Add --report FILE, checked at once; the command receives `report: Path | None`."""
+    """Add --report FILE (several), checked at once; the command receives `report: tuple[Path, ...]`."""
     return _with([REPORT], command)
 
 

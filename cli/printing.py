@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     from compress.reporting.report import Report
 
 
-def show(report: Report, settings: Settings, path: Path | None = None, *, details: bool = False) -> None:
-    """Print `report` (and write it to `path`), with every column where `details`; raise GateError where a gate given by the user failed."""
-    if path is not None:
+def show(report: Report, settings: Settings, paths: Sequence[Path] = (), *, details: bool = False) -> None:
+    """Print `report` (and write it to `paths`), with every column where `details`; raise GateError where a limit failed.
+
+    The sentences of failed limits go to stderr with that error, and stand on stdout only in JSON.
+    """
+    for path in paths:
         report.write(path)
     if settings.json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
-        click.echo(report.text(verbose=settings.verbose, details=details))
+        click.echo(report.text(verbose=settings.verbose, details=details, failures=False))
     if report.failed:
         raise GateError("; ".join(gate.sentence for gate in report.failed))

@@ -11,7 +11,16 @@ import click
 
 from cli.fields import given, own_fields, with_options
 from cli.help import Grouped
-from cli.options import data_options, examples, gate_options, model_options, output_options, report_option, run_options
+from cli.options import (
+    data_options,
+    examples,
+    gate_options,
+    measure_options,
+    model_options,
+    output_options,
+    report_option,
+    run_options,
+)
 from cli.printing import show
 from cli.training_options import from_file
 from compress.errors import InputError
@@ -21,6 +30,7 @@ from compress.pipeline.prune_options import PruneOptions
 from compress.training.options import FinetuneOptions
 
 if TYPE_CHECKING:
+    from compress.measures.opening import Measures
     from compress.pipeline.gates import Gates
 
 SHORT = ("latency", "macs")  # --macs 0.4 is --target macs --amount 0.4
@@ -80,6 +90,7 @@ def _target(short: dict[str, float | None], values: dict[str, Any]) -> dict[str,
 @data_options
 @output_options()
 @prune_options
+@measure_options
 @gate_options("Budget")
 @report_option
 @run_options
@@ -88,9 +99,9 @@ def command(
     data: DataSource,
     output: Output,
     options: PruneOptions,
-    metric: str | None,
+    measures: Measures,
     gates: Gates,
-    report: Path | None,
+    report: tuple[Path, ...],
     settings: Settings,
 ) -> None:
     """Remove channels from MODEL, really: the same class with smaller layers, no hints needed.
@@ -100,5 +111,5 @@ def command(
     """
     from compress.pipeline.prune import prune
 
-    result = prune(source, data, output=output, options=options, gates=gates, metric=metric, settings=settings)
+    result = prune(source, data, output=output, options=options, gates=gates, metric=measures, settings=settings)
     show(result, settings, report)

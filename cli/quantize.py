@@ -11,13 +11,23 @@ import click
 
 from cli.fields import given, own_fields, with_options
 from cli.help import Grouped
-from cli.options import data_options, examples, gate_options, model_options, output_options, report_option, run_options
+from cli.options import (
+    data_options,
+    examples,
+    gate_options,
+    measure_options,
+    model_options,
+    output_options,
+    report_option,
+    run_options,
+)
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
 from compress.pipeline.quantize_options import QuantizeOptions
 
 if TYPE_CHECKING:
+    from compress.measures.opening import Measures
     from compress.pipeline.gates import Gates
 
 
@@ -44,6 +54,7 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @data_options
 @output_options()
 @quantize_options
+@measure_options
 @gate_options("Budget")
 @report_option
 @run_options
@@ -52,9 +63,9 @@ def command(
     data: DataSource,
     output: Output,
     options: QuantizeOptions,
-    metric: str | None,
+    measures: Measures,
     gates: Gates,
-    report: Path | None,
+    report: tuple[Path, ...],
     settings: Settings,
 ) -> None:
     """Turn MODEL into an int8 ONNX file, measured beside the float one.
@@ -66,5 +77,5 @@ def command(
     """
     from compress.pipeline.quantize import quantize
 
-    result = quantize(source, data, output=output, options=options, gates=gates, metric=metric, settings=settings)
+    result = quantize(source, data, output=output, options=options, gates=gates, metric=measures, settings=settings)
     show(result, settings, report)

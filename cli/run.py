@@ -34,7 +34,7 @@ def command(
     overrides: tuple[str, ...],
     dry_run: bool,
     resume: bool,
-    report: Path | None,
+    report: tuple[Path, ...],
     settings: Settings,
 ) -> None:
     """Run the stages of a recipe in order and leave the result with its reports in OUT.

@@ -36,7 +36,7 @@ def command(
     data: DataSource,
     output: Output,
     options: TrainOptions,
-    report: Path | None,
+    report: tuple[Path, ...],
     settings: Settings,
     **choices: Any,
 ) -> None:

@@ -124,14 +124,17 @@ def test_the_test_part_has_no_say_and_the_gate_judges_by_it(case, within):
 
 
 def test_a_budget_that_the_plain_file_meets_costs_no_layer(case):
-    _, note = case.quantize("generous", "--max-drop", "100")
+    _, note = case.quantize("generous", "--max-drop", "90")
     assert "layers left in float for it: 0; variants tried: 1" in note
 
 
-def test_a_budget_that_nothing_meets_exits_3_with_the_best_file_saved(case):
-    report, _ = case.quantize("never", "--max-drop", "-1", code=3)
-    assert report["gates"][0]["passed"] is False
-    assert case.right("never").all()
+@pytest.mark.parametrize(
+    ("limit", "says"), [("-1", "would ask for a gain"), ("100", "can never fail"), ("100%", "can never fail")]
+)
+def test_a_limit_that_is_none_is_refused_before_the_work(case, limit, says):
+    arguments = ["--data", case.folder / "data.npz", "-o", case.folder / "never", "--max-drop", limit]
+    result = CliRunner().invoke(main, ["quantize", str(case.folder / "net.onnx"), *map(str, arguments)])
+    assert result.exit_code == 2 and says in result.stderr and not (case.folder / "never").exists()
 
 
 @pytest.mark.parametrize(

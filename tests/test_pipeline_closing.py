@@ -2,7 +2,7 @@
 
 import pytest
 
-from compress.pipeline.closing import plain_words
+from compress.reporting.words import plain_words
 from compress.steps import Measurement
 
 FLOAT = Measurement("float", p50_ms=10.0, p90_ms=11.0, speedup=1.0)

@@ -72,7 +72,7 @@ def test_every_section_is_there(report):
     text = " ".join(read(report.html()).text)
     for shown in [
         *("4.00× smaller", "2.50× faster", "91.70 %", "99.00 %", "1 failed"),  # cards
-        *("Figures", "Accuracy against latency", "Classes that lost most", "Layers", "Worst layers"),
+        *("Figures", "top-1 against latency", "Classes that lost most", "Layers", "Worst layers"),
         *(
             "Time by layer",
             "12 µs",
@@ -96,7 +96,7 @@ def test_few_zeros_are_no_bars(report):
 
 
 def test_a_report_without_accuracy_or_rows_still_renders():
-    assert "Accuracy against latency" not in Report(rows=(Measurement("a", size_bytes=1, p50_ms=1.0),)).html()
+    assert "top-1 against latency" not in Report(rows=(Measurement("a", size_bytes=1, p50_ms=1.0),)).html()
     assert "<h1>" in Report().html()
 
 

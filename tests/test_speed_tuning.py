@@ -150,7 +150,8 @@ def test_what_compress_quantize_tunes(monkeypatch, options, max_drop, verb):
     monkeypatch.setattr("compress.pipeline.budget.quantize_to_budget", stand_in("budget"))
     opened = SimpleNamespace(calibration=list, threads=1, inputs=())
     chosen = job.QuantizeOptions(**options)
-    assert job._quantized(None, opened, chosen, max_drop, None).name == verb
+    work = SimpleNamespace(opened=opened, limits=job.Gates(max_drop=max_drop))
+    assert job._quantized(None, work, chosen).name == verb
     # A stage of a recipe, which must repeat its figures when resumed, tunes on request only.
     in_recipe = job.STEPS["static"](None, opened, chosen).name
     assert in_recipe == ("tuned" if chosen.tune_latency else "static")

@@ -62,4 +62,5 @@ TASK = Task(
     record,
     labelled,
     predicted,
+    dims=(2,),
 )

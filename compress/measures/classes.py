@@ -26,6 +26,8 @@ def labelled(seen: Seen, reading: Reading) -> Labelled:
     Raises:
         DataError: targets of another shape, or labels that the model has no class for.
     """
+    if seen.scores.dim() not in reading.task.dims:
+        raise DataError(_misfit(reading, seen))
     decided = predicted(seen.scores, reading)
     target, classes = seen.target, max(seen.scores.shape[1], 2)
     if not isinstance(target, Tensor) or target.shape != decided.shape:

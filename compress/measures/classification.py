@@ -55,4 +55,5 @@ TASK = Task(
     record,
     labelled,
     predicted,
+    dims=(2,),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -23,9 +23,16 @@ class Measures:
     task: str = "auto"
     ignore_label: int | None = None
     leading: str = ""  # a figure of the task that decides in place of its first
+    reading: Reading | None = None  # found already
+
+    def settled(self, reading: Reading) -> Measures:
+        """The same, read that way whatever the data's first batch looks like."""
+        return replace(self, reading=reading)
 
     def read(self, outputs: tuple[Tensor, ...], target: Any) -> Reading:
         """Find how outputs and targets are to be read, from the float model's first batch."""
+        if self.reading is not None:
+            return self.reading
         return choose(self.task, outputs[0], target, ignore_label=self.ignore_label, lenient=bool(self.metrics))
 
     def start(self, reading: Reading) -> Tally:

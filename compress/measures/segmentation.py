@@ -39,6 +39,7 @@ TASK = Task(
     record,
     labelled,
     predicted,
+    dims=(4, 5),
     sample="image",
     position="pixel",
 )

@@ -59,4 +59,5 @@ class Task:
     labelled: Callable[[Seen, Reading], Labelled] | None = None
     predicted: Callable[[Tensor, Reading], Tensor] | None = None  # classes, without targets: for agreement
     sample: str = "sample"
+    dims: tuple[int, ...] = ()  # that scores may have; (): any
     position: str = ""  # what a sample has many of: pixels, tokens

@@ -45,6 +45,7 @@ TASK = Task(
     record,
     labelled,
     predicted,
+    dims=(3,),
     sample="sequence",
     position="token",
 )

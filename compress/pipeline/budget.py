@@ -9,51 +9,61 @@ from typing import Any
 import onnx_ir as ir
 
 from compress.batches import read_batch
-from compress.evaluation.accuracy import evaluate
-from compress.pipeline.inputs import Opened
+from compress.evaluation.accuracy import evaluate_all
+from compress.measures import deciding
+from compress.measures.opening import Measures
+from compress.pipeline.job import Job
 from compress.quantization.budget import quantize_within
 from compress.quantization.options import StaticOptions
 from compress.quantization.static import quantize_static
-from compress.steps import Measurement, Step
+from compress.reporting.words import counted
+from compress.steps import Measure, Measurement, Step
 
 FEWEST = 100  # labelled samples; with fewer, a single answer is worth more than a point
 
 
-def quantize_to_budget(
-    graph: ir.Model, opened: Opened, max_drop: float, *, metric: Any = None, options: StaticOptions
-) -> Step:
-    """`quantize_static`, with as few layers in float as keep the calibration part within `max_drop`.
+def quantize_to_budget(graph: ir.Model, job: Job, options: StaticOptions) -> Step:
+    """`quantize_static`, with as few layers in float as keep the calibration part within the job's `max_drop`.
 
-    The test part is never looked at, so that the gate judges the file on samples that had no part in choosing it.
-    Where the calibration part cannot choose (no labels, too few samples), the plain int8 graph is returned with a note.
-
-    Args:
-        max_drop: points of top-1, or where there is no top-1 the metric's own unit; below 0, no loss is aimed for.
-        metric: see `evaluation.accuracy.open_metric`.
+    What decides there is what decides everywhere (`measures/deciding.py`). The test part is never looked at, so that the
+    gate judges the file on samples that had no part in choosing it. Where the calibration part cannot choose (no labels,
+    too few samples), the plain int8 graph is returned with a note.
     """
-    calibration = opened.calibration()
+    opened, limit = job.opened, job.limits.drop
+    assert limit is not None
+    calibration, threads = opened.calibration(), opened.threads
+    beside = _needs_float(job.measures)
 
     def measure(target: ir.Model) -> Measurement:
-        return evaluate(target, calibration, metric=metric, threads=opened.threads, name="float or int8")
+        """Beside the float graph only where the figure is a comparison with it: that doubles the work."""
+        targets = {"float": graph, "int8": target} if beside else {"int8": target}
+        rows = evaluate_all(
+            targets, calibration, baseline="float" if beside else None, measures=job.measures, threads=threads
+        )
+        return rows["int8"]
 
-    before = measure(graph) if _has_targets(calibration) else None
-    figure = "top1" if before is not None and before.top1 is not None else "metric"
-    reason = _undecidable(before)
-    if before is None or reason:
-        return only_checked(quantize_static(graph, calibration, options, threads=opened.threads), reason)
-    classes = figure == "top1"
+    before = measure(graph) if beside or _has_targets(calibration) else None
+    decides = None if before is None else deciding.deciding(before)
+    reason = _undecidable(before, decides)
+    if before is None or decides is None or reason:
+        return only_checked(quantize_static(graph, calibration, options, threads=threads), reason)
     found = quantize_within(
         graph,
         calibration,
-        lambda candidate: float(getattr(measure(candidate), figure)),
-        max_drop=max(max_drop, 0.0) / (100 if classes else 1),
-        baseline=float(getattr(before, figure)),
-        percent=classes,
-        scored_on=f"{before.samples} calibration samples (the test part had no say)",
+        lambda candidate: deciding.score(measure(candidate)),
+        max_drop=limit.allowed(decides),
+        baseline=deciding.score(before),
+        measure=decides,
+        scored_on=f"{counted(before).replace(' ', ' calibration ', 1)} (the test part had no say)",
         options=options,
-        threads=opened.threads,
+        threads=threads,
     )
     return found.step
+
+
+def _needs_float(measures: Measures) -> bool:
+    """Whether what decides compares outputs with the float model's."""
+    return not measures.metrics and measures.reading is not None and measures.reading.task.name == "embedding"
 
 
 def only_checked(step: Step, reason: str) -> Step:
@@ -66,8 +76,8 @@ def _has_targets(batches: Iterable[Any]) -> bool:
     return first is not None and read_batch(first).target is not None
 
 
-def _undecidable(before: Measurement | None) -> str:
-    if before is None or (before.top1 is None and before.metric is None):
+def _undecidable(before: Measurement | None, decides: Measure | None) -> str:
+    if before is None or decides is None:
         return "the calibration part has no labels"
     if (before.samples or 0) < FEWEST:
         return f"the calibration part has {before.samples} samples, and choosing takes {FEWEST}"

@@ -10,12 +10,15 @@ from typing import Any
 from compress.errors import InputError
 from compress.evaluation.runners import Target
 from compress.loading.models import WHOLE
-from compress.pipeline.closing import closing_report, measure
+from compress.measures.opening import open_measures
+from compress.pipeline.closing import closing_report, measure, of_metrics
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, reopen
+from compress.pipeline.job import Delivery, Job, Timing
+from compress.pipeline.rehearsal import rehearsed
 from compress.reporting.environment import describe
-from compress.reporting.markdown import interval
 from compress.reporting.report import Report
+from compress.reporting.words import how_read, interval, plain_words
 
 
 def compare(
@@ -24,6 +27,8 @@ def compare(
     *,
     gates: Gates | None = None,
     metric: Any = None,
+    task: str = "auto",
+    ignore_label: int | None = None,
     rounds: int = 50,
     batch: int = 1,
     memory: bool = False,
@@ -31,27 +36,25 @@ def compare(
 ) -> Report:
     """Set models side by side, the first as the baseline; without data everything but accuracy.
 
+    `metric` (one or several, the first decides), `task` and `ignore_label` are as for `open_measures`.
+
     Raises:
         CompressError: one line for a model or data that cannot be used, or for one model and a gate that needs two.
     """
-    settings = settings or Settings()
+    settings, measures = settings or Settings(), open_measures(metric, task=task, ignore_label=ignore_label)
     if gates is not None and len(models) == 1:
         gates.check_alone()
     opened, targets, notes = _open_all(models, data, settings)
+    timing = Timing(rounds, batch, memory)
+    job = rehearsed(Job(opened, settings, None, gates or Gates(), measures, timing), models=len(targets))
     last = list(targets.values())[-1]
-    return closing_report(
+    made = Delivery(
         targets,
-        opened,
-        settings,
-        title=f"Comparison with {next(iter(targets))}",
+        f"Comparison with {next(iter(targets))}",
         notes=notes,
-        gates=gates,
-        metric=metric,
-        rounds=rounds,
-        batch=batch,
-        memory=memory,
         shipped=last if isinstance(last, Path) and last.suffix == ".onnx" else None,
     )
+    return closing_report(job, made)
 
 
 def evaluate(
@@ -60,6 +63,8 @@ def evaluate(
     *,
     baseline: ModelSource | Any = None,
     metric: Any = None,
+    task: str = "auto",
+    ignore_label: int | None = None,
     settings: Settings | None = None,
 ) -> Report:
     """Measure accuracy, size and operations of one model, beside a baseline where one is given; time nothing.
@@ -67,23 +72,19 @@ def evaluate(
     Raises:
         InputError: no data, or data without a test part.
     """
-    settings = settings or Settings()
+    settings, measures = settings or Settings(), open_measures(metric, task=task, ignore_label=ignore_label)
     models = [model] if baseline is None else [baseline, model]
-    opened, targets, said = _open_all(models, data, settings)
-    rows = measure(
-        targets,
-        inputs=opened.inputs,
-        test=opened.loader("test"),
-        metric=metric,
-        threads=settings.threads,
-        latency=False,
-    )
+    opened, targets, told = _open_all(models, data, settings)
+    test = opened.loader("test")
+    job = rehearsed(Job(opened, settings, measures=measures, timing=None), models=len(targets))
+    rows = measure(job, targets, test=test)
     notes = [words for row in rows if (words := interval(row))]
-    if not notes and metric is None:
-        notes.append("no accuracy: the first output and the targets are no classification; give your own with --metric")
+    if not any(row.measures for row in rows):
+        reason = rows[0].extra.get("task_reason") or f"task {rows[0].extra['task']}"
+        notes.append(f"no figure: {reason}; give a metric of your own, or name the task")
     return Report(
         rows=rows,
-        notes=(*said, *notes),
+        notes=(*told, *notes, *of_metrics(job), *how_read(rows), *plain_words(rows, rows[0])),
         title=f"Accuracy on {opened.data.name if opened.data else 'no data'}",
         environment=describe(threads=settings.threads, seed=settings.seed),
     )
@@ -101,15 +102,7 @@ def benchmark(
     """Time models, interleaved, on inputs of `batch` samples; accuracy is not measured."""
     settings = settings or Settings()
     opened, targets, notes = _open_all(models, data, settings)
-    rows = measure(
-        targets,
-        inputs=opened.inputs,
-        threads=settings.threads,
-        rounds=rounds,
-        batch=batch,
-        memory=memory,
-        max_seconds=None,
-    )
+    rows = measure(Job(opened, settings, timing=Timing(rounds, batch, memory, max_seconds=None)), targets)
     return Report(
         rows=rows,
         notes=notes,

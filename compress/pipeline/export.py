@@ -10,6 +10,7 @@ from compress.errors import InputError, OutputError
 from compress.graph.exporting import export as export_graph
 from compress.pipeline.closing import measure
 from compress.pipeline.inputs import DataSource, ModelSource, Settings, open_inputs
+from compress.pipeline.job import Job
 from compress.pipeline.outputs import Output
 from compress.reporting.environment import describe
 from compress.reporting.report import Report
@@ -58,7 +59,7 @@ def export(
     agreement = (
         [f"ONNX Runtime and PyTorch agree to {values['max_difference']:.1g}"] if "max_difference" in values else []
     )
-    rows = measure({output.path.name: output.path}, inputs=opened.inputs, latency=False)
+    rows = measure(Job(opened, settings, output, timing=None), {output.path.name: output.path})
     return Report(
         rows=rows,
         steps=(step,),

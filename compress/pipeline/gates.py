@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compress.errors import InputError
+from compress.measures import deciding
+from compress.measures.deciding import Limit
+from compress.measures.figure import scale_of
 from compress.reporting.report import Gate
 from compress.steps import Measurement
 
@@ -15,11 +19,26 @@ UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2*
 
 @dataclass(frozen=True)
 class Gates:
-    """Limits that the user sets; every row but the baseline is held to them, and a row that stands alone. None: no limit."""
+    """Limits that the user sets; every row but the baseline is held to them, and a row that stands alone. None: no limit.
 
-    max_drop: float | None = None  # percentage points of top-1 (of the metric's own unit, where one is given)
+    `max_drop` is of the figure that decides (`measures/deciding.py`): in its own unit, which is points for figures shown in
+    percent; or, written "1%", as a share of the baseline's value.
+    """
+
+    max_drop: float | str | None = None
     require_speedup: float | None = None
     max_size: int | None = None  # bytes
+
+    def __post_init__(self) -> None:
+        _ = self.drop  # refuses what is no limit
+        for name, limit in (("require-speedup", self.require_speedup), ("max-size", self.max_size)):
+            if limit is not None and not limit > 0:
+                raise InputError(f"{name} must be above 0, got {limit:g}")
+
+    @property
+    def drop(self) -> Limit | None:
+        """`max_drop` as a value."""
+        return None if self.max_drop is None else parse_drop(self.max_drop)
 
     def check_alone(self) -> None:
         """Refuse the limits that set a model beside a baseline, where there is one model only.
@@ -34,32 +53,66 @@ class Gates:
                     f"{option} needs a second model; name the baseline first, then the model to hold to it"
                 )
 
-    def check(self, rows: Sequence[Measurement], base: Measurement) -> tuple[Gate, ...]:
-        """Hold each row to each limit; a figure that was not measured fails."""
-        held = [row for row in rows if row.name != base.name] or rows
-        return tuple(gate for row in held for gate in self._of(row, base))
+    def check(
+        self, rows: Sequence[Measurement], base: Measurement, *, foreign: Mapping[str, str] | None = None
+    ) -> tuple[Gate, ...]:
+        """Hold each row to each limit; a figure that was not measured fails.
 
-    def _of(self, row: Measurement, base: Measurement) -> Iterable[Gate]:
-        if self.max_drop is not None:
-            drop, unit = _drop(row, base)
-            # A tolerance below any real difference: 0.5 points must pass a limit of 0.5 whatever binary says.
-            yield Gate(
-                "max-drop", row.name, drop, self.max_drop, unit, drop is not None and drop <= self.max_drop + 1e-9
-            )
+        `foreign` has, for rows made for another processor, the words that say so: nobody judges their speed here.
+        """
+        held = [row for row in rows if row.name != base.name] or rows
+        return tuple(gate for row in held for gate in self._of(row, base, (foreign or {}).get(row.name, "")))
+
+    def _of(self, row: Measurement, base: Measurement, foreign: str) -> Iterable[Gate]:
+        if self.drop is not None:
+            yield _drop_gate(self.drop, row, base)
         if self.require_speedup is not None:
             fast = row.speedup is not None and row.speedup >= self.require_speedup
-            yield Gate("require-speedup", row.name, row.speedup, self.require_speedup, "×", fast)
+            passed = None if foreign else fast
+            yield Gate("require-speedup", row.name, row.speedup, self.require_speedup, "×", passed, unjudged=foreign)
         if self.max_size is not None:
             small = row.size_bytes is not None and row.size_bytes <= self.max_size
             yield Gate("max-size", row.name, row.size_bytes, self.max_size, " bytes", small)
 
 
-def _drop(row: Measurement, base: Measurement) -> tuple[float | None, str]:
-    if row.top1 is not None and base.top1 is not None:
-        return 100 * (base.top1 - row.top1), " points"
-    if row.metric is not None and base.metric is not None:
-        return base.metric - row.metric, ""
-    return None, " points"
+def _drop_gate(limit: Limit, row: Measurement, base: Measurement) -> Gate:
+    measure, lost = deciding.deciding(base), deciding.loss(row, base)
+    if measure is None:
+        return Gate("max-drop", row.name, None, limit.number, "%" if limit.relative else "", False)
+    scale = 100 / abs(measure.value) if limit.relative and measure.value else scale_of(measure.unit)
+    unit = "%" if limit.relative else " points" if measure.unit == "%" else f" {measure.unit}".rstrip()
+    value = None if lost is None else scale * lost
+    # A tolerance below any real difference: 0.5 points must pass a limit of 0.5 whatever binary says.
+    passed = value is not None and value <= limit.number + 1e-9 * max(1.0, abs(limit.number))
+    return Gate("max-drop", row.name, value, limit.number, unit, passed, measure.name)
+
+
+def parse_drop(text: float | str) -> Limit:
+    """Read how much may be lost: a number in the measure's own unit, or a share of the baseline's value.
+
+    >>> parse_drop("0.5"), parse_drop("1 %")
+    (Limit(number=0.5, relative=False), Limit(number=1.0, relative=True))
+
+    Raises:
+        InputError: it is neither, below 0 (which would ask for a gain), or a share of 100 % and more, which nothing exceeds.
+    """
+    words = str(text).strip()
+    relative = words.endswith("%")
+    try:
+        number = float(words.removesuffix("%").strip())
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(
+            f"max-drop {words!r} is not a number; write 1 (in the measure's unit: points) or 1% (of its value)"
+        )
+    if number < 0:
+        raise InputError(f"max-drop {words} would ask for a gain; give 0 or more, in the measure's unit or as 1%")
+    if relative and number >= 100:
+        raise InputError(
+            f"max-drop {words} can never fail: it allows all of the figure to be lost; give less than 100%"
+        )
+    return Limit(number, relative)
 
 
 def parse_size(text: str) -> int:

@@ -18,11 +18,14 @@ from compress.evaluation.runners import resized_batch
 from compress.graph.exporting import export
 from compress.graph.parity import compare
 from compress.graph.sparse_storage import store_sparse
+from compress.measures.opening import open_measures
 from compress.pipeline.closing import closing_report
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
+from compress.pipeline.job import Delivery, Job
 from compress.pipeline.outputs import Output, output_folder
 from compress.pipeline.prune_options import PruneOptions
+from compress.pipeline.rehearsal import rehearsed
 from compress.pruning.denormals import flush_denormals
 from compress.pruning.iterative import prune_iteratively
 from compress.pruning.masks import hold_zeros, make_permanent
@@ -46,20 +49,24 @@ def prune(
     options: PruneOptions | None = None,
     gates: Gates | None = None,
     metric: Any = None,
+    task: str = "auto",
+    ignore_label: int | None = None,
     settings: Settings | None = None,
 ) -> Report:
     """Prune a model and leave `model.onnx`, `weights.pt`, `model.pt2` and reports in a folder.
 
-    The report has the model as it was, as it is right after pruning, and (with fine-tuning) as it ships.
+    The report has the model as it was, as it is right after pruning, and (with fine-tuning) as it ships. `metric`, `task`
+    and `ignore_label` are as for `open_measures`; they, and the limits, are tried on the model before it is pruned.
 
     Raises:
         CompressError: one line for whatever cannot be used.
     """
     settings, options = settings or Settings(), options or PruneOptions()
-    output = Output.of(output)
+    measures, output = open_measures(metric, task=task, ignore_label=ignore_label), Output.of(output)
     output.check_folder()
     opened = open_inputs(model, data, settings)
     check_pruning(opened, options)
+    job = rehearsed(Job(opened, settings, output, gates or Gates(), measures), models=3)
     with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as name:
         scratch = Path(name)
         baseline = scratch / "float.onnx"
@@ -83,19 +90,15 @@ def prune(
             targets[first] = scratch / "pruned.onnx"
             export(step.model, opened.inputs, path=scratch / "pruned.onnx")
         targets["model.onnx"] = shipped
-        report = closing_report(
+        made = Delivery(
             targets,
-            opened,
-            settings,
-            title=f"{opened.name}, pruned",
+            f"{opened.name}, pruned",
             steps=[replace(step, model=module, changes=tuple(changes), notes=tuple(notes))],
-            gates=gates,
-            metric=metric,
             files=folder.listed(),
             shipped=shipped,
             scratch=scratch,
         )
-        return folder.save_report(report)
+        return folder.save_report(closing_report(job, made))
 
 
 def check_pruning(opened: Opened, options: PruneOptions) -> None:

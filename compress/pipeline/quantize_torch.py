@@ -10,10 +10,13 @@ from torch import nn
 
 from compress.errors import InputError, nearest
 from compress.loading.torchscript import SUFFIX, save_torchscript
+from compress.measures.opening import Measures
 from compress.pipeline.closing import closing_report
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import Opened, Settings, open_inputs
+from compress.pipeline.job import Delivery, Job
 from compress.pipeline.outputs import Output, output_folder
+from compress.pipeline.rehearsal import rehearsed
 from compress.quantization import torch_native
 from compress.quantization.targets import resolve_target
 from compress.reporting.report import Report
@@ -35,7 +38,7 @@ def quantize_torch(
     output: Output,
     options: QuantizeOptions,
     gates: Gates | None = None,
-    metric: Any = None,
+    measures: Measures | None = None,
     settings: Settings | None = None,
 ) -> Report:
     """Quantize a module with torch.ao and leave `model.torchscript` and its reports in a folder.
@@ -52,19 +55,17 @@ def quantize_torch(
     opened = open_inputs(model, data, settings)
     if not isinstance(opened.model, nn.Module):
         raise InputError(f"{opened.name!r} is an ONNX graph, which PyTorch cannot quantize; use --runtime onnx")
+    job = rehearsed(Job(opened, settings, output, gates or Gates(), measures or Measures()))
     with output_folder(output) as folder:
         step = METHODS[options.method](opened, options, engine)
         path = save_torchscript(step.model, folder.path / f"model{SUFFIX}", opened.inputs)
-        report = closing_report(
+        made = Delivery(
             {f"{opened.name} float32": opened.model, f"int8 ({engine})": path},
-            opened,
-            settings,
-            title=f"{opened.name}, {options.method} int8 by torch.ao, engine {engine}",
+            f"{opened.name}, {options.method} int8 by torch.ao, engine {engine}",
             steps=[step],
-            gates=gates,
-            metric=metric,
             files={"model": str(path)},
         )
+        report = closing_report(job, made)
         # Packed weights are no parameters: what counts as none was not counted.
         rows = tuple(
             row if row.parameters else dataclasses.replace(row, parameters=None, sparsity=None) for row in report.rows

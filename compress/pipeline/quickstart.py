@@ -14,6 +14,7 @@ from compress import state
 from compress.graph.exporting import export
 from compress.pipeline.closing import closing_report
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
+from compress.pipeline.job import Delivery, Job
 from compress.pipeline.outputs import Output, output_folder
 from compress.reporting.report import Report
 
@@ -92,17 +93,15 @@ def quickstart(
             "int8 dynamic": folder.save_graph(dynamic.model, "dynamic.onnx"),
             "int8 static": folder.save_graph(static.model),
         }
-        report = closing_report(
+        made = Delivery(
             targets,
-            opened,
-            settings,
-            title="Quickstart: a residual network on MNIST digits",
+            "Quickstart: a residual network on MNIST digits",
             steps=[fused, exported, dynamic, static],
             notes=[f"trained for {epochs} epochs in {seconds:.0f} s on {len(opened.data.train)} digits"],  # type: ignore
             files={"model": str(folder.onnx), "report": str(folder.path / "report.html")},
             shipped=folder.onnx,
         )
-        return folder.save_report(report)
+        return folder.save_report(closing_report(Job(opened, settings, output), made))
 
 
 def _train(network: nn.Module, opened: Opened, epochs: int, settings: Settings) -> tuple[nn.Module, float]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import InputError, nearest
+from compress.measures.opening import Measures, open_measures
+from compress.measures.tasks import check_task
 from compress.pipeline.gates import Gates, parse_size
 from compress.pipeline.inputs import DataSource, ModelSource
 from compress.pipeline.prune_options import PruneOptions
@@ -22,11 +24,24 @@ from compress.training.options import FinetuneOptions, TrainOptions
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How the result is measured."""
+    """How the result is measured. `metric` may be several, the first of which decides; see `open_measures`."""
 
-    metric: str | None = None
+    metric: str | tuple[str, ...] | None = None
+    task: str = "auto"
+    ignore_label: int | None = None
     rounds: int = 50
     batch: int = 1
+
+    def __post_init__(self) -> None:
+        check_task(self.task)
+
+    def measures(self) -> Measures:
+        """What is asked for, opened.
+
+        Raises:
+            InputError: a metric that cannot be found.
+        """
+        return open_measures(self.metric, task=self.task, ignore_label=self.ignore_label)
 
 
 @dataclass(frozen=True)
@@ -286,7 +301,7 @@ ranges = "minmax"               # minmax, percentile, entropy, mse
 # tune_latency = true           # time int8 and float forms here; figures then differ from run to run
 
 [gates]                         # exit code 3 where one is not met; the files are saved all the same
-max_drop = 1.0                  # points of top-1
+max_drop = 1.0                  # in the unit of what decides: points of top-1; "1%" is a share of it
 # require_speedup = 1.5
 # max_size = "5MB"
 """

@@ -19,9 +19,11 @@ from compress.pipeline.cache import FOLDER, StageCache, content_key, environment
 from compress.pipeline.closing import closing_report
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
+from compress.pipeline.job import Delivery, Job, Timing
 from compress.pipeline.outputs import Output, output_folder
 from compress.pipeline.quantize import check_runs
 from compress.pipeline.recipe import EvaluateOptions, Recipe, read_recipe
+from compress.pipeline.rehearsal import rehearsed
 from compress.pipeline.stages import Export, Finetune, Prune, Quantize, Stage, Work, duration
 from compress.reporting.report import Report
 from compress.steps import Step
@@ -77,21 +79,34 @@ class Pipeline:
         with state.threads(settings.threads):
             opened = open_inputs(model, data, settings)
             check_runs(opened)
+            job = rehearsed(_job(opened, settings, output, gates, evaluate), models=3)
             cache = StageCache(output.path)
             cache.clean()
             start = start_key(ModelSource.of(model), DataSource.of(data), opened, settings)
             baseline = _baseline(opened, cache, start)
             work, floats = _run_stages(self.stages, opened, cache, start)
-            report = _deliver(work, floats, baseline, output, cache, gates, evaluate or EvaluateOptions(), settings)
+            report = _deliver(job, work, floats, baseline, cache)
             cache.finished()
             return report
 
     def plan(
-        self, model: ModelSource | Any, data: DataSource | Any = None, *, output: Path, settings: Settings
+        self,
+        model: ModelSource | Any,
+        data: DataSource | Any = None,
+        *,
+        output: Path,
+        gates: Gates | None = None,
+        evaluate: EvaluateOptions | None = None,
+        settings: Settings | None = None,
     ) -> list[Planned]:
-        """Say what `run` would do and cost, from one timed forward pass; nothing is written."""
+        """Say what `run` would do and cost, from one timed forward pass; nothing is written.
+
+        Metrics and limits are tried on the model as `run` would.
+        """
+        settings = settings or Settings()
         with state.threads(settings.threads):
             opened = open_inputs(model, data, settings)
+            rehearsed(_job(opened, settings, Output.of(output), gates, evaluate), models=3)
             cache, found = StageCache(output), []
             key = start_key(ModelSource.of(model), DataSource.of(data), opened, settings)
             seconds = _seconds_per_sample(opened)
@@ -144,7 +159,12 @@ def plan(
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, overrides)
     place = output_of(recipe, output)
     return pipeline_of(recipe).plan(
-        recipe.model, recipe.data, output=place.path, settings=settings_of(recipe, settings)
+        recipe.model,
+        recipe.data,
+        output=place.path,
+        gates=recipe.gates,
+        evaluate=recipe.evaluate,
+        settings=settings_of(recipe, settings),
     )
 
 
@@ -273,19 +293,21 @@ def _baseline(opened: Opened, cache: StageCache, key: str) -> Path:
     return cache.folder("baseline", key) / "model.onnx"
 
 
+def _job(
+    opened: Opened, settings: Settings, output: Output, gates: Gates | None, evaluate: EvaluateOptions | None
+) -> Job:
+    evaluate = evaluate or EvaluateOptions()
+    timing = Timing(evaluate.rounds, evaluate.batch)
+    return Job(opened, settings, output, gates or Gates(), evaluate.measures(), timing)
+
+
 def _deliver(
-    work: Work,
-    floats: tuple[nn.Module | None, Path | None],
-    baseline: Path,
-    output: Output,
-    cache: StageCache,
-    gates: Gates | None,
-    evaluate: EvaluateOptions,
-    settings: Settings,
+    job: Job, work: Work, floats: tuple[nn.Module | None, Path | None], baseline: Path, cache: StageCache
 ) -> Report:
     opened, (module, float_file) = work.opened, floats
     names = [step.name for step in work.steps]
-    with output_folder(replace(output, overwrite=True), scratch=cache.root) as folder:
+    assert job.output is not None
+    with output_folder(replace(job.output, overwrite=True), scratch=cache.root) as folder:
         shipped = folder.save_graph(work.model)
         refused = folder.save_module(module, opened.inputs) if module is not None else ()
         steps = [*work.steps, *([Step("save", module, refused)] if refused else [])]
@@ -295,22 +317,16 @@ def _deliver(
             targets[_name(names, "float32")] = float_file
         final = _name(names, "int8" if quantized else "float32") if names else "as it came"
         targets[final] = shipped
-        report = closing_report(
+        made = Delivery(
             targets,
-            opened,
-            settings,
-            title=f"{opened.name}: {', '.join(names)}",
+            f"{opened.name}: {', '.join(names)}",
             steps=steps,
-            gates=gates,
-            metric=evaluate.metric,
-            rounds=evaluate.rounds,
-            batch=evaluate.batch,
             files=folder.listed(),
             shipped=shipped,
             source=float_file,
             gated=[final],
         )
-        return folder.save_report(report)
+        return folder.save_report(closing_report(job, made))
 
 
 def _name(names: Sequence[str], kind: str) -> str:

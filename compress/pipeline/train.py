@@ -19,6 +19,7 @@ from compress.graph.exporting import export, to_graph
 from compress.onnx_files import save_onnx
 from compress.pipeline.closing import closing_report
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, open_source
+from compress.pipeline.job import Delivery, Job
 from compress.pipeline.outputs import Output, OutputFolder, output_folder
 from compress.reporting.report import Report
 from compress.steps import Change, Step
@@ -209,11 +210,9 @@ def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
                 before = to_graph(opened.model, inputs)
                 targets[f"{opened.name} before"] = save_onnx(before, Path(scratch) / "before.onnx")
             targets["model.onnx"] = shipped
-        report = closing_report(
+        made = Delivery(
             targets,
-            opened,
-            job.settings,
-            title=f"{opened.name}, {'fine-tuned' if job.finetune else 'trained'}",
+            f"{opened.name}, {'fine-tuned' if job.finetune else 'trained'}",
             steps=[Step("train", module, (_summary(result), *refused), result.notes)],
             notes=_sentences(job, opened, result),
             files={
@@ -224,7 +223,7 @@ def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
             shipped=shipped if isinstance(shipped, Path) else None,
             scratch=Path(scratch),
         )
-        return folder.save_report(report)
+        return folder.save_report(closing_report(Job(opened, job.settings, job.output), made))
 
 
 def _save(

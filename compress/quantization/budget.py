@@ -20,12 +20,13 @@ from torch import nn
 
 from compress.batches import reiterable
 from compress.errors import QuantizationError
+from compress.measures.figure import HIGHER, amount, shown
 from compress.options import spelled_out
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.options import StaticOptions
 from compress.quantization.sensitivity import LayerError, rank_layers
 from compress.quantization.static import calibrate_static
-from compress.steps import Change, Step
+from compress.steps import Change, Measure, Step
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def quantize_within(
     baseline: float | None = None,
     max_float_layers: int | None = None,
     ranking_samples: int = 64,
-    percent: bool = True,
+    measure: Measure | None = None,
     scored_on: str = "the samples scored",
     options: StaticOptions | None = None,
     example_inputs: Any = None,
@@ -80,7 +81,8 @@ def quantize_within(
         max_drop: in the unit of `score`; 0.01 is one point of top-1.
         baseline: the float graph's score; measured where it is None.
         max_float_layers: never leave more than these in float; None: as many as it takes.
-        percent: the score is a fraction, which the note shows in %; False: a figure in a unit of its own.
+        measure: the float graph's figure that is scored, for the note: its name, its unit, which way is better (where
+            less is, the score is its negative). Default: a fraction, shown in %.
         scored_on: what `score` looks at, for the note.
         options, fields: as for `quantize_static`, with its `fold_weights` left as it is.
 
@@ -111,7 +113,7 @@ def quantize_within(
     result = BudgetResult(
         replace(step, changes=changes), reference, best.score, max_drop, tuple(search.trials.values()), ranking
     )
-    note = _note(result, best, percent, scored_on)
+    note = _note(result, best, measure, scored_on)
     return replace(result, step=replace(result.step, notes=(*step.notes, note)))
 
 
@@ -159,13 +161,13 @@ def _explained(changes: tuple[Change, ...], best: Trial, ranking: tuple[LayerErr
     ]
 
 
-def _note(result: BudgetResult, best: Trial, percent: bool, scored_on: str) -> str:
+def _note(result: BudgetResult, best: Trial, measure: Measure | None, scored_on: str) -> str:
     verdict = "inside" if result.met else "outside"
-    if percent:
-        figures = f"{100 * result.score:.2f} % against {100 * result.baseline:.2f} % in float"
-        allowed = f"{100 * result.max_drop:.2f} points"
-    else:
-        figures, allowed = f"{result.score:.4g} against {result.baseline:.4g} in float", f"{result.max_drop:.4g}"
+    name, unit, sign = "", "%", 1
+    if measure is not None:
+        name, unit, sign = f"{measure.name} ", measure.unit, 1 if measure.better == HIGHER else -1
+    figures = f"{name}{shown(sign * result.score, unit)} against {shown(sign * result.baseline, unit)} in float"
+    allowed = amount(result.max_drop, unit)
     names = [item.layer for item in result.ranking if item.node in best.float_layers]
     listed = f" ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else ""
     return (

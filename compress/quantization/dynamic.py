@@ -20,6 +20,7 @@ from compress.quantization.naming import Namer, name_everything
 from compress.quantization.options import DynamicOptions
 from compress.quantization.storage import narrow_codes, store_in_four_bits
 from compress.quantization.targets import Target, resolve_target
+from compress.quantization.weights import TARGET
 from compress.steps import Change, Step
 
 WEIGHT_TYPES = ("float16", "int8", "uint8")
@@ -72,6 +73,8 @@ def quantize_dynamic(
         if (change := _rewrite(rewriter, node, chosen, left_out)) is not None
     ]
     remove_unused(graph)
+    if weight_type != "float16":
+        graph.metadata_props[TARGET] = processor.name
     changes += store_in_four_bits(graph, narrow_codes(graph))
     return Step("quantize_dynamic", graph, tuple(changes), (*notes, *_notes(changes, weight_type, processor)))
 

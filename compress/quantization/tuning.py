@@ -57,6 +57,9 @@ class Candidate:
     add_types: frozenset[str] = frozenset()
 
 
+HERE = "on this machine: "  # what a sentence with the speed of both forms is known by
+
+
 @dataclass(frozen=True)
 class Speed:
     """Two graphs timed in turns on the same input: typical milliseconds of each, and their ratio."""
@@ -72,10 +75,10 @@ class Speed:
         """What to tell the user, plainly."""
         figures = f"{self.int8_ms:.3g} ms against {self.float_ms:.3g} ms in float, {self.speedup:.2f}×"
         if abs(self.speedup - 1) < NOISE:
-            return f"int8 is as fast as float on this machine: {figures}"
+            return f"int8 is as fast as float {HERE}{figures}"
         if self.speedup > 1:
-            return f"int8 is faster on this machine: {figures}"
-        return f"int8 is NOT faster on this machine: {figures}; it saves memory, not time"
+            return f"int8 is faster {HERE}{figures}"
+        return f"int8 is NOT faster {HERE}{figures}; it saves memory, not time"
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ class Bubble:
     area: float | None = None
 
 
-def pareto(points: Sequence[Bubble]) -> list[Bubble]:
-    """Return the points that no other beats in both directions (smaller x, larger y), from left to right."""
+def pareto(points: Sequence[Bubble], *, lower_is_better: bool = False) -> list[Bubble]:
+    """Return the points that no other beats in both directions (smaller x, larger or smaller y), from left to right."""
+    sign = -1 if lower_is_better else 1
     front: list[Bubble] = []
-    for point in sorted(points, key=lambda p: (p.x, -p.y)):
-        if not front or point.y > front[-1].y:
+    for point in sorted(points, key=lambda p: (p.x, -sign * p.y)):
+        if not front or sign * point.y > sign * front[-1].y:
             front.append(point)
     return front
 
@@ -43,7 +44,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def scatter(points: Sequence[Bubble], x_label: str, y_label: str) -> str:
+def scatter(points: Sequence[Bubble], x_label: str, y_label: str, *, lower_is_better: bool = False) -> str:
     """Draw bubbles with their Pareto front; each names itself."""
     (x0, x1), (y0, y1) = (
         _span([p.x for p in points], floor=0.0),
@@ -67,7 +68,7 @@ def scatter(points: Sequence[Bubble], x_label: str, y_label: str) -> str:
     for value in ticks(x0, x1):
         x = place(Bubble("", value, y0))[0]
         parts.append(f'<text class="soft" x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
-    front = [place(point) for point in pareto(points)]
+    front = [place(point) for point in pareto(points, lower_is_better=lower_is_better)]
     if len(front) > 1:
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
         parts.append(f'<polyline class="front" points="{line}"><title>Pareto front</title></polyline>')

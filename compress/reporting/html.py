@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from compress.measures import deciding
+from compress.measures.figure import LOWER, scale_of
 from compress.reporting import table
 from compress.reporting.charts import Bubble, histogram, scatter
 from compress.reporting.page import CSS, SCRIPT
+from compress.reporting.words import interval
 from compress.steps import Change, Measurement, Step
 
 if TYPE_CHECKING:
@@ -66,17 +70,22 @@ def cards(report: Report) -> str:
     if row.size_bytes and base.size_bytes:
         text = f"{table.size(base.size_bytes)} → {table.size(row.size_bytes)}"
         found.append((f"{base.size_bytes / row.size_bytes:.2f}× smaller", text, row.size_bytes < base.size_bytes))
-    if row.speedup is not None:
+    if row.speedup is not None and "foreign" not in row.extra:
         text = f"{table.milliseconds(base.p50_ms)} → {table.milliseconds(row.p50_ms)} ms, median"
         word = "faster" if row.speedup >= 1 else "the speed"
         found.append((f"{row.speedup:.2f}× {word}", text, row.speedup >= 1))
-    if row.top1 is not None:
-        text = f"top-1, change {table.points(row.top1, base.top1)} points" if base.top1 is not None else "top-1"
-        found.append((table.percent(row.top1) or "", text, None))
-    if row.metric is not None:
-        found.append((f"{row.metric:.4g}", "metric" + (f", was {base.metric:.4g}" if base.metric else ""), None))
+    measure = deciding.deciding(row)
+    if measure is not None:
+        moved, unit = deciding.change(row, base), " points" if measure.unit == "%" else ""
+        text = table.heading(measure) + (f", change {moved}{unit}" if moved is not None else "")
+        found.append((deciding.value(row) or "", text, None))
     if row.agreement is not None:
         found.append((table.percent(row.agreement) or "", f"answers as {base.name}", None))
+    if row.differences and row.agreement is None:
+        noise = table.signal_to_noise(row, base) or ""
+        found.append(
+            (noise if noise == "equal" else f"{noise} dB", f"outputs beside {base.name}'s, signal to noise", None)
+        )
     if report.gates:
         missed = len(report.failed)
         budgets = f"{len(report.gates)} budget" + "s" * (len(report.gates) > 1)
@@ -92,8 +101,8 @@ def cards(report: Report) -> str:
 def notes(report: Report) -> str:
     lines = [f"<li>{escape(note)}</li>" for note in report.notes]
     for gate in report.gates:
-        mark = "good" if gate.passed else "bad"
-        lines.append(f'<li class="{mark}">{"✓" if gate.passed else "✗"} {escape(gate.sentence)}</li>')
+        colour = {True: ' class="good"', False: ' class="bad"', None: ""}[gate.passed]
+        lines.append(f"<li{colour}>{gate.mark} {escape(gate.sentence)}</li>")
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
@@ -102,7 +111,7 @@ def figures(report: Report) -> str:
     if not report.rows:
         return ""
     base, failed = report.base, {gate.row for gate in report.failed}
-    columns = table.shown(report.rows, base, (*table.COLUMNS, *table.DETAILS))
+    columns = table.shown(report.rows, base, (*table.columns(report.rows), *table.more_columns(report.rows)))
     head = "".join(f'<th><button type="button">{escape(column.heading)}</button></th>' for column in columns)
     lines = []
     for row in report.rows:
@@ -142,6 +151,8 @@ MEANINGS = {
     "ratio": "ratio: size beside the baseline's",
     "p50 ms": "p50, p90, p99: half, nine in ten, 99 in 100 of the runs took no longer",
     "agreement": "agreement: share of samples with the same answer as the baseline",
+    "SNR dB": "SNR: power of the baseline's outputs over that of the difference from them, of the worst output",
+    "max diff": "max diff: largest difference of one element of an output from the baseline's",
     "MACs": "MACs: multiply-accumulates for one sample",
 }
 
@@ -152,32 +163,27 @@ def _meanings(columns: Sequence[table.Column]) -> str:
 
 
 def _intervals(report: Report) -> str:
-    found = [(row, *row.extra["top1_interval"]) for row in report.rows if "top1_interval" in row.extra]
-    if not found:
-        return ""
-    text = "; ".join(f"{row.name} {100 * low:.2f} to {100 * high:.2f} %" for row, low, high in found)
-    return f'<p class="soft">95 % intervals of top-1 on {found[0][0].samples} samples: {escape(text)}.</p>'
+    found = [sentence for row in report.rows if (sentence := interval(row))]
+    return f'<p class="soft">{escape("; ".join(found))}.</p>' if found else ""
 
 
 def picture(report: Report) -> str:
-    """Accuracy against latency; where accuracy was not measured, nothing can be weighed and nothing is drawn."""
-    use_metric = all(row.top1 is None for row in report.rows)
-
-    def height(row: Measurement) -> float | None:
-        return row.metric if use_metric else None if row.top1 is None else 100 * row.top1
-
+    """What decides against latency; where nothing was measured, nothing can be weighed and nothing is drawn."""
+    found = [(row, measure) for row in report.rows if (measure := deciding.deciding(row)) is not None]
     points = [
-        Bubble(row.name, row.p50_ms, float(height(row) or 0.0), row.size_bytes)
-        for row in report.rows
-        if row.p50_ms is not None and height(row) is not None
+        Bubble(row.name, row.p50_ms, scale_of(measure.unit) * measure.value, row.size_bytes)
+        for row, measure in found
+        if row.p50_ms is not None and math.isfinite(measure.value)
     ]
     if len(points) < 2:
         return ""
-    label = "metric" if use_metric else "top-1, %"
-    drawn = scatter(points, "median latency, ms", label)
+    first = found[0][1]
+    label = first.name + (", %" if first.unit == "%" else f", {first.unit}" if first.unit else "")
+    drawn = scatter(points, "median latency, ms", label, lower_is_better=first.better == LOWER)
+    way = "Down" if first.better == LOWER else "Up"
     return (
-        f'<h2>Accuracy against latency</h2><div class="figure">{drawn}</div>'
-        '<p class="soft">Up and to the left is better. The area of a bubble is the size of the file; '
+        f'<h2>{escape(first.name)} against latency</h2><div class="figure">{drawn}</div>'
+        f'<p class="soft">{way} and to the left is better. The area of a bubble is the size of the file; '
         "the dashed line joins the models that no other beats in both.</p>"
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from compress.steps import Change, Measurement, Step
+from compress.reporting.words import interval
+from compress.steps import Change, Step
 
 if TYPE_CHECKING:
     from compress.reporting.report import Report
@@ -20,7 +21,11 @@ def render(report: Report) -> str:
     if intervals:
         parts.append("\n".join(f"* {words}" for words in intervals))
     if report.gates:
-        parts.append("\n".join(f"* {'✓' if gate.passed else '✗ **failed**'} {gate.sentence}" for gate in report.gates))
+        parts.append(
+            "\n".join(
+                f"* {gate.mark}{' **failed**' if gate.passed is False else ''} {gate.sentence}" for gate in report.gates
+            )
+        )
     notes = [note for note in report.notes if note not in intervals]
     if notes:
         parts.append("\n".join(f"* {note}" for note in notes))
@@ -36,14 +41,6 @@ def render(report: Report) -> str:
         f"```\n{environment.command}\n```"
     )
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def interval(row: Measurement) -> str:
-    """How sure the top-1 of a row is; nothing where it has none."""
-    if "top1_interval" not in row.extra:
-        return ""
-    low, high = row.extra["top1_interval"]
-    return f"{row.name}: top-1 between {100 * low:.2f} and {100 * high:.2f} % (95 %, {row.samples} samples)"
 
 
 def decisions(step: Step, *, style: str = "markdown") -> str:

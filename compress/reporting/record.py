@@ -21,7 +21,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     """Return the report as plain values.
 
     Keys: `schema_version`, `title`, `baseline` (a row's name), `rows` (every field of `Measurement`; null is
-    "not measured"; sizes in bytes, latencies in ms, accuracies as fractions), `steps` (`name`, `notes`, `changes`
+    "not measured"; sizes in bytes, latencies in ms, accuracies as fractions; of `measures` the first decides), `steps` (`name`, `notes`, `changes`
     with `layer`, `action`, `skipped`, `reason`, `values`), `gates`, `notes`, `files`, `details`, `environment`.
     """
     return plain(
@@ -42,7 +42,8 @@ def as_dict(report: Report) -> dict[str, Any]:
 
 
 def row_dict(row: Measurement) -> dict[str, Any]:
-    return {field.name: getattr(row, field.name) for field in fields(row)}
+    found = {field.name: getattr(row, field.name) for field in fields(row)}
+    return {**found, "measures": list(map(vars, row.measures)), "differences": list(map(vars, row.differences))}
 
 
 def step_dict(step: Step) -> dict[str, Any]:

@@ -16,20 +16,36 @@ from compress.steps import Measurement, Step
 
 @dataclass(frozen=True)
 class Gate:
-    """A limit that the user set, and what one row came to. `value` and `limit` are in `unit`."""
+    """A limit that the user set, and what one row came to. `value` and `limit` are in `unit`.
+
+    `passed` is None where nobody can judge: `unjudged` then says why. `measure` names the figure that max-drop is of.
+    """
 
     name: str  # the option's name: "max-drop", "require-speedup", "max-size"
     row: str
     value: float | None
     limit: float
     unit: str
-    passed: bool
+    passed: bool | None
+    measure: str = ""
+    unjudged: str = ""
 
     @property
     def sentence(self) -> str:
+        limit = f"--{self.name} {self._words(self.limit)}"
+        if self.passed is None:
+            return f"{self.row}: {limit} is not judged: {self.unjudged}"
         value = "not measured" if self.value is None else self._words(self.value)
         verdict = "is within" if self.passed else "fails"
-        return f"{self.row}: {value} {verdict} --{self.name} {self._words(self.limit)}"
+        if not self.measure or self.value is None:
+            return f"{self.row}: {value} {verdict} {limit}"
+        moved = "worse" if self.value > 0 else "better" if self.value < 0 else ""
+        change = f"{moved} by {self._words(abs(self.value))}" if moved else "as before"
+        return f"{self.row}: {self.measure} {change}, which {verdict} {limit}"
+
+    @property
+    def mark(self) -> str:
+        return "–" if self.passed is None else "✓" if self.passed else "✗"
 
     def _words(self, value: float) -> str:
         return table.size(value) or "" if self.unit == " bytes" else f"{value:.4g}{self.unit}"
@@ -62,7 +78,7 @@ class Report:
 
     @property
     def failed(self) -> tuple[Gate, ...]:
-        return tuple(gate for gate in self.gates if not gate.passed)
+        return tuple(gate for gate in self.gates if gate.passed is False)
 
     def row(self, name: str) -> Measurement:
         """Return the row of that name.
@@ -83,10 +99,10 @@ class Report:
         marked = [replace(row, name=f"✗ {row.name}") if row.name in failing else row for row in self.rows]
         return table.render(marked, marked[self.rows.index(self.base)], style=style, details=details)
 
-    def text(self, *, verbose: bool = False, details: bool = False) -> str:
-        """What a command prints: the table, then sentences."""
+    def text(self, *, verbose: bool = False, details: bool = False, failures: bool = True) -> str:
+        """What a command prints: the table, then sentences; without `failures`, the limits that failed are left to the caller."""
         parts = [self.table(details=verbose or details)] if self.rows else []
-        notes = [*self.notes, *(gate.sentence for gate in self.gates)]
+        notes = [*self.notes, *(gate.sentence for gate in self.gates if failures or gate.passed is not False)]
         if verbose:
             parts += [markdown.decisions(step, style="plain") for step in self.steps if step.changes]
         parts += ["\n".join(notes)] if notes else []

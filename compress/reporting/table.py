@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from compress.steps import Measurement
+from compress.measures import deciding
+from compress.measures.figure import LOWER
+from compress.measures.figure import shown as measure_shown
+from compress.steps import Measure, Measurement
 
 
 @dataclass(frozen=True)
@@ -69,33 +72,72 @@ def points(after: float | None, before: float | None) -> str | None:
 
 
 def change(row: Measurement, base: Measurement) -> str | None:
-    if row is base:
-        return None
-    if row.top1 is not None:
-        return points(row.top1, base.top1)
-    if row.metric is not None and base.metric is not None:
-        return f"{row.metric - base.metric:+.4g}".replace("-", "−")
-    return None
+    return None if row is base else deciding.change(row, base)
 
 
 def fastness(row: Measurement, base: Measurement) -> str | None:
     return f"{row.speedup:.2f}×" if row.speedup is not None else None
 
 
-COLUMNS = (
-    Column("model", lambda row, base: row.name),
-    Column("size", lambda row, base: size(row.size_bytes)),
-    Column("ratio", ratio),
-    Column("p50 ms", lambda row, base: milliseconds(row.p50_ms)),
-    Column("speed-up", fastness),
-    Column("top-1", lambda row, base: percent(row.top1)),
-    Column("metric", lambda row, base: None if row.metric is None else f"{row.metric:.4g}"),
-    Column("change", change),
-    Column("agreement", lambda row, base: None if row is base else percent(row.agreement)),
-)
-# What `--verbose`, Markdown and HTML add.
+def signal_to_noise(row: Measurement, base: Measurement) -> str | None:
+    """Of the output that is furthest from the baseline's, in dB."""
+    if row is base or not row.differences:
+        return None
+    found = [item.snr_db for item in row.differences if item.snr_db is not None]
+    return f"{min(found):.1f}" if found else "equal"
+
+
+def largest_difference(row: Measurement, base: Measurement) -> str | None:
+    if row is base or not row.differences:
+        return None
+    return f"{max(item.largest for item in row.differences):.3g}"
+
+
+def columns(rows: Sequence[Measurement]) -> tuple[Column, ...]:
+    """The columns of the terminal. What decides stands under its own name, with ↓ where less is better."""
+    return (
+        Column("model", lambda row, base: row.name),
+        Column("size", lambda row, base: size(row.size_bytes)),
+        Column("ratio", ratio),
+        Column("p50 ms", lambda row, base: milliseconds(row.p50_ms)),
+        Column("speed-up", fastness),
+        Column(_heading(rows), lambda row, base: deciding.value(row)),
+        Column("change", change),
+        Column("agreement", lambda row, base: None if row is base else percent(row.agreement)),
+        Column("SNR dB", signal_to_noise),
+    )
+
+
+def more_columns(rows: Sequence[Measurement]) -> tuple[Column, ...]:
+    """What `--verbose`, Markdown and HTML add: the other figures of the task first."""
+    return (*_others(rows), *DETAILS)
+
+
+def _heading(rows: Sequence[Measurement]) -> str:
+    found = next((item for row in rows if (item := deciding.deciding(row)) is not None), None)
+    return "top-1" if found is None else heading(found)
+
+
+def heading(measure: Measure) -> str:
+    return f"{measure.name} ↓" if measure.better == LOWER else measure.name
+
+
+def _others(rows: Sequence[Measurement]) -> list[Column]:
+    names = {item.name: heading(item) for row in rows for item in row.measures[1:]}
+    if not any(row.measures for row in rows):
+        return [Column("top-5", lambda row, base: percent(row.top5))]
+    return [Column(title, _cell(name)) for name, title in names.items()]
+
+
+def _cell(name: str) -> Callable[[Measurement, Measurement], str | None]:
+    def cell(row: Measurement, base: Measurement) -> str | None:
+        return next((measure_shown(item.value, item.unit) for item in row.measures[1:] if item.name == name), None)
+
+    return cell
+
+
 DETAILS = (
-    Column("top-5", lambda row, base: percent(row.top5)),
+    Column("max diff", largest_difference),
     Column("loss", lambda row, base: None if row.loss is None else f"{row.loss:.4f}"),
     Column("p90 ms", lambda row, base: milliseconds(row.p90_ms)),
     Column("p99 ms", lambda row, base: milliseconds(row.p99_ms)),
@@ -129,14 +171,15 @@ def render(rows: Sequence[Measurement], base: Measurement, *, style: str = "simp
     """Render rows as text (`style` is tabulate's: "simple" for a terminal, "github" for Markdown)."""
     if not rows:
         return ""
+    main, more = columns(rows), more_columns(rows)
     if style == "simple":
-        headings, values = cells(rows, base, COLUMNS)
+        headings, values = cells(rows, base, main)
         text = _tabulate(headings, values, style)
         if details:
-            headings, values = cells(rows, base, (COLUMNS[0], *DETAILS))
+            headings, values = cells(rows, base, (main[0], *more))
             text += "\n\n" + _tabulate(headings, values, style) if len(headings) > 1 else ""
         return text
-    headings, values = cells(rows, base, (*COLUMNS, *DETAILS) if details else COLUMNS)
+    headings, values = cells(rows, base, (*main, *more) if details else main)
     return _tabulate(headings, values, style)
 
 
