@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from compress.errors import CompressError, GateError, nearest
+from compress.escaping import terminal
 
 # Verb → the file that defines it. Imported on first use, so that `compress --help` stays quick.
 COMMANDS = {
@@ -32,6 +37,16 @@ COMMANDS = {
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 INTERNAL_ERROR = 1
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+OUT_OF_MEMORY = "out of memory; use a smaller batch or fewer threads, or raise the limit of the process"
+MEMORY_WORDS = (
+    "bad_alloc",
+    "bad allocation",
+    "allocate memory",
+    "failed to allocate",
+    "can't start new thread",
+    "failed to map segment",
+)
 
 
 class Verbs(click.Group):
@@ -45,6 +60,12 @@ class Verbs(click.Group):
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None  # click would write an empty line first
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         name = args[0]
@@ -63,9 +84,16 @@ class Verbs(click.Group):
 
 def _guarded(run: Any, arguments: list[str]) -> int:
     """Run a command; return the exit code, with at most one line on stderr for a failure."""
+    _prepare_streams()
     try:
-        code = run()
-        sys.stdout.flush()
+        os.getcwd()
+    except OSError:
+        return _say("the working folder is gone; change to one that exists", CompressError.exit_code)
+    try:
+        with _ended_like_ctrl_c():
+            code = run()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
@@ -84,14 +112,68 @@ def _guarded(run: Any, arguments: list[str]) -> int:
         return _say(str(error), error.exit_code)
     except OSError as error:
         if error.errno == errno.EPIPE:  # `compress … | head`: the reader has left, which is no error of ours
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_stdout()
             return 0
+        if error.errno in FULL:
+            _drop_stdout()  # what is left in its buffer would fail again as the interpreter ends
+            return _say(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space", 2)
         return _unexpected(error, arguments)
+    except MemoryError:
+        return _say(OUT_OF_MEMORY, CompressError.exit_code)
     except Exception as error:
         return _unexpected(error, arguments)
 
 
+def _prepare_streams() -> None:
+    """Any name can be printed, and no file that is opened takes the number of a stream that the caller closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_stdout() -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """While a command runs, SIGTERM and SIGHUP unwind it as Ctrl-C does: temporary files go, locks too."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # `nohup` stays in force
+                before[number] = signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Libraries in C++ say it each in its own words."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or any(words in str(seen).lower() for words in MEMORY_WORDS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 def _unexpected(error: BaseException, arguments: list[str]) -> int:
+    if _is_out_of_memory(error) and not _wants_traceback(arguments):
+        return _say(OUT_OF_MEMORY, CompressError.exit_code)
     place = _in_users_code(error)
     code = CompressError.exit_code if place else INTERNAL_ERROR
     if _wants_traceback(arguments):
@@ -126,7 +208,8 @@ def _wants_traceback(arguments: list[str]) -> bool:
 
 
 def _say(message: str, code: int, *, label: str = "error") -> int:
-    click.echo(f"compress: {label}{': ' if label else ''}{' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError):  # stderr may be full or closed as well
+        click.echo(f"compress: {label}{': ' if label else ''}{terminal(' '.join(message.split()))}", err=True)
     return code
 
 

@@ -140,11 +140,11 @@ def _remember_overwrite(ctx: click.Context, _: click.Parameter, value: bool) -> 
 def _check_reports(ctx: click.Context, _: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
     """Refuse before any work a report file of an unknown kind, one that exists already, or one that is named twice."""
     for path in paths:
-        from compress.files import check_writable
+        from compress.files import check_file_writable
         from compress.reporting.report import check_suffix
 
         check_suffix(path)
-        check_writable(path, overwrite=ctx.meta.get("compress.overwrite", False))
+        check_file_writable(path, overwrite=ctx.meta.get("compress.overwrite", False))
     if len({path.absolute() for path in paths}) < len(paths):
         raise InputError(f"--report names {str(paths[-1])!r} twice; name each file once")
     return paths

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from compress.errors import GateError
+from compress.errors import CompressError, GateError
 
 if TYPE_CHECKING:
     from compress.pipeline.inputs import Settings
@@ -21,11 +21,17 @@ def show(report: Report, settings: Settings, paths: Sequence[Path] = (), *, deta
 
     The sentences of failed limits go to stderr with that error, and stand on stdout only in JSON.
     """
+    failure: CompressError | None = None
     for path in paths:
-        report.write(path)
+        try:
+            report.write(path)
+        except CompressError as error:  # what was measured is shown all the same
+            failure = error
     if settings.json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
         click.echo(report.text(verbose=settings.verbose, details=details, failures=False))
+    if failure is not None:
+        raise failure
     if report.failed:
         raise GateError("; ".join(gate.sentence for gate in report.failed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -46,6 +47,8 @@ def command(
 
     read = read_recipe(recipe, overrides)
     place = output_of(read, output)
+    if click.get_current_context().meta.get("compress.overwrite"):  # also where `out` stands in the recipe
+        place = replace(place, overwrite=True)
     if dry_run:
         _print_plan(plan(read, output=place, settings=settings), settings)
         return

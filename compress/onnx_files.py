@@ -44,8 +44,9 @@ def save_onnx(graph: ir.Model, path: str | Path, *, external_above_bytes: int = 
         OutputError: the folder cannot be written.
     """
     path = Path(path)
-    large = sum(tensor.nbytes for _, tensor in _initializers(graph)) > external_above_bytes
-    with written_beside(path) as beside, _tensors_restored(graph):
+    size = sum(tensor.nbytes for _, tensor in _initializers(graph))
+    large = size > external_above_bytes
+    with written_beside(path, size_bytes=size) as beside, _tensors_restored(graph):
         if large:
             ir.save(graph, beside, format="protobuf", external_data=f"{path.name}.data")
         else:

@@ -16,7 +16,21 @@ LEVELS = [
     {"graph", "pruning", "training", "fusion"},
     {"measures"},
     {"loading"},
-    {"steps", "errors", "batches", "files", "metadata", "onnx_files", "options", "progress", "shapes", "state"},
+    {
+        "steps",
+        "errors",
+        "escaping",
+        "batches",
+        "files",
+        "locking",
+        "metadata",
+        "onnx_files",
+        "options",
+        "progress",
+        "scratch",
+        "shapes",
+        "state",
+    },
 ]
 DOORS = {  # library → where it may be imported
     "click": ("cli/",),

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ import torch
 
 from compress.batches import example_batch
 from compress.evaluation.runners import Target
+from compress.files import native_file
+from compress.scratch import scratch_folder
 
 # What the child runs: libraries and inputs first, then the model; the peak above that point is the model's.
 CHILD = """
@@ -42,9 +43,11 @@ def peak_memory_bytes(target: Target, inputs: Any, threads: int | None = None) -
     if not isinstance(target, (str, Path)) or not sys.platform.startswith("linux"):
         return None
     batch = example_batch(inputs)
-    with tempfile.TemporaryDirectory(prefix="compress-") as folder:
+    with scratch_folder() as folder:
         saved = str(Path(folder) / "inputs.pt")
-        torch.save(({name: x.detach().cpu().contiguous() for name, x in batch.inputs.items()}, batch.named), saved)
+        values = {name: x.detach().cpu().contiguous() for name, x in batch.inputs.items()}
+        with native_file(Path(saved)) as file:
+            torch.save((values, batch.named), file)
         # The child must find the same `compress` as this process does, whatever the current folder is.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
         arguments = json.dumps([str(Path(target).absolute()), saved, threads])

@@ -6,7 +6,6 @@ import functools
 import json
 import re
 import statistics
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from compress.batches import Batch
 from compress.errors import InputError, ModelError, UnsupportedOperatorError, nearest
+from compress.scratch import scratch_folder
 
 VERSION: str = ort.__version__
 # Protobuf refuses messages of 2 GiB; past this the weights go to a file of their own.
@@ -68,7 +68,7 @@ class Session:
         profile: bool = False,
         arena: bool = True,
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="compress-")  # large weights, profiles
+        self._folder = scratch_folder()  # large weights, profiles
         self._label = repr(str(model)) if isinstance(model, (str, Path)) else f"graph {model.graph.name!r}"
         options = _session_options(threads, optimize=optimize, arena=arena)
         if profile:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compress.batches import example_batch
 from compress.errors import InputError, ModelError, nearest
-from compress.files import written_beside
+from compress.files import native_file, written_beside
 from compress.loading.untrusted import check_torchscript
 
 SUFFIX = ".torchscript"
@@ -81,8 +81,8 @@ def save_torchscript(module: EngineModule, path: str | Path, example_inputs: Any
     with engine_set(module.engine), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit announces its own deprecation at each call
         scripted = _scripted(module.module, example_batch(example_inputs).in_order(module.module))
-        with written_beside(path) as beside:
-            torch.jit.save(scripted, str(beside), _extra_files={_RECORD: json.dumps({"engine": module.engine})})
+        with written_beside(path) as beside, native_file(beside) as file:
+            torch.jit.save(scripted, file, _extra_files={_RECORD: json.dumps({"engine": module.engine})})
     return path
 
 

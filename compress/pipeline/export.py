@@ -8,6 +8,7 @@ from typing import Any
 from compress import state
 from compress.errors import InputError, OutputError
 from compress.graph.exporting import export as export_graph
+from compress.locking import claimed
 from compress.pipeline.closing import measure
 from compress.pipeline.inputs import DataSource, ModelSource, Settings, open_inputs
 from compress.pipeline.job import Job
@@ -45,7 +46,8 @@ def export(
     opened = open_inputs(model, data, settings)
     if opened.loaded.kind == "onnx":
         raise InputError(f"{opened.name!r} is an ONNX file already; `compress quantize` takes it as it stands")
-    with state.threads(settings.threads):
+    with claimed(output.path), state.threads(settings.threads):
+        output.check()
         step = export_graph(
             opened.model,
             opened.inputs,

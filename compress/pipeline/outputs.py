@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import OutputError
-from compress.files import check_writable
+from compress.files import cause, check_space, check_writable, flush, native_file
+from compress.locking import claimed, locked_folder
 from compress.steps import Change
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compress.reporting.report import Report
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # no fault of the code that happened to be writing
 
 # What a folder may hold; with --overwrite, those of an earlier run that this one does not write again are removed.
 OURS = (
@@ -100,14 +103,24 @@ class OutputFolder:
         state = module.state_dict()  # its metadata tells which blocks were removed
         for name, value in state.items():
             state[name] = value.detach().cpu().contiguous()
-        torch.save(state, self.path / "weights.pt")
+        self._check_space(sum(value.nbytes for value in state.values()))
+        with native_file(self.path / "weights.pt") as file:
+            torch.save(state, file)
         try:
             program = export_program(module, example_inputs)
         except Exception as error:  # torch.export raises its own errors and the module's
             reason = " ".join(str(error).split())[:200]
             return (Change("model.pt2", "saved", reason=f"torch.export: {reason}", skipped=True),)
-        torch.export.save(program, self.path / "model.pt2")
+        self._check_space(sum(value.nbytes for value in state.values()))
+        with native_file(self.path / "model.pt2") as file:
+            torch.export.save(program, file)
         return ()
+
+    def _check_space(self, size_bytes: int) -> None:
+        try:
+            check_space(self.path / "model", size_bytes)
+        except OutputError as error:  # named as the user knows it, not as the folder is called while it is filled
+            raise OutputError(str(error).replace(str(self.path / "model"), str(self.final))) from None
 
     def save_report(self, report: Report) -> Report:
         """Write `report.json`, `report.md` and `report.html`; return the report with its final paths."""
@@ -143,56 +156,69 @@ def export_program(module: nn.Module, example_inputs: Any) -> Any:
 
 @contextlib.contextmanager
 def output_folder(
-    output: Output | Path | str, *, overwrite: bool = False, scratch: Path | None = None
+    output: Output | Path | str, *, overwrite: bool = False, scratch: Path | None = None, is_claimed: bool = False
 ) -> Iterator[OutputFolder]:
     """Fill a folder beside `output`, then move its files into place; on any exception nothing is left.
 
-    `scratch` is where to fill it, for callers that clean up after a kill (same file system; default: beside).
+    The place is claimed meanwhile, unless the caller has (`is_claimed`): a second command that would write it is
+    refused. `scratch` is where to fill it (default: beside), for callers that keep more there and have claimed it.
 
     Raises:
-        OutputError: the place exists already (without `overwrite`), or cannot be written.
+        OutputError: the place exists already (without `overwrite`), another command is writing it, the disk is full.
     """
     output = output if isinstance(output, Output) else Output(Path(output), overwrite=overwrite)
     output.check_folder()
     final = output.path
     made = [folder for folder in final.absolute().parents if not folder.exists()]
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if scratch is not None:
-            scratch.mkdir(parents=True, exist_ok=True)
-        prefix, place = (f".{final.name}.", final.parent) if scratch is None else (".half-", scratch)
-        path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-    except OSError as error:
-        raise OutputError(f"cannot write {str(final)!r}: {error.strerror or error}; choose another -o") from error
-    try:
-        yield OutputFolder(path, final)
-        _move_into_place(path, final)
+        with contextlib.ExitStack() as stack:
+            path = _folder_to_fill(final, scratch, is_claimed, stack)
+            output.check_folder()  # again, for what came to be while the place was not yet ours
+            try:
+                yield OutputFolder(path, final)
+                _move_into_place(path, final)
+            except OSError as error:
+                if error.errno in FULL:
+                    raise OutputError(f"cannot write {str(final)!r}: {cause(error)}; free some space") from error
+                raise
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
         for folder in made:  # deepest first; only those that we made and that are empty
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
-    shutil.rmtree(path, ignore_errors=True)
+
+
+def _folder_to_fill(final: Path, scratch: Path | None, is_claimed: bool, stack: contextlib.ExitStack) -> Path:
+    try:
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+            return stack.enter_context(locked_folder(scratch, ".half-"))
+        final.absolute().parent.mkdir(parents=True, exist_ok=True)
+        if not is_claimed:
+            stack.enter_context(claimed(final))
+        return stack.enter_context(locked_folder(final.absolute().parent, f".{final.absolute().name}.writing-"))
+    except OSError as error:
+        raise OutputError(f"cannot write {str(final)!r}: {cause(error)}; choose another -o") from error
 
 
 def _move_into_place(path: Path, final: Path) -> None:
     try:
+        flush(path)
         path.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
         if not final.exists():
             os.replace(path, final)
             return
         written = {item.name for item in path.iterdir()}
-        for name in OURS:
-            if name not in written:
-                (final / name).unlink(missing_ok=True)
         # Reports last: whoever sees the new report sees the new files.
         for item in sorted(path.iterdir(), key=lambda item: item.name.startswith("report")):
             if item.is_dir() and (final / item.name).is_dir():
                 shutil.rmtree(final / item.name)
             os.replace(item, final / item.name)
+        for name in OURS:
+            if name not in written:
+                (final / name).unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write {str(final)!r}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {str(final)!r}: {cause(error)}") from error
 
 
 def _umask() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from compress.pruning.prune import prune as prune_module
 from compress.pruning.recalibration import recalibrate_batchnorm
 from compress.pruning.scores import SCORES
 from compress.reporting.report import Report
+from compress.scratch import scratch_folder
 from compress.steps import Step
 from compress.training.loop import fit
 
@@ -67,7 +67,7 @@ def prune(
     opened = open_inputs(model, data, settings)
     check_pruning(opened, options)
     job = rehearsed(Job(opened, settings, output, gates or Gates(), measures), models=3)
-    with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as name:
+    with output_folder(output) as folder, scratch_folder() as name:
         scratch = Path(name)
         baseline = scratch / "float.onnx"
         export(opened.model, opened.inputs, path=baseline)

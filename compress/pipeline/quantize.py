@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from compress.pipeline.outputs import Output, output_folder
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pipeline.rehearsal import rehearsed
 from compress.reporting.report import Report
+from compress.scratch import scratch_folder
 from compress.steps import Step
 
 QUICK_S = 60.0  # timing that takes longer is done on request only
@@ -64,7 +64,7 @@ def quantize(
     opened = open_inputs(model, data, settings)
     check_runs(opened)
     job = rehearsed(Job(opened, settings, output, gates or Gates(), measures))
-    with output_folder(output) as folder, tempfile.TemporaryDirectory(prefix="compress-") as scratch:
+    with output_folder(output) as folder, scratch_folder() as scratch:
         graph = to_graph(opened.model, opened.inputs)
         step = _quantized(graph, job, options)
         check_gained(graph, step)

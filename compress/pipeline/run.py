@@ -14,6 +14,7 @@ from torch import nn
 from compress import state
 from compress.errors import InputError, OutputError
 from compress.evaluation.runners import open_runner, resized_batch
+from compress.locking import claimed
 from compress.onnx_files import save_onnx
 from compress.pipeline.cache import FOLDER, StageCache, content_key, environment_key, fingerprint, paths_in
 from compress.pipeline.closing import closing_report
@@ -76,7 +77,8 @@ class Pipeline:
         """
         settings, output = settings or Settings(), Output.of(output)
         _check_place(output, resume=resume)
-        with state.threads(settings.threads):
+        with claimed(output.path), state.threads(settings.threads):
+            _check_place(output, resume=resume)
             opened = open_inputs(model, data, settings)
             check_runs(opened)
             job = rehearsed(_job(opened, settings, output, gates, evaluate), models=3)

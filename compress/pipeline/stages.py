@@ -13,6 +13,7 @@ from torch import nn
 
 from compress.errors import InputError
 from compress.evaluation.size import sparsity
+from compress.files import native_file
 from compress.graph.exporting import to_graph
 from compress.onnx_files import read_onnx, save_onnx
 from compress.pipeline.inputs import Opened, Settings
@@ -67,7 +68,8 @@ class ModuleStage:
     """A stage whose result is a module, kept as a plain state dict: no pickled code in the cache."""
 
     def save(self, step: Step, folder: Path) -> None:
-        torch.save(step.model.state_dict(), folder / "weights.pt")
+        with native_file(folder / "weights.pt") as file:
+            torch.save(step.model.state_dict(), file)
 
     def restore(self, work: Work, folder: Path) -> nn.Module:
         from compress.loading.checkpoints import load_state_dict

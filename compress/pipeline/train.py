@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from compress import state
 from compress.batches import Batch
 from compress.errors import CompressError, InputError, OutputError
 from compress.graph.exporting import export, to_graph
+from compress.locking import claimed
 from compress.onnx_files import save_onnx
 from compress.pipeline.closing import closing_report
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, open_source
 from compress.pipeline.job import Delivery, Job
 from compress.pipeline.outputs import Output, OutputFolder, output_folder
 from compress.reporting.report import Report
+from compress.scratch import scratch_folder
 from compress.steps import Change, Step
 from compress.training.distributed import asked_for
 from compress.training.launching import LAUNCHED, check_nproc, launch
@@ -32,6 +34,7 @@ from compress.training.weights import save_weights
 
 # What a run keeps in the output folder while it trains; removed when another run overwrites it.
 RUN_FILES = ("checkpoints", "tensorboard", "history.json", "curves.png")
+UNFINISHED = ".unfinished"
 WEIGHTS_FORMATS = ("pt", "safetensors")
 
 
@@ -50,6 +53,7 @@ class TrainJob:
     weights_format: str
     finetune: bool
     settings: Settings
+    folder: Path | None = None  # where checkpoints and curves are kept until the result is whole
 
 
 def train(
@@ -100,9 +104,12 @@ def train(
         raise InputError("training needs data; give it with --data, such as imagefolder:DIR, FILE.npz or mnist5k")
     check_nproc(nproc)
     share_of_batch(options, nproc * asked_for())
-    if os.environ.get("RANK", "0") == "0" and not os.environ.get(LAUNCHED):
-        _prepare_folder(job)
-    return _launched(job, nproc) if nproc > 1 and asked_for() == 1 else run_job(job)
+    with contextlib.ExitStack() as stack:
+        job = replace(job, folder=_folder_of_run(job))
+        if os.environ.get("RANK", "0") == "0" and not os.environ.get(LAUNCHED):
+            stack.enter_context(claimed(job.output.path))
+            _prepare_folder(job)
+        return _launched(job, nproc) if nproc > 1 and asked_for() == 1 else run_job(job)
 
 
 def finetune(
@@ -127,7 +134,7 @@ def run_job(job: TrainJob) -> Report | None:
             opened.data,
             job.options,
             teacher=teacher,
-            output=job.output.path,
+            output=job.folder,
             resume=job.resume,
             tensorboard=job.tensorboard,
             device=job.device,
@@ -138,19 +145,41 @@ def run_job(job: TrainJob) -> Report | None:
 def _prepare_folder(job: TrainJob) -> None:
     path = job.output.path
     if job.resume:
-        if path.is_dir() and any(path.iterdir()) and not (path / "checkpoints").is_dir():
+        if path.is_dir() and any(path.iterdir()) and not (_folder_of_run(job) / "checkpoints").is_dir():
             raise OutputError(f"{str(path)!r} holds no run to resume: it has no folder checkpoints; choose another -o")
         replace(job.output, overwrite=True).check_folder()
         return
     job.output.check_folder()
+    shutil.rmtree(
+        path / UNFINISHED, ignore_errors=True
+    )  # an earlier run that was to replace this result, and was given up
+
+
+def _folder_of_run(job: TrainJob) -> Path:
+    """Where the run keeps its checkpoints: a result that is to be replaced stays whole until the new one exists."""
+    path = job.output.path
+    beside = path / UNFINISHED
+    if job.resume:
+        return beside if (beside / "checkpoints").is_dir() else path
+    return beside if job.output.overwrite and path.is_dir() and any(path.iterdir()) else path
+
+
+def _bring_in(job: TrainJob, folder: OutputFolder) -> None:
+    """Move the files of a run that replaces an older result among those that are about to be moved into place."""
+    if job.folder is None or job.folder == job.output.path:
+        return
+    for item in job.folder.iterdir():
+        os.replace(item, folder.path / item.name)
+    job.folder.rmdir()
     for name in RUN_FILES:
-        item = path / name
-        shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
+        old = job.output.path / name
+        if not (folder.path / name).exists():
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
 
 
 def _launched(job: TrainJob, nproc: int) -> Report:
     """Run the job in `nproc` processes of this machine; what it reports comes back through a file."""
-    with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
+    with scratch_folder() as scratch:
         path, answer = Path(scratch) / "job", Path(scratch) / "report"
         try:
             path.write_bytes(pickle.dumps(job))
@@ -195,8 +224,8 @@ def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
     inputs = opened.inputs
     compared = job.finetune or job.model.weights is not None
     with (
-        output_folder(replace(job.output, overwrite=True)) as folder,
-        tempfile.TemporaryDirectory(prefix="compress-") as scratch,
+        output_folder(replace(job.output, overwrite=True), is_claimed=True) as folder,
+        scratch_folder() as scratch,
     ):
         refused = list(_save(folder, opened, module, inputs, job.weights_format))
         targets: dict[str, Any] = {}
@@ -223,7 +252,9 @@ def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
             shipped=shipped if isinstance(shipped, Path) else None,
             scratch=Path(scratch),
         )
-        return folder.save_report(closing_report(Job(opened, job.settings, job.output), made))
+        report = folder.save_report(closing_report(Job(opened, job.settings, job.output), made))
+        _bring_in(job, folder)
+        return report
 
 
 def _save(

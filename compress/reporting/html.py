@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
+from compress.escaping import html as escape
 from compress.measures import deciding
 from compress.measures.figure import LOWER, scale_of
 from compress.reporting import table

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from compress import escaping
+from compress.escaping import each_text
 from compress.reporting.words import interval
 from compress.steps import Change, Step
 
@@ -16,6 +18,7 @@ LONGEST = 40  # changes listed one by one; a bigger list is summed up by reason
 
 def render(report: Report) -> str:
     """Render the whole report."""
+    report = each_text(report, escaping.markdown)
     parts = [f"# {report.title}", report.table(style="github", details=True)]
     intervals = [words for row in report.rows if (words := interval(row))]
     if intervals:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from compress import escaping
 from compress.errors import InputError
+from compress.escaping import each_text, without_home
 from compress.files import written_beside
 from compress.reporting import markdown, record, table
 from compress.reporting.environment import Environment, describe
@@ -101,13 +103,14 @@ class Report:
 
     def text(self, *, verbose: bool = False, details: bool = False, failures: bool = True) -> str:
         """What a command prints: the table, then sentences; without `failures`, the limits that failed are left to the caller."""
-        parts = [self.table(details=verbose or details)] if self.rows else []
-        notes = [*self.notes, *(gate.sentence for gate in self.gates if failures or gate.passed is not False)]
+        report = each_text(self, escaping.terminal)
+        parts = [report.table(details=verbose or details)] if report.rows else []
+        notes = [*report.notes, *(gate.sentence for gate in report.gates if failures or gate.passed is not False)]
         if verbose:
-            parts += [markdown.decisions(step, style="plain") for step in self.steps if step.changes]
+            parts += [markdown.decisions(step, style="plain") for step in report.steps if step.changes]
         parts += ["\n".join(notes)] if notes else []
-        if self.files:
-            parts.append("\n".join(f"{name}: {path}" for name, path in self.files.items()))
+        if report.files:
+            parts.append("\n".join(f"{name}: {path}" for name, path in report.files.items()))
         return "\n\n".join(part for part in parts if part)
 
     def markdown(self) -> str:
@@ -125,7 +128,7 @@ class Report:
         return render(self)
 
     def write(self, path: str | Path) -> Path:
-        """Write the report; the suffix chooses the form: .md, .json or .html.
+        """Write the report; the suffix chooses the form: .md, .json or .html. Home folders are written as "~".
 
         Raises:
             InputError: another suffix.
@@ -133,10 +136,11 @@ class Report:
         """
         path = Path(path)
         check_suffix(path)
-        forms = {".md": self.markdown, ".json": lambda: record.dumps(self), ".html": self.html}
+        shown = each_text(self, without_home)
+        forms = {".md": shown.markdown, ".json": lambda: record.dumps(shown), ".html": shown.html}
         text = forms[path.suffix.lower()]()
         with written_beside(path) as beside:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
         return path
 
     def relocated(self, now: Path, final: Path) -> Report:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import OutputError, TrainingError, WeightsError
-from compress.files import written_beside
+from compress.files import cause, native_file, written_beside
 from compress.training.options import TrainOptions
 
 FORMAT = 1
@@ -35,23 +34,11 @@ def save(state: Mapping[str, Any], path: Path) -> None:
     """
     with written_beside(path) as beside:
         try:
-            with beside.open("wb") as file:
+            with native_file(beside) as file:
                 torch.save({"format": FORMAT, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            reason = _root(error)
+        except OSError as error:
             kept = "; the checkpoint before it is intact" if path.exists() else ""
-            raise OutputError(f"cannot write checkpoint {str(path)!r}: {reason}{kept}") from error
-
-
-def _root(error: BaseException) -> str:
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.strerror:
-            return seen.strerror
-        seen = seen.__cause__ or seen.__context__
-    return str(error).splitlines()[0]
+            raise OutputError(f"cannot write checkpoint {str(path)!r}: {cause(error)}{kept}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -65,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise WeightsError(f"no checkpoint {str(path)!r} to resume from; train without resume first") from None
     except Exception as error:
-        raise WeightsError(f"{str(path)!r} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"{str(path)!r} cannot be read as a checkpoint: {cause(error)}") from error
     if not isinstance(state, dict) or "optimizer" not in state or state.get("format") != FORMAT:
         raise WeightsError(
             f"{str(path)!r} is not a training checkpoint (weights alone cannot be resumed; pass them as weights)"

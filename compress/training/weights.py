@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.errors import OutputError
-from compress.files import written_beside
+from compress.files import native_file, written_beside
 from compress.metadata import KEY, to_text
 
 
@@ -24,12 +24,13 @@ def save_weights(module: nn.Module, path: str | Path) -> Path:
     state = module.state_dict()
     for name, value in state.items():
         state[name] = value.detach().cpu().clone()
-    with written_beside(path) as beside:
+    with written_beside(path, size_bytes=sum(value.nbytes for value in state.values())) as beside:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
             described = {"format": "pt", KEY: to_text(state)}
             save_file({name: value.contiguous() for name, value in state.items()}, beside, described)
         else:
-            torch.save(state, beside)
+            with native_file(beside) as file:
+                torch.save(state, file)
     return path
