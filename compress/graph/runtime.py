@@ -77,7 +77,7 @@ class Session:
         self._profiling = profile
         if outputs is not None:
             model = with_outputs(_as_graph(model), outputs)
-        source = self._source(model)
+        source = _source(model, Path(self._folder.name))
         try:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's classes share no base but Exception
@@ -134,16 +134,42 @@ class Session:
         events = json.loads(Path(self._session.end_profiling()).read_text())
         return _node_times(events)
 
-    def _source(self, model: Path | str | ir.Model) -> str | bytes:
-        if not isinstance(model, ir.Model):
-            if not Path(model).is_file():
-                raise ModelError(f"ONNX file {str(model)!r} does not exist")
-            return str(model)
-        if weight_bytes(model) > IN_MEMORY_LIMIT_BYTES or _has_external(model):
-            path = Path(self._folder.name) / "model.onnx"
-            ir.save(model.clone(), path, external_data="model.onnx.data")
-            return str(path)
-        return ir.to_proto(model).SerializeToString()
+
+def _source(model: Path | str | ir.Model, folder: Path) -> str | bytes:
+    """What ONNX Runtime loads: a path, or bytes; a graph too large for those is written to `folder`."""
+    if not isinstance(model, ir.Model):
+        if not Path(model).is_file():
+            raise ModelError(f"ONNX file {str(model)!r} does not exist")
+        return str(model)
+    if weight_bytes(model) > IN_MEMORY_LIMIT_BYTES or _has_external(model):
+        path = folder / "model.onnx"
+        ir.save(model.clone(), path, external_data="model.onnx.data")
+        return str(path)
+    return ir.to_proto(model).SerializeToString()
+
+
+def executed_operators(model: Path | str | ir.Model) -> dict[str, str]:
+    """Return, by node name, the operator that ONNX Runtime runs for it: its own graph, after fusion, read back.
+
+    The level of optimization is the one at which quantize/dequantize pairs fuse into integer kernels and nodes keep
+    their names; layouts of the processor at hand, which come after, change neither.
+
+    Raises:
+        ModelError: ONNX Runtime cannot read the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="compress-") as name:
+        folder = Path(name)
+        path = folder / "optimized.onnx"
+        options = _session_options(1, optimize=True, arena=False)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(path)
+        if weight_bytes(_as_graph(model)) > IN_MEMORY_LIMIT_BYTES:
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        try:
+            ort.InferenceSession(_source(model, folder), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise _load_error(str(model)[:80], error) from error
+        return {node.name or "": node.op_type for node in ir.load(path).graph}
 
 
 @functools.cache

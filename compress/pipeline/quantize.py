@@ -68,6 +68,7 @@ def quantize(
         graph = to_graph(opened.model, opened.inputs)
         step = _quantized(graph, job, options)
         check_gained(graph, step)
+        step = held_to_runtime(step, graph, opened)
         shipped, source = folder.save_graph(step.model), _float_file(opened, graph, Path(scratch))
         kind = options.weight_type if options.method == "dynamic" else "int8"
         targets = {_float_name(opened): source, kind: shipped}
@@ -106,6 +107,13 @@ def check_gained(graph: Any, step: Step) -> None:
             f"the result would be no smaller: its weights take {after:,} bytes, those of the model {before:,}; "
             "keep the float file"
         )
+
+
+def held_to_runtime(step: Step, graph: Any, opened: Opened) -> Step:
+    """The step as ONNX Runtime really runs its graph; outputs are compared where there is data to calibrate with."""
+    from compress.quantization.executed import as_executed
+
+    return as_executed(step, graph, opened.calibration() if opened.calibration_samples else None)
 
 
 def _float_name(opened: Opened) -> str:

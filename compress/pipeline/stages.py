@@ -19,7 +19,7 @@ from compress.onnx_files import read_onnx, save_onnx
 from compress.pipeline.inputs import Opened, Settings
 from compress.pipeline.prune import check_pruning, pruned, reconstructs
 from compress.pipeline.prune_options import PruneOptions
-from compress.pipeline.quantize import STEPS
+from compress.pipeline.quantize import STEPS, held_to_runtime
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.pruning.reconstruction import LAYERS, SAMPLES
@@ -183,7 +183,8 @@ class Quantize(GraphStage):
     name: str = "quantize"
 
     def run(self, work: Work, working: Path) -> Step:
-        return STEPS[self.options.method](work.model, work.opened, self.options)
+        step = STEPS[self.options.method](work.model, work.opened, self.options)
+        return held_to_runtime(step, work.model, work.opened)
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:
         if self.options.method == "dynamic":

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.graph.folding import constant_array, consumers, remove_unused
+from compress.quantization.float_layers import keep_float_layers
 from compress.quantization.naming import Namer
 from compress.quantization.rescaling import carry
 from compress.quantization.storage import narrow_codes, store_in_four_bits, store_tables
@@ -33,6 +34,7 @@ def finish(graph: ir.Model, *, tables: Mapping[str, int] | None = None) -> ir.Mo
         store_tables(graph, [name for name, wanted in (tables or {}).items() if wanted == bits], bits=bits)
     ir.passes.common.DeduplicateInitializersPass(size_limit=4096)(graph)
     remove_unused(graph)
+    keep_float_layers(graph)
     store_in_four_bits(graph, narrow_codes(graph))
     _drop_notes(graph)
     graph.producer_name = "compress"

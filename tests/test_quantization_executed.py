@@ -1,0 +1,89 @@
+"""What is reported is what runs: float layers stay float in ONNX Runtime, and the report says what does not."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import compress
+import compress.quantization.finishing as finishing
+from compress.graph.runtime import Session, executed_operators
+from compress.quantization.executed import _error_db, as_executed, runs_in_integers
+
+
+class Uneven(nn.Module):
+    """Layers whose channels differ in size by 1,000: one scale for a whole weight loses the small ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16)
+        self.second = nn.Conv2d(16, 16, 3)
+        self.up, self.last = nn.ConvTranspose2d(16, 8, 2, stride=2), nn.Conv2d(8, 16, 3)
+        self.hidden, self.out = nn.Linear(16, 32), nn.Linear(32, 4)
+        with torch.no_grad():
+            for layer in (self.depthwise, self.up, self.hidden):
+                layer.weight[:1] *= 1000
+
+    def forward(self, x):
+        x = torch.relu(self.depthwise(torch.relu(self.first(x))))
+        x = torch.relu(self.second(x))
+        x = torch.relu(self.last(torch.relu(self.up(x)))).mean((2, 3))
+        return self.out(torch.relu(self.hidden(x)))
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 16, 16)
+    return compress.export(Uneven().eval(), x[:2]).model, x
+
+
+@pytest.mark.parametrize("layer", ["depthwise", "up", "hidden"])
+def test_a_float_layer_runs_in_float_with_its_own_weights(net, layer):
+    graph, x = net
+    step = compress.quantize_static(graph, [x], exclude=(f"{layer}*",), target="any")
+    (node,) = {change.values["node"] for change in step.skipped if change.layer == layer}
+    assert not runs_in_integers(executed_operators(step.model)[node])
+    optimized, written = (Session(step.model, optimize=flag).run(x)[0] for flag in (True, False))
+    assert _error_db((written,), (optimized,)) > 40
+
+
+def test_without_that_form_the_runtime_quantizes_it_and_the_report_says_so(net, monkeypatch):
+    graph, x = net
+    monkeypatch.setattr(finishing, "keep_float_layers", lambda graph: 0)
+    step = compress.quantize_static(graph, [x], exclude=("depthwise*",), target="any")
+    found = as_executed(step, graph, [x])
+    (change,) = [change for change in found.changes if change.layer == "depthwise" and "quantizes it" in change.reason]
+    assert not change.skipped and change.action == "runs in int8"
+    assert any("otherwise than the file says" in note and "depthwise" in note for note in found.notes)
+
+
+def test_a_graph_that_runs_as_it_says_gets_no_note(net):
+    graph, x = net
+    step = compress.quantize_static(graph, [x], target="any")
+    assert as_executed(step, graph, [x]) == step
+
+
+def test_optimizations_that_change_the_outputs_are_said(net, monkeypatch):
+    graph, x = net
+    step = compress.quantize_static(graph, [x], target="any")
+    run = Session.run
+
+    def worse(self, *inputs):
+        outputs = run(self, *inputs)
+        return tuple(value + 10 * self.optimized_anew for value in outputs)
+
+    def start(self, model, *, optimize=True, **options):
+        begin(self, model, optimize=optimize, **options)
+        self.optimized_anew = optimize and model is step.model
+
+    begin = Session.__init__
+    monkeypatch.setattr(Session, "__init__", start)
+    monkeypatch.setattr(Session, "run", worse)
+    assert any("not to be trusted" in note for note in as_executed(step, graph, [x]).notes)
+
+
+def test_error_in_decibels():
+    a = np.ones(100)
+    assert _error_db((a,), (a + 0.1,)) == pytest.approx(20)
+    assert _error_db((a,), (a,)) == 100
