@@ -157,7 +157,7 @@ def executed_operators(model: Path | str | ir.Model) -> dict[str, str]:
     Raises:
         ModelError: ONNX Runtime cannot read the model.
     """
-    with tempfile.TemporaryDirectory(prefix="compress-") as name:
+    with scratch_folder() as name:
         folder = Path(name)
         path = folder / "optimized.onnx"
         options = _session_options(1, optimize=True, arena=False)
