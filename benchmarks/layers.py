@@ -83,10 +83,7 @@ def sequence(make: Callable[[], nn.Module], call: Callable[[nn.Module, Tensor], 
 
 
 def _activations() -> dict[str, Case]:
-    names = (
-        "CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU SiLU "
-        "Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Identity"
-    ).split()
+    names = ["CELU", "ELU", "GELU", "GLU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "PReLU", "RReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink", "Identity"]
     found = {name: Case(getattr(nn, name)) for name in names}
     found["GLU"] = Case(lambda: nn.GLU(1))
     found["Threshold"] = Case(lambda: nn.Threshold(0.1, 0.0))

@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from compress.batches import Batch, call, example_batch, parameters_of
 from compress.errors import CompressError, ExportError, InputError
 from compress.files import check_writable
 from compress.graph.decompositions import decomposed
+from compress.graph.dimensions import BATCH, SEQUENCE, Axes, Dynamic, Wanted, name_dimensions, resized, sizes
 from compress.graph.folding import fold_constants
 from compress.graph.naming import name_after_modules
+from compress.graph.opset import check_opset, opset_of
 from compress.graph.parity import Parity, check_parity
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx, save_onnx
 from compress.state import evaluating, unlogged
 from compress.steps import Change, Step
+
+SIZES_CHECKED = 2  # of each free dimension, besides the example's
 
 
 def export(
@@ -32,7 +37,9 @@ def export(
     example_inputs: Any,
     *,
     path: str | Path | None = None,
+    dynamic: Dynamic = None,
     dynamic_batch: bool = True,
+    opset: int | None = None,
     check: bool = True,
     parity_inputs: Any = None,
     threads: int | None = None,
@@ -43,27 +50,33 @@ def export(
     `example_inputs` are tensors or arrays, one, in the order of `forward`, or a mapping by name; or the shape of the one
     input. The graph's inputs have forward's names.
 
-    Dimension 0 of every input becomes dynamic where the model allows it; where it does not, the graph takes exactly
-    the example's batch, and the step's notes say why. With `check`, ONNX Runtime and PyTorch must agree on
-    `parity_inputs` (default: the example) and, for a dynamic batch, on one of another size. The module is not touched
-    and shares no memory with the graph. `threads` are ONNX Runtime's for that check. `path` also writes the file.
+    Dimension 0 of every input becomes dynamic where the model allows it, and dimension 1 of integer inputs of rank 2 (token
+    ids) too; where it does not, the graph takes exactly the example's size, and the step's notes say why. `dynamic` says
+    otherwise: "none", "batch", "batch,sequence", "x:0,2,3", {"x": (0, 2, 3)}; what is asked for and cannot be is an error
+    (but for the batch). `dynamic_batch=False` is "none". `opset`: of the file, 13 to the newest that the exporter and ONNX
+    Runtime share.
+
+    With `check`, ONNX Runtime and PyTorch must agree on `parity_inputs` (default: the example), and on inputs where the
+    free dimensions have other sizes. The module is not touched and shares no memory with the graph. `threads` are ONNX
+    Runtime's for that check. `path` also writes the file.
 
     Raises:
-        InputError: the model rejects the example's shape.
+        InputError: the model rejects the example's shape; `dynamic` or `opset` cannot be.
         ExportError: `torch.export` or the ONNX exporter cannot take the model, with their own reason.
         ParityError: the graph computes something else, naming the worst output.
         OutputError: `path` exists and `overwrite` is False, or cannot be written.
     """
     if path is not None:
         check_writable(path, overwrite=overwrite)
+    wanted = Wanted.of(dynamic if dynamic_batch else False)
+    check_opset(opset)
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     inputs = example_batch(example_inputs)
     outputs = run_example(module, inputs)
     checks = example_batch(parity_inputs) if parity_inputs is not None else inputs
     with evaluating(module), _quietly():
-        graph, parity, notes = _export_best(
-            module, inputs, outputs, checks, dynamic_batch=dynamic_batch, check=check, threads=threads
-        )
+        job = _Job(module, inputs, checks, outputs, check=check, opset=opset, threads=threads)
+        graph, parity, notes = _export_best(job, wanted)
     if path is not None:
         save_onnx(graph, path)
         Session(path, threads=threads)  # as its user will load it
@@ -125,38 +138,103 @@ def reason_of(error: BaseException) -> str:
     return text[:300].rstrip(". ")
 
 
-def _export_best(
-    module: nn.Module,
-    inputs: Batch,
-    outputs: Any,
-    checks: Batch,
-    *,
-    dynamic_batch: bool,
-    check: bool,
-    threads: int | None,
-) -> tuple[ir.Model, Parity | None, tuple[str, ...]]:
-    """A graph with dynamic batch where that works and agrees, else a static one with the reason in the notes."""
-    names = _input_names(module, inputs), _output_names(outputs)
-    reason = ""
-    if dynamic_batch:
-        sample = _batch_of_two(module, inputs)
+@dataclass(frozen=True)
+class _Job:
+    """What every try at one export shares."""
+
+    module: nn.Module
+    inputs: Batch
+    checks: Batch
+    outputs: Any
+    check: bool
+    opset: int | None
+    threads: int | None
+
+    @property
+    def names(self) -> tuple[list[str], list[str]]:
+        return _input_names(self.module, self.inputs), _output_names(self.outputs)
+
+
+def _export_best(job: _Job, wanted: Wanted) -> tuple[ir.Model, Parity | None, tuple[str, ...]]:
+    """The graph with the most free dimensions of what is wanted that works and agrees; notes say what is fixed, and why."""
+    named = dict(zip(job.names[0], job.inputs.in_order(job.module)))
+    samples, notes = job.inputs.samples, []
+    axes = wanted.axes_of(named, samples)
+    plain = axes if wanted.given else Wanted(named=(BATCH, SEQUENCE)).axes_of(named, samples)
+    fixed: Axes = {}
+    for tried in [plain, axes] if plain != axes else [axes]:
+        if not any(tried.values()):
+            continue
         try:
-            graph = _to_onnx(module, sample, names, dynamic=True)
-            # The reference is the caller's own batch, then another size: a baked-in size shows only there.
-            batches = [checks, *_other_batch(module, checks)] if check else []
-            return graph, _worst([_agree(module, graph, batch, names[1], threads) for batch in batches]), ()
+            graph, parity = _free(job, tried)
+            return graph, parity, tuple(notes)
         except CompressError as error:
             reason = reason_of(error.__cause__ or error)
-    graph = _to_onnx(module, inputs, names, dynamic=False)
-    parity = _agree(module, graph, _static_checks(inputs, checks), names[1], threads) if check else None
-    note = f"the graph takes batches of exactly {inputs.samples}, because with a dynamic batch {reason}"
-    return graph, parity, (note,) if dynamic_batch else ()
+            named_free = sizes(named, tried)
+            if wanted.given and named_free:
+                shown = ", ".join(f"{name} ({size} here)" for name, size in named_free.items())
+                raise ExportError(
+                    f"{_name(job.module)} cannot keep {shown} dynamic: {reason.replace('the batch', 'it')}; "
+                    "leave that out of what is to be dynamic"
+                ) from error
+            if tried is not axes:
+                size = named_free[SEQUENCE]
+                why = reason.replace("the batch", "it")
+                notes.append(f"the graph takes inputs of length exactly {size}, because with a dynamic length {why}")
+            else:
+                notes.append(f"the graph takes batches of exactly {samples}, because with a dynamic batch {reason}")
+    graph = _to_onnx(job, job.inputs, fixed)
+    checks = _static_checks(job.inputs, job.checks)
+    parity = _agree(job.module, graph, checks, job.names[1], job.threads) if job.check else None
+    return graph, parity, tuple(notes)
 
 
 def _to_onnx(module: nn.Module, inputs: Batch, names: tuple[list[str], list[str]], *, dynamic: bool) -> ir.Model:
     program = decomposed(_trace(module, inputs, dynamic=dynamic))
+def _free(job: _Job, axes: Axes) -> tuple[ir.Model, Parity | None]:
+    """A graph with the dimensions `axes` free, held against PyTorch at the caller's sizes and at others."""
+    module, checks = job.module, job.checks
+    is_free = any(0 in found for found in axes.values())
+    graph = _to_onnx(job, _batch_of_two(module, job.inputs) if is_free else job.inputs, axes)
+    if not job.check:
+        return graph, None
+    # The reference is the caller's own batch, then other sizes: one that is baked in shows only there.
+    batches = [checks, *(_other_batch(module, checks) if is_free else []), *_other_sizes(job, axes)]
+    return graph, _worst([_agree(module, graph, batch, job.names[1], job.threads) for batch in batches])
+
+
+def _other_sizes(job: _Job, axes: Axes) -> Iterator[Batch]:
+    """The inputs with each free dimension (but the batch) at two other sizes that the module itself takes."""
+    names, batch = job.names[0], job.checks
+    values = dict(zip(names, batch.in_order(job.module)))
+    ordered = Batch.of(values)
+    for symbol, size in sizes(values, axes).items():
+        found = 0
+        for other in dict.fromkeys((size + 3, max(2, size - 1), max(2, size // 2), size * 2, size + 32)):
+            changed = resized(ordered, names, axes, symbol, other)
+            if other == size or not _takes(job.module, changed):
+                continue
+            yield changed
+            found += 1
+            if found == SIZES_CHECKED:
+                break
+        if not found:
+            raise ExportError(f"the model itself takes no other {symbol} than {size}")
+
+
+def _takes(module: nn.Module, batch: Batch) -> bool:
     try:
-        exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
+        call(module, batch)
+    except Exception:  # whatever the user's own forward raises: it does not take these sizes
+        return False
+    return True
+
+
+def _to_onnx(job: _Job, inputs: Batch, axes: Axes) -> ir.Model:
+    module = job.module
+    program = decomposed(_trace(module, inputs, axes))
+    try:
+        exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True, opset_version=job.opset)
     except Exception as error:
         raise ExportError(
             f"the ONNX exporter cannot take {_name(module)}: {_converter_reason(error)}; "
@@ -165,21 +243,26 @@ def _to_onnx(module: nn.Module, inputs: Batch, names: tuple[list[str], list[str]
     assert exported is not None
     graph = exported.model
     _own_tensors(graph)
-    _rename(graph, *names)
-    _name_batch(graph)
+    _rename(graph, *job.names)
+    name_dimensions(graph, axes)
     fold_constants(graph)
     name_after_modules(graph)
+    if job.opset is not None and opset_of(graph) != job.opset:
+        raise ExportError(
+            f"{_name(module)} cannot be written with opset {job.opset}: an operator that it needs came with opset "
+            f"{opset_of(graph)}; choose that with opset={opset_of(graph)} (--opset {opset_of(graph)})"
+        )
     return graph
 
 
-def _trace(module: nn.Module, inputs: Batch, *, dynamic: bool) -> torch.export.ExportedProgram:
+def _trace(module: nn.Module, inputs: Batch, axes: Axes) -> torch.export.ExportedProgram:
     """Export by running the module (most models), else by reading its bytecode, which keeps `len(x)` symbolic."""
     failure: Exception | None = None
     for strict in (False, True):
         fresh = inputs.map(lambda x: x.detach().clone())  # torch.export leaves marks that a second try would obey
         try:
             positional, named = fresh.arguments(module)
-            shapes = _dynamic_shapes(fresh, positional or named, dynamic)
+            shapes = _dynamic_shapes(_input_names(module, inputs), positional or named, axes)
             return torch.export.export(module, positional, named, dynamic_shapes=shapes, strict=strict)
         except Exception as error:
             failure = failure or error
@@ -189,16 +272,11 @@ def _trace(module: nn.Module, inputs: Batch, *, dynamic: bool) -> torch.export.E
     ) from failure
 
 
-def _dynamic_shapes(inputs: Batch, arguments: tuple[Tensor, ...] | dict[str, Tensor], dynamic: bool) -> Any:
-    if not dynamic:
+def _dynamic_shapes(names: Sequence[str], arguments: tuple[Tensor, ...] | dict[str, Tensor], axes: Axes) -> Any:
+    if not any(axes.values()):
         return None
-
-    def shape(x: Tensor) -> dict[int, Any]:
-        return {0: torch.export.Dim.DYNAMIC} if x.ndim and x.shape[0] == inputs.samples else {}
-
-    if isinstance(arguments, dict):
-        return {name: shape(x) for name, x in arguments.items()}
-    return tuple(shape(x) for x in arguments)
+    shapes = {name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in names}
+    return shapes if isinstance(arguments, dict) else tuple(shapes.values())
 
 
 def _batch_of_two(module: nn.Module, inputs: Batch) -> Batch:
@@ -264,31 +342,6 @@ def _rename(graph: ir.Model, input_names: list[str], output_names: list[str]) ->
                 other.name = f"{name}_inner"
             if value not in graph.graph.inputs or values is graph.graph.inputs:
                 value.name = name
-
-
-def _name_batch(graph: ir.Model) -> None:
-    """Call the dynamic dimension "batch" everywhere, where the exporter calls it s77 or the like."""
-    symbols = [
-        str(value.shape[0].value)
-        for value in graph.graph.inputs
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], ir.SymbolicDim)
-    ]
-    for symbol in dict.fromkeys(symbols):
-        if symbol in ("None", "batch"):
-            continue
-        pattern = re.compile(rf"\b{re.escape(symbol)}\b")
-        for value in _values(graph):
-            if value.shape is not None and not value.shape.frozen:
-                for axis, dim in enumerate(value.shape):
-                    if isinstance(dim, ir.SymbolicDim) and dim.value is not None and pattern.search(str(dim.value)):
-                        value.shape[axis] = pattern.sub("batch", str(dim.value))
-
-
-def _values(graph: ir.Model) -> Iterator[ir.Value]:
-    for part in graph.graphs():
-        yield from part.inputs
-        for node in part:
-            yield from node.outputs
 
 
 def _is_dynamic(graph: ir.Model) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from compress.graph.parity import Parity, compare
 from compress.graph.runtime import Session
 from compress.state import unlogged
 
+KNOWN_TO_WORK = 23  # where the exporter does not say
+OLDEST = 13  # that we write: what pairs with one scale per channel need
 # What an opset needs at least of the file format's own version, which some runtimes check.
 IR_VERSIONS = ((13, 7), (15, 8), (19, 9), (21, 10))
 _REFUSED = (
@@ -26,6 +29,35 @@ _REFUSED = (
 def opset_of(graph: ir.Model) -> int:
     """The version of ONNX's own operators that `graph` uses; 0 where it uses none."""
     return graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 0))
+
+
+def check_opset(opset: int | None) -> None:
+    """Refuse an opset that no file of ours can have.
+
+    Raises:
+        InputError: it is older than 13, or newer than the exporter and ONNX Runtime share.
+    """
+    if opset is not None and not OLDEST <= opset <= newest_opset():
+        raise InputError(f"opset {opset} cannot be written; choose {OLDEST} to {newest_opset()}")
+
+
+@functools.cache
+def newest_opset() -> int:
+    """The newest opset that the exporter writes and ONNX Runtime runs an operator of."""
+    from onnxscript.version_converter import _version_converter  # the exporter's last step
+
+    written = getattr(_version_converter, "SUPPORTED_MAX_ONNX_OPSET", KNOWN_TO_WORK)
+    for version in range(min(written, onnx.defs.onnx_opset_version()), OLDEST, -1):
+        value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
+        nodes = [ir.node("Relu", [value], name="relu")]
+        nodes[0].outputs[0].name = "y"
+        graph = ir.Graph([value], nodes[0].outputs, nodes=nodes, opset_imports={"": version}, name="newest")
+        try:
+            Session(ir.Model(graph, ir_version=10))
+        except CompressError:
+            continue
+        return version
+    return OLDEST
 
 
 def ensure_opset(
