@@ -20,7 +20,7 @@ from compress.errors import CompressError, ExportError, InputError
 from compress.files import check_writable
 from compress.graph.decompositions import decomposed
 from compress.graph.dimensions import BATCH, SEQUENCE, Axes, Dynamic, Wanted, name_dimensions, resized, sizes
-from compress.graph.folding import fold_constants
+from compress.graph.folding import fold_constants, infer_shapes
 from compress.graph.naming import name_after_modules
 from compress.graph.opset import check_opset, opset_of
 from compress.graph.parity import Parity, check_parity
@@ -158,39 +158,77 @@ class _Job:
 def _export_best(job: _Job, wanted: Wanted) -> tuple[ir.Model, Parity | None, tuple[str, ...]]:
     """The graph with the most free dimensions of what is wanted that works and agrees; notes say what is fixed, and why."""
     named = dict(zip(job.names[0], job.inputs.in_order(job.module)))
-    samples, notes = job.inputs.samples, []
+    samples = job.inputs.samples
     axes = wanted.axes_of(named, samples)
-    plain = axes if wanted.given else Wanted(named=(BATCH, SEQUENCE)).axes_of(named, samples)
-    fixed: Axes = {}
-    for tried in [plain, axes] if plain != axes else [axes]:
-        if not any(tried.values()):
-            continue
+    if wanted.given:
+        return _exactly(job, axes, sizes(named, axes))
+    longer = Wanted(named=(BATCH, SEQUENCE)).axes_of(named, samples)
+    if longer == axes:
+        return _batch_or_fixed(job, axes)
+    try:
+        return *_free(job, longer), ()
+    except CompressError as error:
+        reason = reason_of(error.__cause__ or error).replace("the batch", "it")
+    graph, parity, notes = _batch_or_fixed(job, axes)
+    relaxed = _relaxed(job, graph, longer)
+    if relaxed is not None:
+        return relaxed, parity, notes
+    length = sizes(named, longer)[SEQUENCE]
+    note = f"the graph takes inputs of length exactly {length}, because with a dynamic length {reason}"
+    return graph, parity, (*notes, note)
+
+
+def _exactly(job: _Job, axes: Axes, others: Mapping[str, int]) -> tuple[ir.Model, Parity | None, tuple[str, ...]]:
+    """The graph with just the free dimensions that the user named; `others` are their present sizes, without the batch."""
+    if not others:
+        return _batch_or_fixed(job, axes)
+    try:
+        return *_free(job, axes), ()
+    except CompressError as error:
+        shown = ", ".join(f"{name} ({size} here)" for name, size in others.items())
+        reason = reason_of(error.__cause__ or error).replace("the batch", "it")
+        raise ExportError(
+            f"{_name(job.module)} cannot keep {shown} dynamic: {reason}; leave that out of what is to be dynamic"
+        ) from error
+
+
+def _batch_or_fixed(job: _Job, axes: Axes) -> tuple[ir.Model, Parity | None, tuple[str, ...]]:
+    """The graph with a free batch where `axes` has it and that works and agrees, else with all sizes as they are."""
+    note: tuple[str, ...] = ()
+    if any(axes.values()):
         try:
-            graph, parity = _free(job, tried)
-            return graph, parity, tuple(notes)
+            return *_free(job, axes), ()
         except CompressError as error:
             reason = reason_of(error.__cause__ or error)
-            named_free = sizes(named, tried)
-            if wanted.given and named_free:
-                shown = ", ".join(f"{name} ({size} here)" for name, size in named_free.items())
-                raise ExportError(
-                    f"{_name(job.module)} cannot keep {shown} dynamic: {reason.replace('the batch', 'it')}; "
-                    "leave that out of what is to be dynamic"
-                ) from error
-            if tried is not axes:
-                size = named_free[SEQUENCE]
-                why = reason.replace("the batch", "it")
-                notes.append(f"the graph takes inputs of length exactly {size}, because with a dynamic length {why}")
-            else:
-                notes.append(f"the graph takes batches of exactly {samples}, because with a dynamic batch {reason}")
-    graph = _to_onnx(job, job.inputs, fixed)
+        note = (f"the graph takes batches of exactly {job.inputs.samples}, because with a dynamic batch {reason}",)
+    graph = _to_onnx(job, job.inputs, {})
     checks = _static_checks(job.inputs, job.checks)
-    parity = _agree(job.module, graph, checks, job.names[1], job.threads) if job.check else None
-    return graph, parity, tuple(notes)
+    return graph, _agree(job.module, graph, checks, job.names[1], job.threads) if job.check else None, note
 
 
-def _to_onnx(module: nn.Module, inputs: Batch, names: tuple[list[str], list[str]], *, dynamic: bool) -> ir.Model:
-    program = decomposed(_trace(module, inputs, dynamic=dynamic))
+def _relaxed(job: _Job, graph: ir.Model, axes: Axes) -> ir.Model | None:
+    """The graph with further dimensions declared free, where it holds at other sizes; else None.
+
+    `torch.export` fixes the length of a recurrent layer, which ONNX's own takes at any.
+    """
+    free = graph.clone()
+    for value in free.graph.inputs:
+        for axis, name in axes.get(str(value.name), {}).items():
+            if value.shape is not None and isinstance(value.shape[axis], int):
+                value.shape = ir.Shape([name if place == axis else size for place, size in enumerate(value.shape)])
+    for part in free.graphs():
+        for node in part:
+            for value in node.outputs:
+                value.shape = None  # what was worked out for one length
+    try:
+        infer_shapes(free)
+        for batch in _other_sizes(job, axes):
+            _agree(job.module, free, batch, job.names[1], job.threads)
+    except CompressError:
+        return None
+    return free
+
+
 def _free(job: _Job, axes: Axes) -> tuple[ir.Model, Parity | None]:
     """A graph with the dimensions `axes` free, held against PyTorch at the caller's sizes and at others."""
     module, checks = job.module, job.checks

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from compress.batches import Batch
-from compress.errors import CompressError, ParityError, UnsupportedOperatorError
+from compress.errors import CompressError, InputError, ParityError, UnsupportedOperatorError
 from compress.graph.parity import Parity, compare
 from compress.graph.runtime import Session
 from compress.state import unlogged
