@@ -47,11 +47,7 @@ class Network(nn.Module):
             with torch.no_grad():
                 made = self._middle(torch.zeros(2, *shape))
             if made.dim() != len(shape) + 1 or made.shape[1] != CHANNELS:
-                self.last = (
-                    nn.Linear(made.shape[-1], 4)
-                    if made.dim() != len(shape) + 1
-                    else kind(made.shape[1], 4, 1)
-                )
+                self.last = nn.Linear(made.shape[-1], 4) if made.dim() != len(shape) + 1 else kind(made.shape[1], 4, 1)
         else:
             self.first, self.layer = nn.Linear(shape[-1], CHANNELS), layer
             with torch.no_grad():
@@ -83,7 +79,32 @@ def sequence(make: Callable[[], nn.Module], call: Callable[[nn.Module, Tensor], 
 
 
 def _activations() -> dict[str, Case]:
-    names = ["CELU", "ELU", "GELU", "GLU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "PReLU", "RReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink", "Identity"]
+    names = [
+        "CELU",
+        "ELU",
+        "GELU",
+        "GLU",
+        "Hardshrink",
+        "Hardsigmoid",
+        "Hardswish",
+        "Hardtanh",
+        "LeakyReLU",
+        "LogSigmoid",
+        "Mish",
+        "PReLU",
+        "RReLU",
+        "ReLU",
+        "ReLU6",
+        "SELU",
+        "SiLU",
+        "Sigmoid",
+        "Softplus",
+        "Softshrink",
+        "Softsign",
+        "Tanh",
+        "Tanhshrink",
+        "Identity",
+    ]
     found = {name: Case(getattr(nn, name)) for name in names}
     found["GLU"] = Case(lambda: nn.GLU(1))
     found["Threshold"] = Case(lambda: nn.Threshold(0.1, 0.0))
@@ -252,7 +273,14 @@ def main() -> None:
     print("| layer | export, dB | static, dB | QAT, dB | prune, % of parameters gone |\n|---|---|---|---|---|")
     for name in arguments.names or CASES:
         cells = row(name)
-        print("|", name, "|", " | ".join(f"{v:.1f}" if isinstance(v, float) else v for v in cells.values()), "|", flush=True)
+        print(
+            "|",
+            name,
+            "|",
+            " | ".join(f"{v:.1f}" if isinstance(v, float) else v for v in cells.values()),
+            "|",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,15 @@ from compress.pipeline.outputs import Output
 @model_options
 @data_options
 @output_options("file")
+@click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="DIMS",
+    help="batch; batch,sequence; x:0,2,3; none. Default: batch, and the length of token ids where that holds.",
+)
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="A file of fixed shape that takes N samples.")
 @click.option("--static-batch", is_flag=True, help="Fix the batch to that of the input shape.")
+@click.option("--opset", type=int, metavar="N", help="ONNX opset of the file, from 13; default: the exporter's.")
 @click.option("--no-check", is_flag=True, help="Do not compare with PyTorch.")
 @report_option
 @run_options
@@ -32,7 +40,10 @@ def command(
     source: ModelSource,
     data: DataSource,
     output: Output,
+    dynamic: tuple[str, ...],
+    batch: int | None,
     static_batch: bool,
+    opset: int | None,
     no_check: bool,
     report: tuple[Path, ...],
     settings: Settings,
@@ -40,5 +51,15 @@ def command(
     """Export MODEL to an ONNX file and check it against PyTorch."""
     from compress.pipeline.export import export
 
-    result = export(source, data, output=output, dynamic_batch=not static_batch, check=not no_check, settings=settings)
+    result = export(
+        source,
+        data,
+        output=output,
+        dynamic=dynamic or None,
+        dynamic_batch=not static_batch,
+        batch=batch,
+        opset=opset,
+        check=not no_check,
+        settings=settings,
+    )
     show(result, settings, report)

@@ -35,7 +35,8 @@ def benchmark(
     """Time models on the same inputs, one after the other in each round, in an order that rotates.
 
     In a round each model runs once untimed (the others have emptied the caches), then timed, short ones several times.
-    `speedup` is the ratio of medians, baseline over this one; the baseline is the first unless named.
+    `speedup` is the ratio of medians, baseline over this one; the baseline is the first unless named. A file of fixed batch
+    is compared by sample: its times are divided by its batch (`extra["fixed_batch"]`) and multiplied by that of `inputs`.
 
     Args:
         inputs: one batch, in any form of `example_batch` (a tensor, a sequence, a mapping, a shape).
@@ -53,8 +54,10 @@ def benchmark(
     if baseline not in targets:
         raise InputError(f"baseline {baseline!r} is not among the models; {nearest(baseline, targets)}")
     with contextlib.ExitStack() as stack:
-        calls = {name: _open(target, one, threads, stack) for name, target in targets.items()}
-        times = _interleave(calls, rounds, warmup, max_seconds)
+        opened = {name: _open(target, one, threads, stack) for name, target in targets.items()}
+        times = _interleave({name: call for name, (call, _) in opened.items()}, rounds, warmup, max_seconds)
+    # A file of fixed batch runs that many samples at once: its times are for as many samples as the others run.
+    times = {name: [value * one.samples / opened[name][1] for value in found] for name, found in times.items()}
     base = statistics.median(times[baseline])
     peaks = {name: peak_memory_bytes(target, one, threads) if memory else None for name, target in targets.items()}
     batch = one.samples
@@ -68,7 +71,7 @@ def benchmark(
             speedup=base / statistics.median(found),
             throughput=1000 * batch / statistics.median(found),
             peak_memory_bytes=peaks[name],
-            extra={"timed_runs": len(found), "batch_size": batch},
+            extra={"timed_runs": len(found), "batch_size": batch, **_at_once(opened[name][1], batch)},
         )
         for name, found in times.items()
     }
@@ -87,12 +90,20 @@ def quantile(values: list[float], fraction: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def _open(target: Target, inputs: Batch, threads: int | None, stack: contextlib.ExitStack) -> Callable[[], Any]:
+def _at_once(samples: int, batch: int) -> dict[str, int]:
+    return {} if samples == batch else {"fixed_batch": samples}
+
+
+def _open(
+    target: Target, inputs: Batch, threads: int | None, stack: contextlib.ExitStack
+) -> tuple[Callable[[], Any], int]:
+    """A call that runs the model once, and how many samples it runs."""
     runner = open_runner(target, threads=threads)
+    samples = runner.fixed_batch or inputs.samples
     runner(inputs)  # the first run reports a rejected shape in our words
     call = runner.prepare(inputs)
     if not isinstance(runner, ModuleRunner):
-        return call
+        return call, samples
     module = runner
 
     def run() -> float:
@@ -102,7 +113,7 @@ def _open(target: Target, inputs: Batch, threads: int | None, stack: contextlib.
             call()
             return time.perf_counter() - start
 
-    return run
+    return run, samples
 
 
 def _timed(call: Callable[[], Any]) -> float:

@@ -2,11 +2,14 @@
 
 adaptive max pooling to sizes O    max_pool with kernel and stride I / O where O divides I, else along that axis
                                    cat(max_pool(x[⌊i·I/O⌋ : ⌈(i+1)·I/O⌉]) for i < O); axes are taken one by one,
-                                   which for a maximum is the same
+                                   which for a maximum, and for a mean over a box, is the same
+adaptive average pooling in 3-D    the same with means (the exporter has it in 1-D and 2-D)
+RReLU, not in training             LeakyReLU of the mean slope
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,8 +35,10 @@ def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     """
     found = [node for node in program.graph.nodes if node.target in DECOMPOSITIONS]
     for node in found:
+        if node.target is ATEN.rrelu.default and len(node.args) > 3 and node.args[3]:
+            raise ExportError("RReLU in training draws its slopes anew each time; export the model in eval mode")
         for reader in node.users:
-            if reader.args[1:] == (1,) and reader.users:
+            if reader.target is operator.getitem and reader.args[1] == 1 and reader.users:
                 raise ExportError(
                     f"{node.name} is asked for indices, which adaptive max pooling has no ONNX form of; leave return_indices out"
                 )
@@ -42,43 +47,53 @@ def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
 def _adaptive_max_pool(dimensions: int) -> Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]]:
     def run(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        batched = x if x.dim() == dimensions + 2 else x[None]
-        for axis, size in enumerate(sizes):
-            batched = _pooled(batched, axis, dimensions, int(size))
-        result = batched if x.dim() == dimensions + 2 else batched[0]
+        result = _by_axes(x, sizes, dimensions, _MAXIMA[dimensions])
         return result, torch.zeros_like(result, dtype=torch.int64)  # nobody reads them: see `decomposed`
 
     return run
 
 
-def _pooled(x: Tensor, axis: int, dimensions: int, wanted: int) -> Tensor:
-    """Adaptive max pooling along one spatial axis."""
-    size = x.shape[axis + 2]
+def _adaptive_avg_pool3d(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    return _by_axes(x, sizes, 3, functional.avg_pool3d)
+
+
+def _leaky_relu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Tensor:
+    return functional.leaky_relu(x, (lower + upper) / 2)
+
+
+def _by_axes(x: Tensor, sizes: Sequence[int], dimensions: int, pool: Pool) -> Tensor:
+    """Adaptive pooling, one spatial axis after the other."""
+    batched = x if x.dim() == dimensions + 2 else x[None]
+    for axis, size in enumerate(sizes):
+        batched = _pooled(batched, axis, dimensions, int(size), pool)
+    return batched if x.dim() == dimensions + 2 else batched[0]
+
+
+def _pooled(x: Tensor, axis: int, dimensions: int, wanted: int, pool: Pool) -> Tensor:
+    size, place = x.shape[axis + 2], axis + 2
     if wanted == 1 and not isinstance(size, int):
-        return x.amax(axis + 2, keepdim=True)
+        return x.amax(place, keepdim=True) if pool in _MAXIMA.values() else x.mean(place, keepdim=True)
     if not isinstance(size, int):
         raise ExportError(
-            f"adaptive max pooling to {wanted} needs a fixed size of dimension {axis + 2} of its input, and it is dynamic; "
+            f"adaptive pooling to {wanted} needs a fixed size of dimension {place} of its input, and it is dynamic; "
             "export with that dimension fixed"
         )
-    if size == wanted:
-        return x
+
+    def along(part: Tensor, kernel: int) -> Tensor:
+        kernels = [1] * dimensions
+        kernels[axis] = kernel
+        return pool(part, kernels) if kernel > 1 else part
+
     if size % wanted == 0:
-        return _max_pool(x, axis, dimensions, size // wanted)
+        return along(x, size // wanted)
     windows = [(i * size // wanted, -(-(i + 1) * size // wanted)) for i in range(wanted)]
-    return torch.cat(
-        [_max_pool(x.narrow(axis + 2, a, b - a), axis, dimensions, b - a) for a, b in windows], dim=axis + 2
-    )
-
-
-def _max_pool(x: Tensor, axis: int, dimensions: int, kernel: int) -> Tensor:
-    kernels = [1] * dimensions
-    kernels[axis] = kernel
-    return _POOLS[dimensions](x, kernels) if kernel > 1 else x
+    return torch.cat([along(x.narrow(place, start, stop - start), stop - start) for start, stop in windows], dim=place)
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     ATEN.adaptive_max_pool1d.default: _adaptive_max_pool(1),
     ATEN.adaptive_max_pool2d.default: _adaptive_max_pool(2),
     ATEN.adaptive_max_pool3d.default: _adaptive_max_pool(3),
+    ATEN.adaptive_avg_pool3d.default: _adaptive_avg_pool3d,
+    ATEN.rrelu.default: _leaky_relu,
 }

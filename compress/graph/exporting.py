@@ -256,7 +256,7 @@ def _other_sizes(job: _Job, axes: Axes) -> Iterator[Batch]:
             found += 1
             if found == SIZES_CHECKED:
                 break
-        if not found:
+        if found < SIZES_CHECKED:
             raise ExportError(f"the model itself takes no other {symbol} than {size}")
 
 

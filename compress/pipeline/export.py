@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compress import state
 from compress.errors import InputError, OutputError
+from compress.evaluation.runners import resized_batch
+from compress.graph.dimensions import Wanted
 from compress.graph.exporting import export as export_graph
+from compress.graph.opset import check_opset
 from compress.locking import claimed
 from compress.pipeline.closing import measure
 from compress.pipeline.inputs import DataSource, ModelSource, Settings, open_inputs
@@ -22,11 +26,16 @@ def export(
     data: DataSource | Any = None,
     *,
     output: Output | str | Path,
+    dynamic: Any = None,
     dynamic_batch: bool = True,
+    batch: int | None = None,
+    opset: int | None = None,
     check: bool = True,
     settings: Settings | None = None,
 ) -> Report:
     """Export a model to `output` (a .onnx file); parity with PyTorch is checked on real inputs where there is data.
+
+    `batch` fixes the batch, and with it every other size; `dynamic` and `opset` are those of `compress.export`.
 
     Raises:
         InputError: the output is not named .onnx, or the model is an ONNX file already.
@@ -43,16 +52,25 @@ def export(
             f"output {str(output.path)!r} does not end in .onnx; name it -o {output.path.with_suffix('.onnx')}"
         )
     output.check()
+    if batch is not None and dynamic is not None:
+        raise InputError(
+            "a fixed batch (--batch) and dynamic dimensions (--dynamic) exclude each other; give one of them"
+        )
+    Wanted.of(dynamic)
+    check_opset(opset)
     opened = open_inputs(model, data, settings)
+    inputs = opened.inputs if batch is None else resized_batch(opened.inputs, batch)
     if opened.loaded.kind == "onnx":
         raise InputError(f"{opened.name!r} is an ONNX file already; `compress quantize` takes it as it stands")
     with claimed(output.path), state.threads(settings.threads):
         output.check()
         step = export_graph(
             opened.model,
-            opened.inputs,
+            inputs,
             path=output.path,
-            dynamic_batch=dynamic_batch,
+            dynamic=dynamic,
+            dynamic_batch=dynamic_batch and batch is None,
+            opset=opset,
             check=check,
             threads=settings.threads,
             overwrite=output.overwrite,
@@ -61,7 +79,8 @@ def export(
     agreement = (
         [f"ONNX Runtime and PyTorch agree to {values['max_difference']:.1g}"] if "max_difference" in values else []
     )
-    rows = measure(Job(opened, settings, output, timing=None), {output.path.name: output.path})
+    measured = replace(opened, inputs=inputs)
+    rows = measure(Job(measured, settings, output, timing=None), {output.path.name: output.path})
     return Report(
         rows=rows,
         steps=(step,),

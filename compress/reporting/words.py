@@ -25,9 +25,21 @@ def plain_words(rows: Sequence[Measurement], base: Measurement) -> list[str]:
                 f"{row.name} is faster than {last.name} here: {row.p50_ms:.3g} ms against {last.p50_ms:.3g} ms"
             )
     for row in rows:
+        words += _by_sample(row)
         if row.name != base.name:
             words += [*_slower(row, base), *_larger(row, base), *_worse(row, base), *_moved(row, base)]
     return words
+
+
+def _by_sample(row: Measurement) -> list[str]:
+    """Say how a file of fixed batch was timed beside models that take any."""
+    if "fixed_batch" not in row.extra:
+        return []
+    fixed, batch = row.extra["fixed_batch"], row.extra["batch_size"]
+    return [
+        f"{row.name} takes batches of exactly {fixed}; its latency is that of a run divided by {fixed}, times {batch}, so that "
+        "models compare by sample"
+    ]
 
 
 def how_read(rows: Sequence[Measurement]) -> list[str]:
