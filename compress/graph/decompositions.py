@@ -20,11 +20,8 @@ from torch.nn import functional
 from compress.errors import ExportError
 
 ATEN = torch.ops.aten
-_POOLS: dict[int, Callable[..., Tensor]] = {
-    1: functional.max_pool1d,
-    2: functional.max_pool2d,
-    3: functional.max_pool3d,
-}
+Pool = Callable[..., Tensor]
+_MAXIMA: dict[int, Pool] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 
 
 def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
