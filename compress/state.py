@@ -6,7 +6,8 @@ import contextlib
 import copy
 import logging
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,15 +47,46 @@ def own_buffers(module: nn.Module) -> nn.Module:
     return copied(module, {id(value): value for value in module.parameters()})
 
 
-@contextlib.contextmanager
-def slow_attention() -> Iterator[None]:
+class _Borrowed:
+    """A setting of the whole process that several threads may borrow at once: the last to leave gives it back.
+
+    Each restoring what it found would not do: who came second finds the first one's value.
+    """
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], value: Any) -> None:
+        self.read, self.write, self.value = read, write, value
+        self.guard, self.users, self.before = threading.Lock(), 0, None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.guard:
+            if self.users == 0:
+                self.before = self.read()
+                self.write(self.value)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.guard:
+                self.users -= 1
+                if self.users == 0:
+                    self.write(self.before)
+
+
+_SLOW = _Borrowed(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False)
+_UNLOGGED = _Borrowed(lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL)
+_QUIET: dict[str, _Borrowed] = {}
+
+
+def slow_attention() -> contextlib.AbstractContextManager[None]:
     """Run a block with attention's fast path off, which hides heads and layers in one operator."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    return _SLOW()
+
+
+def quiet_logger(name: str) -> contextlib.AbstractContextManager[None]:
+    """Run a block without a word below CRITICAL from the logger `name`."""
+    logger = logging.getLogger(name)
+    return _QUIET.setdefault(name, _Borrowed(lambda: logger.level, logger.setLevel, logging.CRITICAL))()
 
 
 @contextlib.contextmanager
@@ -72,15 +104,9 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-@contextlib.contextmanager
-def unlogged() -> Iterator[None]:
+def unlogged() -> contextlib.AbstractContextManager[None]:
     """Run a block without a word from any logger, where what matters arrives as an exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+    return _UNLOGGED()
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ LEVELS = [
         "scratch",
         "shapes",
         "state",
+        "tracing",
     },
 ]
 DOORS = {  # library → where it may be imported

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from compress.batches import Batch, call
 from compress.errors import InputError, ModelError
 from compress.state import evaluating, unlogged
+from compress.tracing import traced, tracing
 
 # What leaves every value as it is in eval mode, so that a batch-norm may lie behind it.
 _TRANSPARENT = ("aten.clone.", "aten.contiguous.", "aten.detach.", "aten.alias.")
@@ -66,9 +66,9 @@ def _check_runs(module: nn.Module, inputs: Batch) -> None:
 
 
 def _by_export(module: nn.Module, names: Sequence[str], inputs: Batch) -> list[Found]:
-    with evaluating(module), _quietly():
+    with tracing(), evaluating(module), _quietly():
         positional, named = inputs.map(lambda x: x.detach().clone()).arguments(module)
-        program = torch.export.export(module, positional, named, strict=False)
+        program = traced(module, positional, named, strict=False)
     signature = program.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     # Two names of one module share its tensors; the export knows them by one of the two.

@@ -28,6 +28,7 @@ from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx, save_onnx
 from compress.state import evaluating, unlogged
 from compress.steps import Change, Step
+from compress.tracing import traced, tracing
 
 SIZES_CHECKED = 2  # of each free dimension, besides the example's
 
@@ -74,7 +75,7 @@ def export(
     inputs = example_batch(example_inputs)
     outputs = run_example(module, inputs)
     checks = example_batch(parity_inputs) if parity_inputs is not None else inputs
-    with evaluating(module), _quietly():
+    with tracing(), evaluating(module), _quietly():
         job = _Job(module, inputs, checks, outputs, check=check, opset=opset, threads=threads)
         graph, parity, notes = _export_best(job, wanted)
     if path is not None:
@@ -301,7 +302,7 @@ def _trace(module: nn.Module, inputs: Batch, axes: Axes) -> torch.export.Exporte
         try:
             positional, named = fresh.arguments(module)
             shapes = _dynamic_shapes(_input_names(module, inputs), positional or named, axes)
-            return torch.export.export(module, positional, named, dynamic_shapes=shapes, strict=strict)
+            return traced(module, positional, named, dynamic_shapes=shapes, strict=strict)
         except Exception as error:
             failure = failure or error
     raise ExportError(

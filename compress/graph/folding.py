@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import weakref
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.errors import ModelError
+from compress.state import quiet_logger
 
 # What stays although it is constant: the points where int8 begins and ends.
 _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -37,7 +37,7 @@ def fold_constants(graph: ir.Model, *, duplicate: bool = False) -> ir.Model:
         return _is_standard(node) and node.op_type not in _KEPT and not _grows(node, duplicate)
 
     passes = ir.passes.common
-    with _logger_silent("onnxscript"), _logger_silent("onnx_ir"):
+    with quiet_logger("onnxscript"), quiet_logger("onnx_ir"):
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
         before = -1
         while before != graph.graph.num_nodes():  # a folded Split may free more
@@ -54,7 +54,7 @@ def fold_constants(graph: ir.Model, *, duplicate: bool = False) -> ir.Model:
 def infer_shapes(graph: ir.Model) -> ir.Model:
     """Fill in, in place, the types and shapes that follow from the inputs; ones already known stay. Returns `graph`."""
     known = {id(value): (value.shape, value.dtype) for value in values_of(graph.graph)}
-    with _logger_silent("onnx_ir"):
+    with quiet_logger("onnx_ir"):
         ir.passes.common.ShapeInferencePass(check_type=False, strict_mode=False)(graph)
     for value in values_of(graph.graph):
         shape, dtype = known.get(id(value), (None, None))
@@ -267,15 +267,3 @@ def _is_vaguer(new: ir.Shape, old: ir.Shape) -> bool:
         return False
     known = [(isinstance(a, int), isinstance(b, int)) for a, b in zip(new, old)]
     return any(b and not a for a, b in known) or all(a == b for a, b in known)
-
-
-class _logger_silent:
-    def __init__(self, name: str) -> None:
-        self.logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self.level = self.logger.level
-        self.logger.setLevel(logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)

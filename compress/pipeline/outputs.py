@@ -136,6 +136,7 @@ def export_program(module: nn.Module, example_inputs: Any) -> Any:
 
     from compress.batches import example_batch
     from compress.state import copied, evaluating
+    from compress.tracing import traced
 
     # A copy: an exported program shares its parameters with the module that it came from.
     twin = copied(module)
@@ -149,9 +150,9 @@ def export_program(module: nn.Module, example_inputs: Any) -> Any:
 
         shapes: Any = tuple(map(free, positional)) or {name: free(value) for name, value in named.items()}
         try:
-            return torch.export.export(twin, positional, named, dynamic_shapes=shapes)
+            return traced(twin, positional, named, dynamic_shapes=shapes)
         except Exception:
-            return torch.export.export(twin, positional, named)
+            return traced(twin, positional, named)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from compress.pruning.labels import FIXED, NONE, core, shrink, varying
 from compress.pruning.rules import created, rule_for
 from compress.pruning.trace import Call, Labelled, Trace, Work, lock
 from compress.state import evaluating, own_buffers, slow_attention
+from compress.tracing import traced, tracing
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ def export_program(module: nn.Module, inputs: Batch, *, training: bool = False) 
     try:
         if training:
             module = own_buffers(module)  # tracing counts batches there
-        with slow_attention(), evaluating(module), warnings.catch_warnings():
+        with tracing(), slow_attention(), evaluating(module), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if training:
                 for part in module.modules():
                     part.training = True
             positional, named = inputs.arguments(module)
-            return torch.export.export(module, positional, named, strict=False)
+            return traced(module, positional, named, strict=False)
     except Exception as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(
