@@ -17,6 +17,7 @@ _HOMES = {
     "Gates": "compress.pipeline.gates",
     "GraphModule": "compress.graph.module",
     "Measurement": "compress.steps",
+    "Metric": "compress.measures.own",
     "ModelSource": "compress.pipeline.inputs",
     "Output": "compress.pipeline.outputs",
     "Pipeline": "compress.pipeline.run",

@@ -41,6 +41,25 @@ def test_shrink_classifier_and_deploy(tmp_path):
     assert 0 <= best < 1000 and len(shown.splitlines()) == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs", "measure", "better"),
+    [
+        ("regression", 3, "RMSE", "lower"),
+        ("segmentation", 3, "mIoU", "higher"),
+        ("detection", 4, "AveragePrecision", "higher"),
+    ],
+)
+def test_tasks_that_are_no_classification(name, epochs, measure, better, tmp_path):
+    report, shown = run(name, "--epochs", epochs, "--out", tmp_path / name)
+    base, row = report.rows
+    decides = row.measures[0]
+    assert (decides.name, decides.better) == (measure, better) and not report.failed
+    assert row.differences[0].snr_db > 20 and row.size_bytes < 0.6 * base.size_bytes
+    assert "inside the accuracy budget on 1" in shown and f"{measure} " in report.gates[0].sentence
+    learned = {"RMSE": decides.value < 1.5, "mIoU": decides.value > 0.45, "AveragePrecision": decides.value > 0.1}
+    assert learned[measure], decides.value
+
+
 def test_deployment_needs_neither_torch_nor_compress(tmp_path):
     code = "import sys; sys.path.insert(0, sys.argv[1]); import deploy; print({'torch', 'compress', 'onnx'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code, str(FOLDER)], capture_output=True, text=True, check=True)

@@ -322,5 +322,10 @@ def test_a_measure_by_hand():
     )
 
 
+def test_a_metric_by_hand_whose_direction_nobody_said_may_not_move():
+    base, *rows = (Measurement(name, metric=value) for name, value in (("a", 0.2), ("b", 5.0), ("c", -5.0), ("d", 0.2)))
+    assert [gate.passed for gate in Gates(max_drop=0.01).check([base, *rows], base)] == [False, False, True]
+
+
 def test_the_command_knows_every_task():
     assert tuple(TASKS) == TASK_NAMES

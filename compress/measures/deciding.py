@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.measures.figure import HIGHER, amount, difference, is_number, scale_of, shown
+from compress.measures.figure import HIGHER, LOWER, amount, difference, is_number, scale_of, shown
 from compress.steps import Measure, Measurement
+
+UNKNOWN = ""  # direction of a metric in a measurement that was put together by hand
 
 
 def deciding(row: Measurement) -> Measure | None:
@@ -15,7 +17,7 @@ def deciding(row: Measurement) -> Measure | None:
         return row.measures[0]
     # A measurement that was put together by hand, or read from an older report.
     if row.metric is not None:
-        return Measure("metric", "", HIGHER, row.metric)
+        return Measure("metric", "", UNKNOWN, row.metric)
     return None if row.top1 is None else Measure("top-1", "%", HIGHER, row.top1)
 
 
@@ -31,6 +33,8 @@ def loss(row: Measurement, base: Measurement) -> float | None:
         return None
     if not (is_number(mine.value) and is_number(theirs.value)):
         return None
+    if mine.better == UNKNOWN:  # nobody said which way is good: any move is held to the limit
+        return abs(theirs.value - mine.value)
     return theirs.value - mine.value if mine.better == HIGHER else mine.value - theirs.value
 
 
@@ -39,7 +43,7 @@ def score(row: Measurement) -> float:
     found = deciding(row)
     if found is None or not is_number(found.value):
         return float("-inf")
-    return found.value if found.better == HIGHER else -found.value
+    return -found.value if found.better == LOWER else found.value
 
 
 def change(row: Measurement, base: Measurement) -> str | None:
