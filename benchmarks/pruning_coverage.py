@@ -126,11 +126,12 @@ def ours(module: nn.Module, inputs: torch.Tensor) -> dict:
     import numpy as np
 
     from compress.pruning.cost import CostModel
-    from compress.pruning.removal import Request, remove_channels
+    from compress.pruning.removal import remove_channels
+    from compress.pruning.request import PruneRequest
     from compress.pruning.verifying import difference
 
     start = time.perf_counter()
-    removal = remove_channels(module, (inputs,), Request(amount=0.5))
+    removal = remove_channels(module, (inputs,), PruneRequest(amount=0.5))
     seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     step, channels, removed = removal.step, removal.channels, removal.removed

@@ -22,6 +22,7 @@ _HOMES = {
     "Output": "compress.pipeline.outputs",
     "Pipeline": "compress.pipeline.run",
     "Preprocessing": "compress.loading.preprocessing",
+    "PruneRequest": "compress.pruning.request",
     "QATSchedule": "compress.quantization.qat",
     "QuantizeOptions": "compress.pipeline.quantize_options",
     "Recipe": "compress.pipeline.recipe",

@@ -30,12 +30,15 @@ class Record:
 
     attributes: set[str] = field(default_factory=set)
     kept: dict[str, Kept] = field(default_factory=dict)
+    baked: dict[str, Any] = field(default_factory=dict)  # the sizes of the plain layer that took a computed one's place
 
     def __call__(self, part: nn.Module, state: Any, prefix: str, metadata: dict[str, Any]) -> None:
         held = attributes_of(part)
         values = {name: held[name] for name in sorted(self.attributes) if name in held}
         plain = {name: value if isinstance(value, int) else list(value) for name, value in values.items()}
         metadata[KEY] = {"attributes": plain, "kept": dict(self.kept)}
+        if self.baked:
+            metadata[KEY]["baked"] = dict(self.baked)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,10 @@ def remember(
     cut = kept or {}
     for path, part in module.named_modules():
         old = before.get(path, {})
-        changed = {name for name, value in attributes_of(part).items() if old.get(name, value) != value}
+        held = attributes_of(part)
+        changed = {name for name, value in held.items() if old.get(name, value) != value}
+        if changed and held.get("groups", 1) != 1:  # shapes alone could mean another number of groups
+            changed |= held.keys() & {"groups", "in_channels", "out_channels"}
         buffers = {
             name: cut[full]
             for name in part._non_persistent_buffers_set
@@ -95,6 +101,22 @@ def remember(
         record.attributes |= changed
         for name, dims in buffers.items():
             record.kept[name] = _followed(record.kept.get(name), dims, part._buffers[name])
+
+
+def remember_baked(part: nn.Module, config: Mapping[str, Any]) -> None:
+    """Let `part`, a plain layer in the place of one with a computed weight, say so in its state dicts."""
+    _record(part).baked = dict(config)
+
+
+def baked(state: Any) -> dict[str, dict[str, Any]]:
+    """Which modules `state` holds as plain layers in place of computed ones, with the arguments of `plain_layer`."""
+    listed = getattr(state, "_metadata", None)
+    found = {}
+    for path, entry in listed.items() if isinstance(listed, Mapping) else ():
+        said = entry.get(KEY) if isinstance(entry, Mapping) else None
+        if isinstance(said, Mapping) and isinstance(said.get("baked"), Mapping):
+            found[path] = dict(said["baked"])
+    return found
 
 
 def recorded(module: nn.Module, state: Any) -> list[Restoration]:

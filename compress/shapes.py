@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,11 +58,34 @@ def replace_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> None:
             fit_attributes(part, pairs)
 
 
+class Skip(nn.Identity):
+    """In the place of a block that takes more than its input (a mask): the input comes out, the rest is not looked at."""
+
+    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        return input
+
+
+def skip_for(part: nn.Module) -> nn.Module:
+    """Make what stays in the place of a removed block."""
+    return nn.Identity() if len(inspect.signature(part.forward).parameters) == 1 else Skip()
+
+
 def replace_module(module: nn.Module, name: str, new: nn.Module) -> None:
     """Put `new` where the submodule `name` is, in place and in the mode of the old one."""
     parent, _, child = name.rpartition(".")
     new.training = module.get_submodule(name).training
     setattr(module.get_submodule(parent), child, new)
+
+
+def plain_layer(config: Mapping[str, Any]) -> Any:
+    """Build the convolution or linear layer that `config` names by `kind`, with the other entries as its arguments.
+
+    >>> plain_layer({"kind": "Linear", "in_features": 2, "out_features": 3, "bias": False})
+    Linear(in_features=2, out_features=3, bias=False)
+    """
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+    return kinds[options.pop("kind")](**options)
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -91,6 +116,8 @@ def fit_layer(layer: nn.Module) -> bool:
         layer.num_parameters = layer.weight.shape[0]
     elif isinstance(layer, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+    elif isinstance(layer, nn.RNNCellBase):
+        layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
     elif isinstance(layer, nn.RNNBase):
         first, recurrent = layer.get_parameter("weight_ih_l0"), layer.get_parameter("weight_hh_l0")
         layer.input_size, layer.hidden_size = first.shape[1], recurrent.shape[1]

@@ -152,15 +152,34 @@ def test_a_network_without_residuals_has_none():
         compress.prune(plain, torch.randn(2, 3, 8, 8), target="blocks")
 
 
-def test_what_takes_a_mask_stays_whole():
-    """`nn.TransformerEncoder` is the identity with weights of zero; its layers are the blocks, and they take masks."""
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_layers_that_take_masks_go(norm_first, tmp_path):
+    """`nn.TransformerEncoder` reads its first layer, which stays; the others go, also where they normalize last."""
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
-    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
-    module = nn.Sequential(nn.Linear(8, 16), encoder, nn.Linear(16, 4)).eval()
-    assert find_blocks(module, Batch.of(torch.randn(2, 5, 8))) == ()
-    with pytest.raises(PruningError, match="no submodule returns its only argument once its weights are zero"):
-        prune_blocks(module, Batch.of(torch.randn(2, 5, 8)))
+
+    def build():
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first)
+        encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        return nn.Sequential(nn.Linear(8, 16), encoder, nn.Linear(16, 4)).eval()
+
+    module, x = build(), torch.randn(2, 5, 8)
+    assert find_blocks(module, Batch.of(x)) == ("1.layers.1", "1.layers.2")
+    step = prune_blocks(module, Batch.of(x), amount=0.5)
+    with torch.no_grad():
+        wanted = step.model(x)
+        gone = next(change.layer for change in step.changes if change.action == "block removed")
+        module.get_submodule(gone).forward = lambda x, **masks: x
+        assert torch.allclose(module(x), wanted, atol=1e-6)
+    torch.save(step.model.state_dict(), tmp_path / "weights.pt")
+    again = build()
+    load_state_dict(again, read_state_dict(tmp_path / "weights.pt"))
+    with torch.no_grad():
+        assert torch.equal(again(x), wanted)
+
+
+def test_a_network_without_blocks_says_so():
+    with pytest.raises(PruningError, match="no submodule returns its first argument once its weights are zero"):
+        prune_blocks(nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval(), Batch.of(torch.randn(2, 8)))
 
 
 def test_a_pattern_without_blocks_names_those_there_are():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import WeightsError
-from compress.loading.fitting import fit_to_state_dict, remove_missing_blocks
+from compress.loading.fitting import fit_to_state_dict, put_plain_layers, remove_missing_blocks
 from compress.metadata import KEY, from_text
 
 # Where training scripts put the state dict, the likeliest first.
@@ -74,6 +74,7 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str 
     """
     state = _renamed_to_fit(module, state)
     removed = remove_missing_blocks(module, state)
+    put_plain_layers(module, state)
     expected = module.state_dict()
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import WeightsError
-from compress.metadata import attributes, recorded, remember
-from compress.shapes import replace_module, replace_parameters
+from compress.metadata import attributes, baked, recorded, remember, remember_baked
+from compress.shapes import plain_layer, replace_module, replace_parameters, skip_for
 
 
 def fit_to_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -49,8 +49,25 @@ def fit_to_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[s
     return notes
 
 
+def put_plain_layers(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put plain layers, in place, where pruning stored the weight that the architecture computes from others."""
+    names = {name for name, _ in module.named_modules()}
+    for path, config in baked(state).items():
+        if not path or path not in names:
+            continue
+        try:
+            layer = plain_layer(config)
+        except Exception as error:  # whatever a constructor raises on sizes that no pruning wrote
+            raise WeightsError(f"what the checkpoint says of layer {path!r} makes no layer: {error}") from error
+        if type(module.get_submodule(path)) is not type(layer):
+            replace_module(module, path, layer)
+            remember_baked(layer, config)
+        elif "parametrizations" in dict(module.get_submodule(path).named_children()):
+            replace_module(module, path, layer)
+
+
 def remove_missing_blocks(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Put `nn.Identity`, in place, where the checkpoint's module had no layers; return those modules' names.
+    """Put `nn.Identity` (or `Skip`), in place, where the checkpoint's module had no layers; return those modules' names.
 
     PyTorch's state dicts list the modules that they came from (`_metadata`), an `nn.Identity` too. A checkpoint
     without that list (a plain dict) changes nothing here.
@@ -66,7 +83,7 @@ def remove_missing_blocks(module: nn.Module, state: Mapping[str, Tensor]) -> tup
             continue
         had_layers = any(True for _ in part.children()) and any(True for _ in part.parameters())
         if had_layers and name not in filled:
-            replace_module(module, name, nn.Identity())
+            replace_module(module, name, skip_for(part))
             removed.append(name)
     return tuple(removed)
 

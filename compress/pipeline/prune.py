@@ -30,6 +30,7 @@ from compress.pruning.iterative import prune_iteratively
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.pruning.prune import prune as prune_module
 from compress.pruning.recalibration import recalibrate_batchnorm
+from compress.pruning.request import PruneRequest
 from compress.pruning.scores import SCORES
 from compress.reporting.report import Report
 from compress.scratch import scratch_folder
@@ -130,7 +131,7 @@ def pruned(
     opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path
 ) -> tuple[Step, nn.Module | None]:
     """Prune by the schedule; return the step, with the module right after pruning, and the fine-tuned module."""
-    arguments = _arguments(opened, options, settings, scratch, baseline)
+    request = _request(opened, options, settings, scratch, baseline)
     rounds = 1 if options.schedule == "one-shot" else max(options.steps, 1)
     epochs = _spread(options.finetune_epochs, rounds)
     tuned: list[nn.Module] = []
@@ -144,14 +145,13 @@ def pruned(
         step = prune_iteratively(
             opened.model,
             opened.inputs,
-            amount=arguments.pop("amount"),
+            request,
             schedule_kind=options.schedule,
             steps=rounds,
             between=between if options.finetune_epochs else None,
-            **arguments,
         )
     else:
-        step = prune_module(opened.model, opened.inputs, **arguments)
+        step = prune_module(opened.model, opened.inputs, request)
     if options.recalibrate:
         loader = opened.calibration()
         step = replace(step, model=recalibrate_batchnorm(step.model, loader), notes=(*step.notes, RECALIBRATED))
@@ -161,21 +161,18 @@ def pruned(
     return step, tuned[0] if tuned else None
 
 
-def _arguments(
-    opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path
-) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        name: getattr(options, name) for name in ("amount", "method", "scope", "include", "exclude")
-    }
-    found |= {"seed": settings.seed, "remove_channels": not options.masks}
+def _request(opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path) -> PruneRequest:
+    names = ("amount", "method", "scope", "include", "exclude")
+    found: dict[str, Any] = {name: getattr(options, name) for name in names} | {"seed": settings.seed}
     if options.masks:
-        return found | {"n": options.n, "dim": options.dim}
-    found |= {"target": options.target, "round_to": options.round_to, "reconstruct": reconstructs(opened, options)}
-    if options.method == "taylor" or found["reconstruct"] or (options.target == "blocks" and opened.data is not None):
+        return PruneRequest(**found, remove_channels=False, n=options.n, dim=options.dim)
+    fits = reconstructs(opened, options)
+    found |= {"target": options.target, "round_to": options.round_to, "reconstruct": fits}
+    if options.method == "taylor" or fits or (options.target == "blocks" and opened.data is not None):
         found["data"] = list(first_batches(opened.calibration(), SAMPLES))
     if options.target == "latency":
         found["latency"] = _latency_meter(opened, settings, scratch, baseline)
-    return found
+    return PruneRequest(**found)
 
 
 def reconstructs(opened: Opened, options: PruneOptions) -> bool:

@@ -3,8 +3,11 @@
     y = x + f(x)        without f's parameters (all zero) the block is the identity, and can go
     y = relu(x + f(x))  as well, where x comes out of a relu
 
-A block is therefore any module that returns its one input, on the example inputs, once its parameters are zero; no
-list of architectures. It leaves an `nn.Identity`, and the outputs stay those of the original with the zeroed blocks.
+    y = norm(x + f(x))  a layer that normalizes last, as in BERT: with f at zero it normalizes x, which it is already
+
+A block is therefore any module that returns its first input, or that one normalized, on the example inputs, once its
+weights are zero; no list of architectures. It leaves an `nn.Identity`, and the outputs are those of the original with
+those blocks passed by.
 Why it pays: He et al. 2016 and Veit et al. 2016 show how little single blocks of a deep residual network matter, and
 a removed layer saves its whole call, where a thinner one often takes as long as before.
 """
@@ -20,15 +23,17 @@ from compress.batches import Batch, call, first_batches, joined
 from compress.errors import PruningError
 from compress.progress import track
 from compress.pruning.naming import check_patterns, matches
-from compress.pruning.removal import check_amount, count_notes
+from compress.pruning.removal import count_notes
+from compress.pruning.request import check_amount
 from compress.pruning.verifying import difference, tensors_of
-from compress.shapes import replace_module
+from compress.shapes import replace_module, skip_for
 from compress.state import copied, evaluating
 from compress.steps import Change, Step
 
 SAMPLES = 64  # that blocks are scored on
 ROUNDS = 8  # at most; the scores are taken anew after each
 EXACT = 1e-5
+NORMALIZED = 1e-2  # their small constants differ
 TOLERANCE = 1e-4
 
 
@@ -53,7 +58,7 @@ def prune_blocks(
     found = find_blocks(module, inputs)
     if not found:
         raise PruningError(
-            "no block of this model can be removed: no submodule returns its only argument once its weights are zero; "
+            "no block of this model can be removed: no submodule returns its first argument once its weights are zero; "
             "additions in the outermost forward cannot be taken out"
         )
     candidates = _asked_for(module, found, include, exclude)
@@ -84,7 +89,7 @@ def prune_blocks(
 def find_blocks(module: nn.Module, inputs: Batch) -> tuple[str, ...]:
     """Name the innermost modules that can be removed: called once, and the identity with their parameters at zero.
 
-    One that takes more than its one input (a mask) leaves no `nn.Identity`; it stays, and so does what it is part of.
+    One whose place the forward around it needs (it reads an attribute there) stays, and so does what it is part of.
     """
     calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]] | None]] = {}
 
@@ -112,17 +117,17 @@ def find_blocks(module: nn.Module, inputs: Batch) -> tuple[str, ...]:
         if len(seen) != 1 or seen[0] is None or inner:
             continue
         args, kwargs = seen[0]
-        if _is_identity(part, args, kwargs):
-            (blocks if len(args) == 1 and not kwargs else staying).append(name)
+        if _is_identity(part, args, kwargs) or _only_normalizes(part, args, kwargs):
+            (blocks if _runs_without(module, name, inputs) else staying).append(name)
     return tuple(reversed(blocks))
 
 
 def without(module: nn.Module, blocks: Iterable[str]) -> nn.Module:
-    """Return a copy of `module`, sharing its parameters, with `nn.Identity` in place of `blocks`."""
+    """Return a copy of `module`, sharing its parameters, with what lets the input through in place of `blocks`."""
     shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
     shorter = copied(module, shared)
     for name in blocks:
-        replace_module(shorter, name, nn.Identity())
+        replace_module(shorter, name, skip_for(module.get_submodule(name)))
     return shorter
 
 
@@ -141,6 +146,40 @@ def _is_identity(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     except Exception:  # whatever a forward raises on weights of zero: such a part is no block
         return False
     return isinstance(output, Tensor) and output.shape == x.shape and difference(output, x) <= EXACT
+
+
+NORMS = (nn.LayerNorm, nn.RMSNorm)
+
+
+def _only_normalizes(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether with its weights at zero, those of normalization at one, the input comes out normalized over the last axis."""
+    x = args[0]
+    plain = copied(part)
+    norms = [inner for inner in plain.modules() if isinstance(inner, NORMS) and inner.weight is not None]
+    if not norms or not x.is_floating_point():
+        return False
+    try:
+        with evaluating(plain):
+            for parameter in plain.parameters():
+                parameter.zero_()
+            for norm in norms:
+                assert norm.weight is not None
+                norm.weight.fill_(1.0)
+            output = plain(*args, **kwargs)
+    except Exception:  # as above
+        return False
+    wanted = (nn.functional.layer_norm(x, x.shape[-1:]), nn.functional.rms_norm(x, x.shape[-1:]))
+    return any(difference(output, value) <= NORMALIZED for value in wanted)
+
+
+def _runs_without(module: nn.Module, name: str, inputs: Batch) -> bool:
+    shorter = without(module, [name])
+    try:
+        with evaluating(shorter):
+            call(shorter, inputs)
+    except Exception:  # whatever a forward raises that looks for something in the block
+        return False
+    return True
 
 
 def _asked_for(
@@ -171,13 +210,12 @@ def _leaves(value: Any) -> list[Tensor]:
 
 
 def _check(module: nn.Module, smaller: nn.Module, removed: Sequence[str], inputs: Batch) -> None:
-    """Hold the shallower module to the original with the removed blocks' parameters at zero."""
-    zeroed = copied(module)
-    with evaluating(zeroed), evaluating(smaller):
-        for name in removed:
-            for parameter in zeroed.get_submodule(name).parameters():
-                parameter.zero_()
-        error = difference(call(smaller, inputs), call(zeroed, inputs))
+    """Hold the shallower module to the original whose blocks give back their input."""
+    passed = copied(module)
+    for name in removed:
+        passed.get_submodule(name).register_forward_hook(lambda part, args, output: args[0])
+    with evaluating(passed), evaluating(smaller):
+        error = difference(call(smaller, inputs), call(passed, inputs))
     if error > TOLERANCE:
         raise PruningError(
             f"without {', '.join(removed)} the outputs differ from the zeroed original's by {error:.1e}; "

@@ -17,11 +17,13 @@ from torch.fx import GraphModule, Node
 
 from compress.batches import Batch
 from compress.errors import ExportError
-from compress.pruning.labels import FIXED, NONE, core, shrink, varying
-from compress.pruning.rules import created, rule_for
+from compress.pruning.labels import FEW_GROUPS, FIXED, NONE, core, shrink, varying
+from compress.pruning.rules import created, pad, pointwise, rule_for, same
 from compress.pruning.trace import Call, Labelled, Trace, Work, lock
 from compress.state import evaluating, own_buffers, slow_attention
 from compress.tracing import traced, tracing
+
+ALL_THERE_IS = "all there is of"  # begins the reason of channels that are one class, which can only go whole
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Channels:
     made_by_slices: list[np.ndarray]
     heads: list[np.ndarray]  # for each attention, the roots of its heads
     element_labels: dict[str, np.ndarray]  # labels, not roots
+    whole_groups: bool = True  # what goes of a convolution of many groups; else the same place of every group
 
     def gone(self, removed: np.ndarray) -> np.ndarray:
         """Return, for every label, whether it is removed with the classes in `removed`."""
@@ -85,6 +88,21 @@ class Channels:
         flags[removed] = True
         flags[FIXED] = False
         return np.append(flags[self.root], False)
+
+    def gone_elements(self, removed: np.ndarray) -> np.ndarray:
+        """The same, with the elements of composed and sliced kernels that go with their rows and columns.
+
+        With them goes what is of their class, unless a scale made one class of several rows or columns.
+        """
+        gone = self.gone(removed)
+        flagged = np.zeros_like(gone)
+        for owner, owned in self.owners:
+            classes = self.root[owned.reshape(len(owner), -1)]
+            flagged[np.unique(owned[gone[owner]])] = True
+            if np.unique(classes).size == sum(np.unique(row).size for row in classes):
+                flagged[np.isin(np.append(self.root, NONE), classes[gone[owner]])] = True
+        flagged[NONE] = False
+        return gone | flagged
 
     def without(self, reasons: Mapping[int, str]) -> Channels:
         """The same, with more classes locked."""
@@ -119,18 +137,42 @@ def export_program(module: nn.Module, inputs: Batch, *, training: bool = False) 
 def find_channels(module: nn.Module, inputs: Batch) -> Channels:
     """Propagate labels through the module; return the families of channels, and why others must stay.
 
+    Whole groups of a grouped convolution go at once. A channel shuffle mixes groups, so that then nothing could go;
+    where that is so, and the same place of every group can, that is what goes.
+
     Raises:
         ExportError: the module cannot be exported.
     """
-    shapes = {name: value.shape for name, value in _state(module).items()}
-    trace = Trace(shapes)
+    found = _propagated(module, inputs, whole_groups=True)
+    groups = any(_many_groups(node) for node in found.program.graph_module.graph.nodes)
+    if groups and any(reason.startswith(ALL_THERE_IS) for reason in found.locked.values()):
+        other = _propagated(module, inputs, whole_groups=False)
+        if _removable(other) > _removable(found):
+            return other
+    return found
+
+
+def _many_groups(node: Node) -> bool:
+    groups = next((item for item in (node.kwargs.get("groups"), *node.args[6:7]) if isinstance(item, int)), 1)
+    return node.op == "call_function" and groups >= FEW_GROUPS
+
+
+def _removable(channels: Channels) -> int:
+    return sum(family.classes.size * family.width for family in channels.families)
+
+
+def _propagated(module: nn.Module, inputs: Batch, *, whole_groups: bool) -> Channels:
+    state = _state(module)
+    shapes = {name: value.shape for name, value in state.items()}
+    trace, names = Trace(shapes, whole_groups), _first_names(state)
     program = export_program(module, inputs)
-    labels = _run_program(trace, program)
+    labels = _run_program(trace, program, names)
+    work = list(trace.work)
     used = {name for name, _ in trace.axes} | set(trace.element_labels)
     unused = {name for name, _ in module.named_parameters()} - used
     if unused:  # auxiliary heads run in training only, and read the same channels
         try:
-            _run_program(trace, export_program(module, inputs, training=True))
+            _run_program(trace, export_program(module, inputs, training=True), names)
         except ExportError:
             for name in unused:
                 for dim in range(len(shapes[name])):
@@ -148,7 +190,7 @@ def find_channels(module: nn.Module, inputs: Batch) -> Channels:
         families=[],
         locked=locked,
         ties=[],
-        work=trace.work,
+        work=work,  # without what runs in training only
         program=program,
         labels=labels,
         reduced=frozenset(trace.reduced),
@@ -156,6 +198,7 @@ def find_channels(module: nn.Module, inputs: Batch) -> Channels:
         made_by_slices=[root[vector.numpy()] for vector in trace.made_by_slices],
         heads=[_roots_of(trace, a, b) for _, a, b in trace.heads],
         element_labels={name: value.numpy() for name, value in trace.element_labels.items()},
+        whole_groups=whole_groups,
     )
     return _with_families(found, locked)
 
@@ -172,8 +215,14 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """One name for each tensor: the first of those under which the module holds it."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(value), name) for name, value in state.items()}
+
+
 # -- running the program ----------------------------------------------------------------------------------------
-def _run_program(trace: Trace, program: ExportedProgram) -> dict[Node, Any]:
+def _run_program(trace: Trace, program: ExportedProgram, names: Mapping[str, str]) -> dict[Node, Any]:
     values: dict[str, Any] = {}
     for spec in program.graph_signature.input_specs:
         name = getattr(spec.arg, "name", None)
@@ -181,9 +230,10 @@ def _run_program(trace: Trace, program: ExportedProgram) -> dict[Node, Any]:
             continue
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
-            floating = tensor is not None and tensor.is_floating_point() and spec.target in trace.shapes
-            made_of = frozenset([spec.target] if spec.kind == InputKind.PARAMETER else [])
-            values[name] = Labelled(None, tensor.shape, spec.target, made_of) if floating else tensor
+            held = names.get(spec.target, spec.target)
+            floating = tensor is not None and tensor.is_floating_point() and held in trace.shapes
+            made_of = frozenset([held] if spec.kind == InputKind.PARAMETER else [])
+            values[name] = Labelled(None, tensor.shape, held, made_of) if floating else tensor
         elif spec.kind == InputKind.USER_INPUT:
             values[name] = None  # from the shape of the node
         else:
@@ -234,8 +284,8 @@ def _call(trace: Trace, node: Node, args: tuple, kwargs: dict[str, Any], env: di
         return _run_graph(trace, graphs[0], dict(zip(names, values)), env)
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
-    if "val" not in node.meta and not node.target._schema.returns:
-        return None
+    if not node.target._schema.returns and not node.target._schema.is_mutable:
+        return None  # an assertion (before each cast: of the type, the device): it reads no values
     call = Call(node, node.target, args, kwargs)
     if not any(True for _ in call.labelled(every=True)):
         return _known(call)
@@ -245,7 +295,7 @@ def _call(trace: Trace, node: Node, args: tuple, kwargs: dict[str, Any], env: di
         result = lock(trace, call)
     if rule_for(call) is created:
         return result
-    return _wrap(result, _moved_parameter(call), _made_of(call))
+    return _wrap(result, _moved_parameter(call), _made_of(call), _is_elementwise(call))
 
 
 def _known(call: Call) -> Any:
@@ -292,6 +342,13 @@ def _moved_parameter(call: Call) -> str | None:
     return next(iter(names)) if call.name in _MOVES and len(names) == 1 else None
 
 
+def _is_elementwise(call: Call) -> bool:
+    """Does the call compute each element from one of each operand, which parameters made in the same way?"""
+    if not (call.name in _MOVES or rule_for(call) in (pointwise, same, pad)):
+        return False
+    return all(item.param is not None or item.elementwise for item in call.labelled(every=True))
+
+
 def _made_of(call: Call) -> frozenset[str] | None:
     """Name the parameters that the call computes from, if from nothing else."""
     found: set[str] = set()
@@ -302,10 +359,10 @@ def _made_of(call: Call) -> frozenset[str] | None:
     return frozenset(found)
 
 
-def _wrap(result: Any, param: str | None, made_of: frozenset[str] | None) -> Any:
+def _wrap(result: Any, param: str | None, made_of: frozenset[str] | None, elementwise: bool) -> Any:
     if isinstance(result, (tuple, list)):
-        return type(result)(_wrap(item, param, made_of) for item in result)
-    return Labelled(result, result.shape, param, made_of) if isinstance(result, Tensor) else result
+        return type(result)(_wrap(item, param, made_of, elementwise) for item in result)
+    return Labelled(result, result.shape, param, made_of, elementwise) if isinstance(result, Tensor) else result
 
 
 # -- after the run ----------------------------------------------------------------------------------------------
@@ -327,11 +384,23 @@ def _resolve(trace: Trace) -> None:
             else:
                 store.unite(a, b)
         _complete_tables(trace)
+        _join_kernels(trace)
         store.flush()
         for _, labels in trace.boxes:
             _keep_box(trace, labels)
         if np.array_equal(before, store.flush()):
             return
+
+
+def _join_kernels(trace: Trace) -> None:
+    """Where a scale made each row of a composed kernel one class (or each column), it goes with the channel itself."""
+    for rows, columns, elements in trace.composed:
+        roots = trace.store.roots(elements).flatten(2)
+        along_rows, along_columns = roots[:, :1, :1], roots[:1, :, :1]
+        if roots.shape[1] > 1 and bool((roots == along_rows).all()):
+            trace.store.unite(rows, along_rows.flatten())
+        elif roots.shape[0] > 1 and bool((roots == along_columns).all()):
+            trace.store.unite(columns, along_columns.flatten())
 
 
 def _complete_tables(trace: Trace) -> None:
@@ -391,7 +460,7 @@ def _with_families(found: Channels, locked: dict[int, str]) -> Channels:
     locked = dict(locked)
     for (name, dim), roots in found.axes.items():
         if np.unique(roots).size == 1 and roots[0] != FIXED and roots.size:
-            locked.setdefault(int(roots[0]), f"all there is of {name} along dimension {dim}")
+            locked.setdefault(int(roots[0]), f"{ALL_THERE_IS} {name} along dimension {dim}")
     members: dict[int, list[int]] = {}
     producers = found.producers
     for place, key in enumerate(producers):

@@ -25,11 +25,11 @@ class CostModel:
 
     def parameters(self, removed: np.ndarray) -> int:
         """Elements of all parameters (buffers not counted) that stay."""
-        gone = self._channels.gone(removed)
+        gone = self._channels.gone_elements(removed)
         return sum(self._elements(name, gone) for name in self._channels.parameters)
 
     def macs(self, removed: np.ndarray) -> int:
-        gone = self._channels.gone(removed)
+        gone = self._channels.gone_elements(removed)
         total = 0.0
         for work in self._channels.work:
             if work.param:
@@ -41,10 +41,13 @@ class CostModel:
 
     def _elements(self, name: str, gone: np.ndarray) -> int:
         shape = self._channels.shapes[name]
-        if name in self._channels.elements and name not in self._axes:
-            return int((~gone[self._channels.elements[name]]).sum())
-        count = 1
         axes = self._axes.get(name, {})
+        if name in self._channels.element_labels:
+            out = gone[self._channels.element_labels[name]]
+            for dim, roots in axes.items():
+                out = out | gone[roots].reshape([-1 if other == dim else 1 for other in range(out.ndim)])
+            return int((~out).sum())
+        count = 1
         for dim, size in enumerate(shape):
             count *= int((~gone[axes[dim]]).sum()) if dim in axes else size
         return count

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from compress.batches import reiterable
+from compress.options import spelled_out
 from compress.pruning.cost import CostModel
 from compress.pruning.masks import MaskRequest, check_masks, make_permanent, mask_weights
-from compress.pruning.naming import as_patterns
 from compress.pruning.prune import prune_channels
 from compress.pruning.reconstruction import FITTED, fitted_note
-from compress.pruning.removal import Removal, beyond_target, count_notes, counts
+from compress.pruning.removal import Removal, Stage, beyond_target, count_notes, counts
+from compress.pruning.request import PruneRequest
 from compress.pruning.schedule import next_fraction, schedule
 from compress.pruning.selection import widths
 from compress.steps import Change, Step
@@ -26,31 +27,29 @@ Between = Callable[[nn.Module, int, int], "nn.Module | None"]
 def prune_iteratively(
     module: nn.Module,
     example_inputs: Any,
+    request: PruneRequest | None = None,
     *,
-    amount: float = 0.5,
     schedule_kind: str = "agp",
     steps: int = 5,
     between: Between | None = None,
-    remove_channels: bool = True,
-    **options: Any,
+    **fields: Any,
 ) -> Step:
-    """Prune to `amount` in `steps` steps; `between` fine-tunes after each of them.
+    """Prune to the request's amount in `steps` steps; `between` fine-tunes after each of them.
 
-    Each step takes its share of what the step before left, so `amount` is of the module handed in, as in one shot.
-    `options` are those of `compress.prune`. Masks stay attached between the steps, and are made permanent at the end.
-    With `reconstruct`, each step is fitted to the network that it found.
+    Each step takes its share of what the step before left, so the amount is of the module handed in, as in one shot.
+    `fields` are those of `PruneRequest` spelled out. Masks stay attached between the steps, and are made permanent at the
+    end. With `reconstruct`, each step is fitted to the network that it found.
 
     Raises:
         PruningError: as `compress.prune`; or the schedule is unknown.
+        InputError: an option that does not exist.
     """
-    options |= {name: as_patterns(options[name]) for name in ("include", "exclude") if name in options}
-    totals = schedule(schedule_kind, amount, steps)
-    if not remove_channels:
-        check_masks(module, MaskRequest(amount=amount, **options))
-        return _masks(module, totals, between, options)
-    if options.get("data") is not None:
-        options["data"] = reiterable(options["data"])
-    uniform = options.get("target", "channels") == "channels" and options.get("scope", "uniform") == "uniform"
+    request = spelled_out(PruneRequest, request, fields, "prune_iteratively")
+    totals = schedule(schedule_kind, request.amount, steps)
+    if not request.remove_channels:
+        check_masks(module, MaskRequest.of(request))
+        return _masks(module, totals, between, request)
+    uniform = request.target == "channels" and request.scope == "uniform"
     left, notes, current = 1.0, [], module
     first: dict[str, int] = {}
     original: dict[Any, int] = {}
@@ -60,26 +59,22 @@ def prune_iteratively(
         removal = prune_channels(
             current,
             example_inputs,
-            amount=total if uniform else next_fraction(total, left),
-            may_be_nothing=len(totals) > 1,
-            original=original or None,
-            **options,
+            replace(request, amount=total if uniform else next_fraction(total, left)),
+            stage=Stage(original or None, may_be_nothing=len(totals) > 1),
         )
         if number == 1:
             first = counts(removal.channels, removal.removed[:0])
             original = widths(removal.channels) if uniform else {}
-        left *= _share_left(removal, current, options)
+        left *= _share_left(removal, current, request)
         fitted |= {change.layer: change for change in removal.step.changes if change.action == FITTED}
         channels = [change for change in removal.step.changes if "parameter" in change.values]
         layers = {change.values["parameter"]: _since_start(layers, change) for change in channels}
-        notes.append(
-            f"step {number} of {len(totals)}: {100 * (1 - left):.1f} % of {options.get('target', 'channels')} gone"
-        )
+        notes.append(f"step {number} of {len(totals)}: {100 * (1 - left):.1f} % of {request.target} gone")
         current = removal.step.model
         if between is not None:
             current = between(current, number, len(totals)) or current
     last = counts(removal.channels, removal.removed)
-    beyond = beyond_target(first, last, options.get("target", "channels"), amount, options.get("round_to"))
+    beyond = beyond_target(first, last, request.target, request.amount, request.round_to)
     kept = [note for note in removal.step.notes if note.startswith("kept whole")]
     said = fitted_note(fitted.values())
     return Step(
@@ -90,11 +85,12 @@ def prune_iteratively(
     )
 
 
-def _share_left(removal: Removal, module: nn.Module, options: dict[str, Any]) -> float:
+def _share_left(removal: Removal, module: nn.Module, request: PruneRequest) -> float:
     """What the step left of its target, as a fraction of what it found."""
-    target, none = options.get("target", "channels"), removal.removed[:0]
+    target, none = request.target, removal.removed[:0]
     if target == "latency":
-        return float(options["latency"](removal.step.model) / options["latency"](module))
+        assert request.latency is not None
+        return float(request.latency(removal.step.model) / request.latency(module))
     if target == "channels":
         free = [family for family in removal.channels.families if family.classes.size]
         return 1.0 - removal.removed.size / max(sum(family.total for family in free), 1)
@@ -114,14 +110,14 @@ def _since_start(layers: dict[str, Change], change: Change) -> Change:
     return Change(change.layer, f"{before} → {after} channels", values=values)
 
 
-def _masks(module: nn.Module, totals: list[float], between: Between | None, options: dict[str, Any]) -> Step:
+def _masks(module: nn.Module, totals: list[float], between: Between | None, request: PruneRequest) -> Step:
     current, done = module, 0.0
     step: Step | None = None
     whole = isinstance(totals[-1], int)
     for number, total in enumerate(totals, start=1):
         # torch.nn.utils.prune counts a fraction, and a number, of what earlier masks left.
         amount = round(total) - round(done) if whole else next_fraction(total, 1.0 - done)
-        step = mask_weights(current, MaskRequest(**{**options, "amount": amount}), permanent=False)
+        step = mask_weights(current, replace(MaskRequest.of(request), amount=amount), permanent=False)
         current, done = step.model, total
         if between is not None:
             current = between(current, number, len(totals)) or current

@@ -19,6 +19,7 @@ from torch import Tensor
 
 NONE = -1
 FIXED = 0
+FEW_GROUPS = 4  # below it, channels of a grouped operator are removed at the same place of every group
 
 
 class LabelStore:

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from compress.pruning.contraction import contract_matmul
+from compress.pruning.labels import FEW_GROUPS
 from compress.pruning.trace import Call, Labelled, Trace, lock
-
-FEW_GROUPS = 4  # below it, channels of a grouped operator are removed at the same place of every group
 
 
 def convolution(trace: Trace, call: Call) -> Tensor:
@@ -92,6 +91,46 @@ def recurrent(trace: Trace, call: Call) -> Any:
         columns = hidden.repeat(directions)
     shapes = call.shapes()
     return tuple([columns.expand(shapes[0]), *(hidden.expand(shape) for shape in shapes[1:])])
+
+
+def cell(trace: Trace, call: Call) -> Any:
+    """One step of an LSTM, GRU or plain RNN: the state's labels are those of the hidden units."""
+    gates = {"lstm_cell": 4, "gru_cell": 3}.get(call.name, 1)
+    weights = [call.arg(name) for name in ("w_ih", "w_hh")]
+    if not all(isinstance(item, Labelled) and item.param and item.labels is None for item in weights):
+        return lock(trace, call)
+    w_ih, w_hh = weights
+    hidden = trace.axis(w_hh, 1)
+    states = call.arg("hx")
+    for state in states if isinstance(states, (tuple, list)) else [states]:
+        if isinstance(state, Labelled):
+            trace.store.unite(trace.unite_over(trace.labels(state), [0]).reshape(-1), hidden)
+    inputs = trace.labels(call.arg(0))
+    trace.store.unite(trace.axis(w_ih, 1), trace.unite_over(inputs, range(inputs.dim() - 1)).reshape(-1))
+    for item in weights:
+        trace.store.unite(trace.axis(item, 0), hidden.repeat(gates))
+        trace.producers.add((item.param, 0))
+        trace.count_macs(call, item, 1)
+    for name in ("b_ih", "b_hh"):
+        trace.attach(call.arg(name, None), hidden.repeat(gates))
+    shapes = call.shapes()
+    return tuple(hidden.expand(shape) for shape in shapes) if len(shapes) > 1 else hidden.expand(shapes[0])
+
+
+def bilinear(trace: Trace, call: Call) -> Tensor:
+    """y = x₁ᵀ·W·x₂ + b with W (out, in₁, in₂): three axes of channels."""
+    weight = call.arg("weight")
+    if not isinstance(weight, Labelled) or weight.param is None or weight.labels is not None:
+        return lock(trace, call)
+    for place in (0, 1):
+        inputs = trace.labels(call.arg(place))
+        columns = trace.unite_over(inputs, range(inputs.dim() - 1)).reshape(-1)
+        trace.store.unite(trace.axis(weight, place + 1), columns)
+    rows = trace.axis(weight, 0)
+    trace.producers.add((weight.param, 0))
+    trace.attach(call.arg("bias", None), rows)
+    trace.count_macs(call, weight, call.shape()[1:-1].numel())
+    return rows.expand(call.shape())
 
 
 def batch_norm(trace: Trace, call: Call) -> Any:

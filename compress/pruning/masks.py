@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.utils import prune as torch_prune
 
 from compress.errors import PruningError, nearest
 from compress.pruning.naming import check_patterns, matches
+from compress.pruning.request import PruneRequest
 from compress.pruning.sparsity import sparsity_changes
 from compress.state import copied, seeded
 from compress.steps import Change, Step
@@ -33,6 +34,11 @@ class MaskRequest:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
+
+    @classmethod
+    def of(cls, request: PruneRequest) -> MaskRequest:
+        shared = {field.name: getattr(request, field.name) for field in fields(cls)}
+        return cls(**{**shared, "method": str(request.method)})
 
 
 class PatternMask(torch_prune.BasePruningMethod):

@@ -19,8 +19,14 @@ from compress.pruning.trace import Labelled, module_of
 from compress.pruning.verifying import outer
 
 
-def follow_literals(candidate: nn.Module, channels: Channels, removed: np.ndarray, paths: Collection[str]) -> list[str]:
-    """Correct attributes of the modules at `paths` and of those that called them; return what was changed."""
+def follow_literals(
+    candidate: nn.Module, module: nn.Module, channels: Channels, removed: np.ndarray, paths: Collection[str]
+) -> list[str]:
+    """Correct attributes of the modules at `paths` and of those that called them; return what was changed.
+
+    One that followed the parameters, and was a size that stays in every reshape (heads that are kept, each of them
+    narrower), gets the value back that it has in `module`.
+    """
     if not paths:
         return []
     wanted = {place for path in paths for place in (path, outer(channels, path))}
@@ -39,8 +45,14 @@ def follow_literals(candidate: nn.Module, channels: Channels, removed: np.ndarra
         if part is None or type(part).__module__.startswith("torch.nn.modules"):
             continue
         moved = {old: next(iter(new - {old})) for old, new in found.items() if len(new - {old}) == 1 and old > 2}
+        stays = {old for old, new in found.items() if new == {old}}
+        held = vars(module.get_submodule(place))
         for name, value in list(vars(part).items()):
-            new = _followed(value, moved)
+            before = held.get(name)
+            if type(before) is int and before != value:  # it followed the parameters already
+                new = before if before in stays else value
+            else:
+                new = _followed(value, moved)
             if new != value and name != "training":
                 setattr(part, name, new)
                 changed.append(f"{place}.{name}".lstrip("."))

@@ -2,54 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from compress.batches import Batch
-from compress.errors import PruningError, nearest
+from compress.errors import PruningError
 from compress.metadata import attributes, remember
+from compress.pruning.baking import bake
 from compress.pruning.channels import Channels, Family, find_channels
 from compress.pruning.cost import CostModel
 from compress.pruning.labels import FIXED
 from compress.pruning.naming import check_patterns, matches
 from compress.pruning.patching import follow_literals
+from compress.pruning.request import PruneRequest
 from compress.pruning.scores import score_classes
 from compress.pruning.selection import Selection, choose, group_numbers, reach
 from compress.pruning.surgery import kept_indices, remove
 from compress.pruning.verifying import Agreement, Failure, check, fewest, nearest_passing, passing
 from compress.steps import Change, Step
 
-TARGETS = ("channels", "macs", "parameters", "latency")
-SCOPES = ("uniform", "global")
 ATTEMPTS = 40  # each locks at least one family, so this bounds models whose forward fixes many sizes
 FIXED_SIZES = "sizes fixed"
+COMPUTED = re.compile("weight computed in|weight is computed from")  # reasons of layers that baking may free
 NARROW = 12  # sizes that are narrowed down to their families, which takes tries; further ones lock all in the forward
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to remove: `amount` of `target`, by `method`, under `selection`.
+class Stage:
+    """Where a run of several steps stands. In one shot: nowhere in particular."""
 
-    `target` says what `amount` is a fraction of: "channels" of every family, "macs", "parameters", or measured "latency"
-    (then `latency` measures a module, in any unit). `include` and `exclude` are glob patterns of layers. `data` and `loss`
-    (cross entropy by default) are what "taylor" follows.
-    """
-
-    amount: float = 0.5
-    target: str = "channels"
-    method: str | Callable[[Tensor], Tensor] = "l1"
-    selection: Selection = field(default_factory=Selection)
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    data: Iterable[Any] | None = None
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None
-    latency: Callable[[nn.Module], float] | None = None
-    seed: int = 0
-    may_be_nothing: bool = False  # a step of a schedule, too small for a multiple of channels, waits for the next
+    original: Mapping[Any, int] | None = None  # `selection.widths` at the start, of which the amount is a fraction
+    may_be_nothing: bool = False  # a step too small for a multiple of channels waits for the next
 
 
 @dataclass(frozen=True)
@@ -60,20 +48,31 @@ class Removal:
     channels: Channels
     removed: np.ndarray
     error: float  # largest difference from the zeroed original, relative to the largest output
+    source: nn.Module  # what was pruned: the module handed in, its computed weights baked
 
 
-def remove_channels(module: nn.Module, inputs: Batch, request: Request) -> Removal:
+def remove_channels(
+    module: nn.Module, inputs: Batch, request: PruneRequest, stage: Stage | None = None
+) -> Removal:
     """Make a smaller copy of `module`; see `compress.prune`."""
-    _check_request(request)
-    channels = _restrict(find_channels(module, inputs), module, request)
+    stage = stage or Stage()
+    if request.target == "blocks":
+        raise PruningError("blocks are removed by compress.prune in one step; a schedule takes channels or masks")
+    channels = find_channels(module, inputs)
+    baked: tuple[str, ...] = ()
+    if request.bake and any(COMPUTED.search(reason) for reason in channels.locked.values()):
+        module, baked = bake(module, channels.program)
+        channels = find_channels(module, inputs) if baked else channels
+    channels = _restrict(channels, module, request)
     if not any(family.classes.size for family in channels.families):
         raise PruningError(f"no channel of this model can be removed; {_locks(channels)}")
     scores, notes = score_classes(
         module, channels, request.method, data=request.data, loss=request.loss, seed=request.seed
     )
+    notes = [*notes, *_baked_note(baked)]
     patches: set[str] = set()
     for _ in range(ATTEMPTS):
-        removed, short = _select(module, channels, scores, request)
+        removed, short = _select(module, channels, scores, request, stage)
         if removed.size == 0:
             break
         candidate, verdict = _attempt(module, channels, removed, inputs, patches)
@@ -82,52 +81,39 @@ def remove_channels(module: nn.Module, inputs: Batch, request: Request) -> Remov
                 raise PruningError(f"{short}; {_locks(channels)}")
             notes.extend(_notes(channels, removed, request))
             step = Step("prune", candidate, tuple(_changes(channels, removed)), tuple(notes))
-            return Removal(step, channels, removed, verdict.error)
+            return Removal(step, channels, removed, verdict.error, module)
         if verdict.path not in patches:
             patches.add(verdict.path)
             continue
         channels = _lock_failure(module, channels, removed, inputs, patches, verdict)
-    if request.amount == 0 or request.may_be_nothing:
+    if request.amount == 0 or stage.may_be_nothing:
         removed = np.zeros(0, dtype=np.int64)
         same = remove(module, channels, removed)
         step = Step("prune", same, tuple(_changes(channels, removed)), ("nothing was to be removed",))
-        return Removal(step, channels, removed, 0.0)
+        return Removal(step, channels, removed, 0.0, module)
     raise PruningError(
         f"amount {request.amount:g} of {request.target} removes no channel here{_rounding(channels, request)}; "
         f"{_locks(channels)}"
     )
 
 
-def _rounding(channels: Channels, request: Request) -> str:
+def _baked_note(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [f"weights computed from others are stored as they came out (bake=False leaves them): {shown}"]
+
+
+def _rounding(channels: Channels, request: PruneRequest) -> str:
     """What keeps the layers whole where nothing locks them."""
     if not any(family.classes.size for family in channels.families):
         return ""
-    multiple = request.selection.round_to
+    multiple = request.round_to
     kept = f"multiples of {multiple}" if multiple else "multiples of 16, of 8 in narrow layers,"
     return f": layers keep {kept} channels, so give a larger amount, or a smaller --round-to"
 
 
-def check_amount(amount: float) -> None:
-    if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not 0 <= amount < 1:
-        raise PruningError(f"amount {amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
-
-
-def _check_request(request: Request) -> None:
-    check_amount(request.amount)
-    if request.target == "blocks":
-        raise PruningError("blocks are removed by compress.prune in one step; a schedule takes channels or masks")
-    for value, known, what in (
-        (request.target, (*TARGETS, "blocks"), "target"),
-        (request.selection.scope, SCOPES, "scope"),
-    ):
-        if value not in known:
-            raise PruningError(f"pruning {what} {value!r} is unknown; {nearest(value, known)}")
-    multiple = request.selection.round_to
-    if multiple is not None and (not isinstance(multiple, int) or multiple < 1):
-        raise PruningError(f"round_to {multiple!r} is not a count of channels; give 1, 8, 16, …")
-
-
-def _restrict(channels: Channels, module: nn.Module, request: Request) -> Channels:
+def _restrict(channels: Channels, module: nn.Module, request: PruneRequest) -> Channels:
     """Lock the families of layers that the user left out, or did not name."""
     check_patterns(module, *request.include, *request.exclude)
     reasons: dict[int, str] = {}
@@ -143,11 +129,14 @@ def _restrict(channels: Channels, module: nn.Module, request: Request) -> Channe
     return channels.without(reasons) if reasons else channels
 
 
-def _select(module: nn.Module, channels: Channels, scores: np.ndarray, request: Request) -> tuple[np.ndarray, str]:
+def _select(
+    module: nn.Module, channels: Channels, scores: np.ndarray, request: PruneRequest, stage: Stage
+) -> tuple[np.ndarray, str]:
     """Choose what to remove; and where the target cannot be reached, the sentence that says so."""
+    selection = Selection(scope=request.scope, round_to=request.round_to, original=stage.original)
 
     def pick(amount: float) -> np.ndarray:
-        return choose(channels, scores, amount, request.selection)
+        return choose(channels, scores, amount, selection)
 
     if request.target == "channels" or request.amount == 0:
         return pick(request.amount), ""
@@ -163,7 +152,7 @@ def _select(module: nn.Module, channels: Channels, scores: np.ndarray, request: 
     )
 
 
-def _cost(module: nn.Module, channels: Channels, request: Request) -> tuple[Callable[[np.ndarray], float], int]:
+def _cost(module: nn.Module, channels: Channels, request: PruneRequest) -> tuple[Callable[[np.ndarray], float], int]:
     model = CostModel(channels)
     if request.target == "macs":
         return model.macs, 18
@@ -186,7 +175,7 @@ def _attempt(
     module: nn.Module, channels: Channels, removed: np.ndarray, inputs: Batch, patches: set[str]
 ) -> tuple[nn.Module, Agreement | Failure]:
     candidate = remove(module, channels, removed)
-    follow_literals(candidate, channels, removed, patches)
+    follow_literals(candidate, module, channels, removed, patches)
     remember(candidate, attributes(module), kept_indices(channels, removed))  # before a forward changes attributes
     return candidate, check(candidate, module, channels, removed, inputs)
 
@@ -261,11 +250,11 @@ def count_notes(before: dict[str, int], after: dict[str, int]) -> list[str]:
     ]
 
 
-def _notes(channels: Channels, removed: np.ndarray, request: Request) -> list[str]:
+def _notes(channels: Channels, removed: np.ndarray, request: PruneRequest) -> list[str]:
     before, after = counts(channels, removed[:0]), counts(channels, removed)
     notes = count_notes(before, after)
     reasons = sorted({reason for reason in channels.locked.values() if reason.startswith(FIXED_SIZES)})
-    beyond = beyond_target(before, after, request.target, request.amount, request.selection.round_to)
+    beyond = beyond_target(before, after, request.target, request.amount, request.round_to)
     return [*notes, *(f"kept whole: {reason}" for reason in reasons), *beyond]
 
 

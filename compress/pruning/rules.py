@@ -24,6 +24,8 @@ from compress.pruning.contraction import attend, contract_einsum
 from compress.pruning.labels import NONE, concatenate, core, first_along, shrink, varying
 from compress.pruning.layer_rules import (
     batch_norm,
+    bilinear,
+    cell,
     convolution,
     embedding,
     group_norm,
@@ -269,7 +271,9 @@ RULES: dict[str, Callable[[Trace, Call], Any]] = {
     ),
     **_table(recurrent, "lstm gru rnn_tanh rnn_relu"),
     **_table(created, "new_zeros new_ones new_full new_empty"),
+    **_table(cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     "linear": linear,
+    "bilinear": bilinear,
     "cat": cat,
     "concat": cat,
     "concatenate": cat,

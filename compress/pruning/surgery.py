@@ -18,16 +18,14 @@ def kept_indices(channels: Channels, removed: np.ndarray) -> dict[str, dict[int,
         PruningError: what would be removed of a parameter is not a set of whole slices.
     """
     gone = channels.gone(removed)
-    flagged = np.zeros(channels.root.size, dtype=bool)
     found: dict[str, dict[int, np.ndarray]] = {}
     for (name, dim), roots in channels.axes.items():
         out = gone[roots]
         if out.any():
             found.setdefault(name, {})[dim] = np.flatnonzero(~out)
-    for owner, owned in channels.owners:
-        flagged[np.unique(owned[gone[owner]])] = True
-    for name, roots in channels.elements.items():
-        out = gone[roots] | flagged[channels.element_labels[name]]
+    elements = channels.gone_elements(removed) if channels.elements else gone
+    for name, labels in channels.element_labels.items():
+        out = elements[labels]
         if out.any():
             for dim, kept in _whole_slices(name, out).items():
                 found.setdefault(name, {})[dim] = kept
@@ -72,4 +70,18 @@ def remove(module: nn.Module, channels: Channels, removed: np.ndarray) -> nn.Mod
             value = value.index_select(dim, torch.from_numpy(kept))
         for alias in aliases[id(state[name])]:
             values[alias] = value
-    return shrunk_copy(module, values)
+    twin = shrunk_copy(module, values)
+    if not channels.whole_groups:
+        _keep_groups(twin, module)
+    return twin
+
+
+def _keep_groups(twin: nn.Module, module: nn.Module) -> None:
+    """Every group of a convolution stays, with fewer channels in each; shapes alone would say fewer groups."""
+    for path, part in twin.named_modules():
+        before = module.get_submodule(path)
+        if isinstance(part, nn.modules.conv._ConvNd) and before.groups not in (1, before.in_channels):
+            first, second = part.weight.shape[:2]
+            part.groups = before.groups
+            inner = second * part.groups
+            part.in_channels, part.out_channels = (first, inner) if part.transposed else (inner, first)

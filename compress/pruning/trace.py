@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from compress.pruning.labels import NONE, LabelStore, core, shrink, varying
+from compress.pruning.labels import FEW_GROUPS, NONE, LabelStore, core, shrink, varying
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Labelled:
     shape: torch.Size
     param: str | None = None
     made_of: frozenset[str] | None = None
+    elementwise: bool = False  # each element is computed from one of each operand: nothing is summed
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def module_of(node: Node) -> str:
 class Trace:
     """Labels of one module: of the axes of its parameters, and what the rules noted along the way."""
 
-    def __init__(self, shapes: dict[str, torch.Size]) -> None:
+    def __init__(self, shapes: dict[str, torch.Size], whole_groups: bool = True) -> None:
         self.store = LabelStore()
         self.shapes = shapes
         self._axes: dict[tuple[str, int], Tensor] = {}
@@ -131,7 +132,10 @@ class Trace:
         self.work: list[Work] = []
         self.producers: set[tuple[str, int]] = set()  # axes along which a layer makes channels
         self.made_by_slices: list[Tensor] = []  # outputs of layers whose weight is a piece of a parameter
-        self.together = True  # whole groups of a grouped convolution go at once
+        self.composed: list[
+            tuple[Tensor, Tensor, Tensor]
+        ] = []  # rows, columns and elements (rows, columns, …) of kernels
+        self.together = whole_groups  # of a grouped convolution, where there are many, go at once
 
     # -- parameters ---------------------------------------------------------------------------------------------
     def axis(self, weight: Labelled, dim: int) -> Tensor:
@@ -249,6 +253,8 @@ class Trace:
     ) -> Tensor:
         """A weighted sum: note which labels each column reads; return the labels of the outputs."""
         if not isinstance(weight, Labelled) or weight.param is None:
+            if isinstance(weight, Labelled) and weight.elementwise and groups == 1:
+                return self._composed_weight(call, weight, columns, in_dim)
             return self._computed_weight(call, weight, columns, in_dim, groups)
         if weight.labels is not None:
             return self._derived_weight(call, weight, columns, in_dim, groups)
@@ -260,7 +266,7 @@ class Trace:
         if transposed:  # weight (in, out per group)
             self.store.unite(reads, columns)
             return self._grouped_transposed(columns, makes, groups)
-        if columns.numel() == groups or (self.together and groups >= 4):
+        if columns.numel() == groups or (self.together and groups >= FEW_GROUPS):
             # One group, inputs and outputs, stays or goes; the weight's columns within a group stay.
             self.store.unite(columns.reshape(groups, -1)[:, :1], columns.reshape(groups, -1))
             self.store.unite(columns.reshape(groups, -1)[:, :1], makes.reshape(groups, -1))
@@ -272,7 +278,7 @@ class Trace:
 
     def _grouped_transposed(self, columns: Tensor, makes: Tensor, groups: int) -> Tensor:
         outputs = self.store.new(groups * makes.numel())
-        if columns.numel() == groups or (self.together and groups >= 4):
+        if columns.numel() == groups or (self.together and groups >= FEW_GROUPS):
             self.tie_groups(columns, groups, whole=True)
             self.store.unite(columns.reshape(groups, -1)[:, :1], outputs.reshape(groups, -1))
             self.store.lock(makes, "columns within the groups of a transposed convolution")
@@ -291,6 +297,16 @@ class Trace:
         self.owners.append((columns, reads))
         self.owners.append((makes, labels.movedim(1 - in_dim, 0).reshape(makes.numel(), -1)))
         self.made_by_slices.append(makes)
+        return makes
+
+    def _composed_weight(self, call: Call, weight: Labelled, columns: Tensor, in_dim: int) -> Tensor:
+        """A scaled, masked or summed kernel: the elements of all it is made of go with its rows and columns."""
+        makes = self._derived_weight(call, weight, columns, in_dim, 1)
+        self.composed.append((makes, columns, self.labels(weight).movedim(in_dim, 1)))
+        for name in sorted(weight.made_of or ()):
+            if self.shapes[name] == weight.shape:
+                self.producers.add((name, 1 - in_dim))
+                self.store.unite(self.axis(Labelled(None, weight.shape, name), 1 - in_dim), makes)
         return makes
 
     def _computed_weight(self, call: Call, weight: Any, columns: Tensor, in_dim: int, groups: int) -> Tensor:

@@ -40,6 +40,11 @@ READERS = frozenset(
         "gru",
         "rnn_tanh",
         "rnn_relu",
+        "lstm_cell",
+        "gru_cell",
+        "rnn_tanh_cell",
+        "rnn_relu_cell",
+        "bilinear",
     ]
 )
 NORMALIZERS = frozenset(["layer_norm", "native_layer_norm", "rms_norm", "group_norm", "native_group_norm"])

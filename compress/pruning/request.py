@@ -1,0 +1,91 @@
+"""What to prune: one frozen value, checked when it is made, passed whole to every verb of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.batches import reiterable
+from compress.errors import PruningError, nearest
+from compress.pruning.naming import as_patterns
+from compress.pruning.scores import SCORES
+
+TARGETS = ("channels", "macs", "parameters", "latency", "blocks")
+SCOPES = ("uniform", "global")
+# Fields that only channels, only masks, or neither whole blocks nor masks have a use for, with their defaults.
+OF_CHANNELS = {"target": "channels", "round_to": None, "loss": None, "latency": None}
+OF_MASKS = {"n": 2, "dim": 0, "permanent": True}
+NOT_OF_BLOCKS = {"method": "l1", "scope": "uniform", "round_to": None}
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """What `prune` removes: `amount` of `target`, by `method`, within `scope`.
+
+    `amount` is a fraction; with masks also a whole number of weights in each layer. A generator given as `data` is held
+    as a list, because scores go through it, and then reconstruction.
+
+    Raises:
+        PruningError: a value out of range or unknown (the nearest is given), or one that would change nothing.
+    """
+
+    amount: float = 0.5
+    target: str = "channels"  # what the amount is of: channels (of each layer), macs, parameters, latency, blocks
+    method: str | Callable[[Tensor], Tensor] = "l1"  # l1, l2, random, batchnorm, taylor, fpgm, or a function
+    scope: str = "uniform"  # the same fraction of every layer; global: the whole network ranked together
+    round_to: int | None = None  # leave multiples of so many channels; None: 16, less in narrow layers
+    include: tuple[str, ...] = ()  # names of layers or modules, `*` allowed; only these
+    exclude: tuple[str, ...] = ()  # all but these
+    data: Iterable[Any] | None = None  # batches, for taylor, reconstruction and blocks
+    loss: Callable[[Any, Any], Tensor] | None = None  # what taylor follows; None: cross entropy
+    latency: Callable[[nn.Module], float] | None = None  # measures a module, in any unit; for target latency
+    reconstruct: bool = False  # fit the weights that stay to what their layers gave before, on `data`
+    bake: bool = True  # weights computed from others (weight_norm, any parametrization) become plain ones first
+    seed: int = 0  # of random scores and masks
+    remove_channels: bool = True  # False: masks, zeros in layers that keep their size
+    n: float = 2  # masks: the norm of ln
+    dim: int = 0  # masks, ln and random-structured: 0 output channels, 1 input channels
+    permanent: bool = True  # masks: False leaves them attached, so that training keeps the zeros
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, as_patterns(getattr(self, name)))  # frozen, and still being made
+        if self.data is not None:
+            object.__setattr__(self, "data", reiterable(self.data))
+        if self.target not in TARGETS:
+            raise PruningError(f"pruning target {self.target!r} is unknown; {nearest(str(self.target), TARGETS)}")
+        if not self.remove_channels:
+            self._check_masks()
+            return
+        check_amount(self.amount)
+        self._refuse(OF_MASKS, "is of masks; leave it out, or give remove_channels=False")
+        if self.target == "blocks":
+            self._refuse(NOT_OF_BLOCKS, "chooses among channels; leave it out with target 'blocks'")
+        if isinstance(self.method, str) and self.method not in SCORES:
+            raise PruningError(f"pruning score {self.method!r} is unknown; {nearest(self.method, SCORES)}")
+        if self.scope not in SCOPES:
+            raise PruningError(f"pruning scope {self.scope!r} is unknown; {nearest(str(self.scope), SCOPES)}")
+        multiple = self.round_to
+        if multiple is not None and (not isinstance(multiple, int) or multiple < 1):
+            raise PruningError(f"round_to {multiple!r} is not a count of channels; give 1, 8, 16, …")
+
+    def _check_masks(self) -> None:
+        if self.reconstruct:
+            raise PruningError(
+                "masks keep the weights that they leave; reconstruct=True fits those: leave one of the two out"
+            )
+        self._refuse(OF_CHANNELS, "says how channels are removed, and masks remove none; leave it out")
+
+    def _refuse(self, defaults: dict[str, Any], why: str) -> None:
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                raise PruningError(f"{name} {getattr(self, name)!r} {why}")
+
+
+def check_amount(amount: float) -> None:
+    """Raise unless `amount` is a fraction below one."""
+    if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not 0 <= amount < 1:
+        raise PruningError(f"amount {amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
