@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compress.pruning.prune import prune_channels
+from compress.errors import InputError, PruningError
+from compress.loading.checkpoints import load_state_dict, read_state_dict
+from compress.pruning.prune import prune, prune_channels
+from compress.pruning.request import PruneRequest
 from compress.pruning.verifying import difference
 from compress.pruning.zeroing import zeroed_outputs
 
@@ -285,7 +288,7 @@ def test_layers_that_no_rule_knows_are_listed():
             super().__init__(32, 16)
 
         def forward(self, x):
-            return torch.linalg.pinv(self.weight).T.matmul(x.T).T + torch.linalg.matrix_exp(x @ x.T)[:, :1]
+            return torch.cdist(x, self.weight)
 
     class Cells(nn.Module):
         def __init__(self):
@@ -303,4 +306,195 @@ def test_layers_that_no_rule_knows_are_listed():
     model, changes = pruned(Cells(), torch.randn(2, 8))
     assert model.after.out_features == 8
     for layer in ("inner", "cell"):
-        assert changes[layer].skipped and changes[layer].reason == "read by linalg_pinv in cell"
+        assert changes[layer].skipped and changes[layer].reason == "read by cdist in cell"
+
+
+# -- what was refused, or wrongly counted ------------------------------------------------------------------------
+class Cast(nn.Module):
+    def __init__(self, cast):
+        super().__init__()
+        self.a, self.b, self.cast = nn.Linear(8, 32), nn.Linear(32, 4), cast
+
+    def forward(self, x):
+        return self.b(self.cast(self.a(x).relu()))
+
+
+@pytest.mark.parametrize(
+    "cast", [lambda h: h.float(), lambda h: h.to(h.dtype), lambda h: h.to("cpu"), lambda h: h.type_as(h)]
+)
+def test_casts_lock_nothing(cast):
+    assert pruned(Cast(cast), torch.randn(2, 8))[0].a.out_features == 16
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.l, self.h = nn.Embedding(50, 32), nn.Linear(32, 32), nn.Linear(32, 50, bias=False)
+        self.h.weight, self.unused = self.e.weight, nn.Linear(5, 7)
+
+    def forward(self, i):
+        return self.h(torch.relu(self.l(self.e(i))))
+
+
+def test_tied_and_unused_weights_count_once():
+    removal = prune_channels(Tied(), torch.randint(0, 50, (2, 6)), amount=0.5, round_to=1)
+    before, after = 50 * 32 + 32 * 32 + 32 + 42, sum(p.numel() for p in removal.step.model.parameters())
+    assert removal.step.notes[0].startswith(f"MACs {6 * (32 * 32 + 32 * 50):,} → {6 * (16 * 16 + 16 * 50):,} ")
+    assert removal.step.notes[1].startswith(f"parameters {before:,} → {after:,} ")
+
+
+class Cells(nn.Module):
+    def __init__(self, kind, literal):
+        super().__init__()
+        self.i, self.c, self.o, self.literal = nn.Linear(8, 16), kind(16, 32), nn.Linear(32, 5), literal
+
+    def forward(self, x):
+        state = x.new_zeros(x.shape[0], 32) if self.literal else None
+        state = (state, state) if self.literal and isinstance(self.c, nn.LSTMCell) else state
+        for step in range(3):
+            state = self.c(self.i(x[:, step]), state)
+        return self.o(state[0] if isinstance(self.c, nn.LSTMCell) else state)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells_are_pruned_and_a_literal_state_keeps_only_the_hidden_units(kind):
+    model, _ = pruned(Cells(kind, False), torch.randn(2, 3, 8))
+    assert (model.c.hidden_size, model.c.input_size) == (16, 8)
+    model, changes = pruned(Cells(kind, True), torch.randn(2, 3, 8))
+    assert (model.c.hidden_size, model.c.input_size) == (32, 8)
+    assert "sizes fixed" in changes["c"].reason
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.m, self.o = nn.Linear(8, 16), nn.Linear(8, 24), nn.Bilinear(16, 24, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        return self.o(self.m(self.a(x).relu(), self.b(x).relu()).relu())
+
+
+def test_a_bilinear_layer_loses_channels_along_three_axes():
+    assert pruned(TwoInputs(), torch.randn(2, 8))[0].m.weight.shape == (16, 8, 12)
+
+
+@pytest.mark.parametrize("groups", [3, 4, 6])
+def test_shuffled_groups_are_pruned(groups, tmp_path):
+    class Shuffle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.a = nn.Conv2d(3, 48, 1), nn.Conv2d(48, 48, 1, groups=groups)
+            self.b, self.o = nn.Conv2d(48, 48, 1, groups=groups), nn.Conv2d(48, 5, 1)
+
+        def forward(self, x):
+            x = self.i(x).relu()
+            y = self.a(x).relu().unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+            return self.o(x + self.b(y))
+
+    model, _ = pruned(Shuffle(), IMAGE)
+    assert model.i.out_channels == 24 and model.b.groups == groups
+    again = Shuffle()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    load_state_dict(again, read_state_dict(tmp_path / "w.pt"))
+    with torch.no_grad():
+        assert torch.equal(again(IMAGE), model(IMAGE))
+
+
+class Composed(nn.Module):
+    """The kernel of `b` is made of `b.weight` and `g` in the forward of the model: no layer of its own to bake."""
+
+    def __init__(self, make, shape):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 4)
+        self.g, self.make = nn.Parameter(torch.rand(shape) + 0.5), make
+
+    def forward(self, x):
+        return self.head(F.conv2d(self.a(x).relu(), self.make(self.b.weight, self.g), self.b.bias).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda w, g: w * g.view(-1, 1, 1, 1), 16),
+        (lambda w, g: w * g.view(1, -1, 1, 1), 16),
+        (lambda w, g: w * g, (16, 1, 1, 1)),
+        (lambda w, g: w * g, (16, 16, 3, 3)),
+        (lambda w, g: w + F.pad(g, (1, 1, 1, 1)), (16, 16, 1, 1)),
+    ],
+    ids=["rows", "columns", "rows-4d", "mask", "branches"],
+)
+def test_a_kernel_composed_element_by_element_is_pruned(make, shape):
+    removal = prune_channels(Composed(make, shape).eval(), IMAGE, amount=0.5, round_to=1)
+    assert removal.step.model.b.weight.shape == (8, 8, 3, 3) and removal.error < 1e-5
+    left = sum(value.numel() for value in removal.step.model.parameters())
+    assert f"→ {left:,} " in removal.step.notes[1]
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x):
+        w = self.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        return F.conv2d(x, w, self.bias, self.stride)
+
+
+def standardized():
+    return nn.Sequential(
+        Standardized(3, 16, 3, stride=2), nn.ReLU(), Standardized(16, 16, 3), nn.Flatten(), nn.Linear(64, 4)
+    )
+
+
+def weight_normed():
+    norm = nn.utils.parametrizations.weight_norm
+    return nn.Sequential(
+        norm(nn.Conv2d(3, 16, 3, stride=2)), nn.ReLU(), norm(nn.Conv2d(16, 16, 3)), nn.Flatten(), nn.Linear(64, 4)
+    )
+
+
+@pytest.mark.parametrize("build", [standardized, weight_normed])
+def test_computed_kernels_are_baked_and_reload(build, tmp_path):
+    module = build().eval()
+    x = torch.randn(2, 3, 9, 9)
+    step = prune_channels(module, x, amount=0.5, round_to=1).step
+    assert type(step.model[2]) is nn.Conv2d and step.model[2].weight.shape == (8, 8, 3, 3)
+    assert step.notes[0] == "weights computed from others are stored as they came out (bake=False leaves them): 0, 2"
+    torch.save(step.model.state_dict(), tmp_path / "w.pt")
+    again = build().eval()
+    load_state_dict(again, read_state_dict(tmp_path / "w.pt"))
+    with torch.no_grad():
+        assert torch.equal(again(x), step.model(x))
+
+
+class Folded(nn.Module):
+    """Heads in the batch before a depthwise convolution over the channels of a head, as in MViT."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.i, self.qkv, self.pool = nn.Linear(12, 32), nn.Linear(32, 96), nn.Conv1d(32 // heads, 32 // heads, 3, 1, 1)
+        self.proj, self.o, self.num_heads, self.dim_out = nn.Linear(32, 32), nn.Linear(32, 5), heads, 32
+
+    def forward(self, x):
+        x = self.i(x)
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q = self.pool(q.flatten(0, 1).transpose(1, 2)).transpose(1, 2).unflatten(0, (b, self.num_heads))
+        y = ((q * 0.3) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.o(self.proj(y.transpose(1, 2).reshape(b, -1, self.dim_out)).mean(1))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_heads_folded_into_the_batch_stay_and_become_narrower(heads):
+    model, _ = pruned(Folded(heads), torch.randn(2, 6, 12))
+    assert model.num_heads == heads and model.qkv.out_features == 48 and model.dim_out == 16
+
+
+@pytest.mark.parametrize(("name", "meant"), [("amout", "amount"), ("methd", "method"), ("reconstrct", "reconstruct")])
+def test_a_typo_is_answered_with_the_nearest_option(name, meant):
+    with pytest.raises(InputError, match=f"prune has no option '{name}'; did you mean '{meant}'"):
+        prune(nn.Linear(4, 4), torch.randn(2, 4), **{name: 1})
+
+
+def test_an_option_without_effect_is_refused():
+    with pytest.raises(PruningError, match="n 3 is of masks; leave it out, or give remove_channels=False"):
+        PruneRequest(n=3)
+    with pytest.raises(PruningError, match="round_to 8 says how channels are removed, and masks remove none"):
+        PruneRequest(round_to=8, remove_channels=False)

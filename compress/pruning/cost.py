@@ -25,25 +25,29 @@ class CostModel:
 
     def parameters(self, removed: np.ndarray) -> int:
         """Elements of all parameters (buffers not counted) that stay."""
-        gone = self._channels.gone_elements(removed)
-        return sum(self._elements(name, gone) for name in self._channels.parameters)
+        gone, elements = self._gone(removed)
+        return sum(self._elements(name, gone, elements) for name in self._channels.parameters)
 
     def macs(self, removed: np.ndarray) -> int:
-        gone = self._channels.gone_elements(removed)
+        gone, elements = self._gone(removed)
         total = 0.0
         for work in self._channels.work:
             if work.param:
-                total += work.positions * self._elements(work.param, gone)
+                total += work.positions * self._elements(work.param, gone, elements)
         for macs, operands in self._products:
             # Each operand's share that stays; the product shrinks by the smaller one (heads are in both).
-            total += macs * min(1.0 - float(gone[operand].mean()) for operand in operands)
+            total += macs * min(1.0 - float(elements[operand].mean()) for operand in operands)
         return round(total)
 
-    def _elements(self, name: str, gone: np.ndarray) -> int:
+    def _gone(self, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        gone = self._channels.gone(removed)
+        return gone, self._channels.gone_elements(removed) if self._channels.elements else gone
+
+    def _elements(self, name: str, gone: np.ndarray, elements: np.ndarray) -> int:
         shape = self._channels.shapes[name]
         axes = self._axes.get(name, {})
         if name in self._channels.element_labels:
-            out = gone[self._channels.element_labels[name]]
+            out = elements[self._channels.element_labels[name]]
             for dim, roots in axes.items():
                 out = out | gone[roots].reshape([-1 if other == dim else 1 for other in range(out.ndim)])
             return int((~out).sum())
