@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import compress
-from compress.errors import ExportError, PruningError
+from compress.errors import ExportError, InputError, PruningError
 from compress.pruning.channels import find_channels
 from compress.pruning.cost import CostModel
 from compress.pruning.iterative import prune_iteratively
@@ -547,8 +547,8 @@ def test_wrong_kinds_of_arguments():
         prune("resnet18", IMAGE)
     with pytest.raises(PruningError, match=r"removing channels needs example_inputs"):
         prune(small())
-    with pytest.raises(PruningError, match=r"example_inputs must be tensors"):
-        prune(small(), [1, 2])
+    with pytest.raises(InputError, match=r"example inputs are a tensor, a sequence or a mapping of tensors, or a shape"):
+        prune(small(), object())
     with pytest.raises(PruningError, match=r"removing channels needs example_inputs"):
         prune_iteratively(small(), None)
 

@@ -75,6 +75,7 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str 
     state = _renamed_to_fit(module, state)
     removed = remove_missing_blocks(module, state)
     put_plain_layers(module, state)
+    put_plain_layers(module, state)
     expected = module.state_dict()
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]

@@ -134,7 +134,7 @@ def export_program(module: nn.Module, inputs: Batch, *, training: bool = False) 
         ) from error
 
 
-def find_channels(module: nn.Module, inputs: Batch) -> Channels:
+def find_channels(module: nn.Module, inputs: Batch | tuple[Tensor, ...]) -> Channels:
     """Propagate labels through the module; return the families of channels, and why others must stay.
 
     Whole groups of a grouped convolution go at once. A channel shuffle mixes groups, so that then nothing could go;
@@ -143,6 +143,7 @@ def find_channels(module: nn.Module, inputs: Batch) -> Channels:
     Raises:
         ExportError: the module cannot be exported.
     """
+    inputs = Batch.of(inputs)
     found = _propagated(module, inputs, whole_groups=True)
     groups = any(_many_groups(node) for node in found.program.graph_module.graph.nodes)
     if groups and any(reason.startswith(ALL_THERE_IS) for reason in found.locked.values()):

@@ -51,9 +51,7 @@ class Removal:
     source: nn.Module  # what was pruned: the module handed in, its computed weights baked
 
 
-def remove_channels(
-    module: nn.Module, inputs: Batch, request: PruneRequest, stage: Stage | None = None
-) -> Removal:
+def remove_channels(module: nn.Module, inputs: Batch, request: PruneRequest, stage: Stage | None = None) -> Removal:
     """Make a smaller copy of `module`; see `compress.prune`."""
     stage = stage or Stage()
     if request.target == "blocks":

@@ -38,9 +38,10 @@ class Agreement:
 
 
 def check(
-    candidate: nn.Module, module: nn.Module, channels: Channels, removed: np.ndarray, inputs: Batch
+    candidate: nn.Module, module: nn.Module, channels: Channels, removed: np.ndarray, inputs: Batch | tuple[Tensor, ...]
 ) -> Agreement | Failure:
     """Run the pruned module against the zeroed original."""
+    inputs = Batch.of(inputs)
     outputs, seen, failure = _watched(candidate, inputs)
     if failure is not None:
         return failure

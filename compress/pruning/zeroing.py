@@ -50,20 +50,22 @@ READERS = frozenset(
 NORMALIZERS = frozenset(["layer_norm", "native_layer_norm", "rms_norm", "group_norm", "native_group_norm"])
 
 
-def zeroed_outputs(module: nn.Module, channels: Channels, removed: np.ndarray, inputs: Batch) -> Any:
+def zeroed_outputs(
+    module: nn.Module, channels: Channels, removed: np.ndarray, inputs: Batch | tuple[Tensor, ...]
+) -> Any:
     """Run the unpruned module on `inputs` with everything zeroed that reads a class in `removed`."""
     return zeroed_nodes(module, channels, removed, inputs, keep=False)[0]
 
 
 def zeroed_nodes(
-    module: nn.Module, channels: Channels, removed: np.ndarray, inputs: Batch, *, keep: bool = True
+    module: nn.Module, channels: Channels, removed: np.ndarray, inputs: Batch | tuple[Tensor, ...], *, keep: bool = True
 ) -> tuple[Any, dict[Node, Any]]:
     """The same; and, with `keep`, what the layers gave on the way."""
     graph = channels.program.graph_module
     state = {**channels.program.constants, **dict(module.named_buffers(remove_duplicate=False))}
     state.update(module.named_parameters(remove_duplicate=False))
     values = []
-    given = iter(inputs.in_order(module))
+    given = iter(Batch.of(inputs).in_order(module))
     for spec in channels.program.graph_signature.input_specs:
         values.append(state[spec.target] if spec.target is not None else next(given))
     interpreter = _Zeroing(graph, channels, channels.gone(removed), keep)
