@@ -547,7 +547,9 @@ def test_wrong_kinds_of_arguments():
         prune("resnet18", IMAGE)
     with pytest.raises(PruningError, match=r"removing channels needs example_inputs"):
         prune(small())
-    with pytest.raises(InputError, match=r"example inputs are a tensor, a sequence or a mapping of tensors, or a shape"):
+    with pytest.raises(
+        InputError, match=r"example inputs are a tensor, a sequence or a mapping of tensors, or a shape"
+    ):
         prune(small(), object())
     with pytest.raises(PruningError, match=r"removing channels needs example_inputs"):
         prune_iteratively(small(), None)
