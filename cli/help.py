@@ -10,7 +10,7 @@ import click
 # Group → the parameters that stand in it, in the order of the help. A parameter that is named nowhere stands under
 # "Options", where those of the one command belong.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Model": ("weights", "model_arg", "input_shape", "trust_pickle"),
+    "Model": ("weights", "model_arg", "input_shape", "inputs", "trust_pickle"),
     "Data": (
         *("data", "classes", "resize", "crop", "mean", "std", "calibration_samples", "test_samples", "batch_size"),
         *("shuffle", "workers", "drop_last", "pin_memory", "crop_padding", "flip", "mixup"),

@@ -100,6 +100,9 @@ MODEL = [
     click.option("--model-arg", metavar="K=V", multiple=True, callback=key_values, help="Argument of the factory."),
     click.option("--input-shape", type=Shape(), help="Batch first; default: the data's, else the weights'."),
     click.option(
+        "--input", "inputs", multiple=True, metavar="NAME:SHAPE[:TYPE]", help="One of several inputs: state:2,1,128."
+    ),
+    click.option(
         "--trust-pickle", is_flag=True, help="Load whole pickled modules, programs unchecked (they may run any code)."
     ),
 ]
@@ -198,6 +201,7 @@ def _model_source(spec: str, rest: dict[str, Any]) -> ModelSource:
         model_args=rest.pop("model_arg"),
         input_shape=rest.pop("input_shape"),
         trust_pickle=rest.pop("trust_pickle"),
+        inputs=rest.pop("inputs"),
     )
 
 

@@ -14,11 +14,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from compress.batches import Batch, read_batch
+from compress.batches import Batch, parameters_of, read_batch
 from compress.errors import InputError, ModelError, WeightsError
 from compress.loading.callables import first_line, import_callable
 from compress.loading.checkpoints import SUFFIXES, load_state_dict, read_pickle, read_state_dict
 from compress.loading.data import Data
+from compress.loading.declared import Declared, check_complete
 from compress.loading.preprocessing import Preprocessing
 from compress.loading.untrusted import load_checked
 from compress.onnx_files import read_onnx
@@ -130,18 +131,21 @@ def example_inputs(
     loaded: LoadedModel,
     *,
     input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    declared: Sequence[Declared] = (),
     data: Data | None = None,
     batch: int = BATCH,
     seed: int = 0,
 ) -> Batch:
     """Return a batch to trace, check or time `loaded` with.
 
-    Their shape is `input_shape` (batch included; several shapes for several inputs), else that of `data`, whose samples
+    Their shape is that of `declared` inputs, by name, else `input_shape` (batch included; several shapes for several inputs), else that of `data`, whose samples
     they then are, else what the model's source tells. Without data floats are normal and integers 0 or 1.
 
     Raises:
         InputError: a shape that is not positive, or none of the three is there.
     """
+    if declared:
+        return _declared_batch(loaded, declared, batch, seed)
     if input_shape is None and data is not None:
         part = next(part for part in ("calibration", "train", "test") if getattr(data, part) is not None)
         return replace(read_batch(next(iter(data.loader(part, batch_size=batch)))), target=None)
@@ -153,13 +157,44 @@ def example_inputs(
     elif loaded.input_shape is not None:
         shapes = ((batch, *loaded.input_shape[1:]),)
     else:
-        raise InputError(
-            f"the input shape of {loaded.name!r} is not known; give --input-shape, as in 2,3,224,224, or --data"
-        )
+        raise InputError(f"the input shape of {loaded.name!r} is not known; give {_how_to_declare(specs)}, or --data")
     dtypes = [spec.dtype for spec in specs] or [data.input_dtype if data is not None else loaded.input_dtype]
     generator = torch.Generator().manual_seed(seed)
     values = [_random(shape, dtypes[min(index, len(dtypes) - 1)], generator) for index, shape in enumerate(shapes)]
     return Batch.of(values)
+
+
+def _declared_batch(loaded: LoadedModel, declared: Sequence[Declared], batch: int, seed: int) -> Batch:
+    """Stand-ins for the declared inputs, and for those of a file that tells their sizes."""
+    specs = {spec.name: spec for spec in loaded.inputs}
+    unknown = [spec.name for spec in loaded.inputs if None in spec.shape[1:]]
+    names, needed = (list(specs), unknown) if specs else ((), ()) if loaded.kind == "onnx" else _parameters(loaded)
+    check_complete(declared, names, needed, repr(loaded.name))
+    generator = torch.Generator().manual_seed(seed)
+    given = {
+        one.name: one.tensor(specs[one.name].dtype if one.name in specs else loaded.input_dtype, generator)
+        for one in declared
+    }
+    samples = next((len(value) for value in given.values() if value.dim()), batch)
+    others = {
+        name: _random(_with_batch(spec.shape, samples), spec.dtype, generator)
+        for name, spec in specs.items()
+        if name not in given
+    }
+    found = {**given, **others}
+    return Batch.of({name: found[name] for name in (names or found) if name in found})
+
+
+def _parameters(loaded: LoadedModel) -> tuple[Sequence[str], Sequence[str]]:
+    names, needed, open_ended = parameters_of(loaded.model)
+    return (() if open_ended else names), needed
+
+
+def _how_to_declare(specs: Sequence[TensorSpec]) -> str:
+    if len(specs) < 2:
+        return "--input-shape, as in 2,3,224,224"
+    sizes = (",".join("N" if size is None else str(size) for size in spec.shape) for spec in specs)
+    return " ".join(f"--input {spec.name}:{shape}" for spec, shape in zip(specs, sizes)) + " (a number for each N)"
 
 
 def _given(module: nn.Module, weights: str | Path | None, arguments: dict[str, Any], trust_pickle: bool) -> LoadedModel:

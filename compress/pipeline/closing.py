@@ -33,7 +33,7 @@ def measure(
     if timing is not None:
         timed = benchmark(
             targets,
-            resized_batch(inputs, timing.batch),
+            inputs if job.opened.declared else resized_batch(inputs, timing.batch),
             baseline=baseline,
             rounds=timing.rounds,
             threads=threads,

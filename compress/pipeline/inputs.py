@@ -28,6 +28,7 @@ class ModelSource:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     input_shape: tuple[int, ...] | None = None  # with the batch
     trust_pickle: bool = False
+    inputs: tuple[str, ...] = ()  # NAME:SHAPE[:DTYPE][=VALUE] of each, see `compress.loading.declared`
 
     @classmethod
     def of(cls, value: Any) -> ModelSource:
@@ -74,6 +75,12 @@ class Opened:
     batch_size: int = 64
     seed: int = 0
     threads: int | None = None
+    declared: bool = False  # the user declared the inputs one by one: they are run as they are
+
+    @property
+    def has_inputs(self) -> bool:
+        """False where a job that needs none was given a model of unknown sizes."""
+        return bool(self.inputs.inputs)
 
     @property
     def name(self) -> str:
@@ -121,8 +128,16 @@ class Opened:
         return None if part is None else len(part)  # type: ignore[arg-type]
 
 
-def open_inputs(source: ModelSource | Any, data: DataSource | Any = None, settings: Settings | None = None) -> Opened:
+def open_inputs(
+    source: ModelSource | Any,
+    data: DataSource | Any = None,
+    settings: Settings | None = None,
+    *,
+    needs_inputs: bool = True,
+) -> Opened:
     """Load the model and the data that a job works on; check that the model takes the inputs.
+
+    Without `needs_inputs` an ONNX file whose sizes nobody tells opens with an empty batch.
 
     Raises:
         CompressError: one line for whatever cannot be found, read, built or executed.
@@ -131,7 +146,16 @@ def open_inputs(source: ModelSource | Any, data: DataSource | Any = None, settin
     source, wanted = ModelSource.of(source), DataSource.of(data)
     loaded = open_source(source, seed=settings.seed)
     opened_data = open_data_source(wanted, loaded.preprocessing, settings, model_size=_image_size(loaded, source))
+    if not needs_inputs and loaded.kind == "onnx" and _unknown(loaded, source, opened_data):
+        from compress.batches import Batch
+
+        return Opened(loaded, None, Batch({}), wanted.batch_size or 64, settings.seed, settings.threads)
     return _with_inputs(loaded, opened_data, source, wanted, settings)
+
+
+def _unknown(loaded: LoadedModel, source: ModelSource, data: Data | None) -> bool:
+    told = source.inputs or source.input_shape or data is not None
+    return not told and any(None in spec.shape[1:] for spec in loaded.inputs)
 
 
 def reopen(opened: Opened, source: ModelSource, settings: Settings) -> Opened:
@@ -185,9 +209,13 @@ def open_data_source(
 def _with_inputs(
     loaded: LoadedModel, data: Data | None, source: ModelSource, wanted: DataSource, settings: Settings
 ) -> Opened:
+    from compress.loading.declared import read_declared
     from compress.loading.models import example_inputs
 
-    inputs = example_inputs(loaded, input_shape=source.input_shape, data=data, seed=settings.seed)
+    if source.inputs and source.input_shape is not None:
+        raise InputError("inputs are declared one by one (--input) or by shape (--input-shape); give one of them")
+    declared = read_declared(source.inputs)
+    inputs = example_inputs(loaded, input_shape=source.input_shape, declared=declared, data=data, seed=settings.seed)
     inputs, left_out = _taken(loaded, inputs)
     loaded = replace(loaded, notes=(*loaded.notes, *left_out))
     _check_shapes(loaded, inputs, data)
@@ -200,6 +228,7 @@ def _with_inputs(
         batch_size=wanted.batch_size or 64,
         seed=settings.seed,
         threads=settings.threads,
+        declared=bool(declared),
     )
 
 

@@ -16,7 +16,7 @@ from compress.onnx_files import save_onnx
 from compress.pipeline.closing import closing_report
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
-from compress.pipeline.job import Delivery, Job
+from compress.pipeline.job import Delivery, Job, Timing
 from compress.pipeline.outputs import Output, output_folder
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pipeline.rehearsal import rehearsed
@@ -24,6 +24,7 @@ from compress.reporting.report import Report
 from compress.scratch import scratch_folder
 from compress.steps import Step
 
+UNTIMED = "nothing is timed: the file does not tell the sizes of its inputs; declare them, as in --input x:1,512"
 QUICK_S = 60.0  # timing that takes longer is done on request only
 
 
@@ -61,9 +62,10 @@ def quantize(
             model, data, output=output, options=options, gates=gates, measures=measures, settings=settings
         )
     _ = options.dynamic() if options.method == "dynamic" else options.static()  # refuses before anything is loaded
-    opened = open_inputs(model, data, settings)
+    opened = open_inputs(model, data, settings, needs_inputs=options.method != "dynamic")
     check_runs(opened)
-    job = rehearsed(Job(opened, settings, output, gates or Gates(), measures))
+    timing = Timing() if opened.has_inputs else None
+    job = rehearsed(Job(opened, settings, output, gates or Gates(), measures, timing))
     with output_folder(output) as folder, scratch_folder() as scratch:
         graph = to_graph(opened.model, opened.inputs)
         step = _quantized(graph, job, options)
@@ -76,6 +78,7 @@ def quantize(
             targets,
             f"{opened.name}, {options.method} {kind}",
             steps=[step],
+            notes=() if opened.has_inputs else (UNTIMED,),
             files=folder.listed(),
             shipped=shipped,
             scratch=Path(scratch),
@@ -89,7 +92,8 @@ def check_runs(opened: Opened) -> None:
     Raises:
         ModelError, InputError: it does not run on these inputs.
     """
-    open_runner(opened.model, threads=opened.threads)(opened.inputs)
+    if opened.has_inputs:
+        open_runner(opened.model, threads=opened.threads)(opened.inputs)
 
 
 def check_gained(graph: Any, step: Step) -> None:
