@@ -76,7 +76,15 @@ def _parse(path: Path) -> ir.Model:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{str(path)!r} does not hold a valid ONNX graph: {reason}") from error
     ir.external_data.set_base_dir(graph.graph, str(path.parent))
+    _open_sizes(graph)
     return graph
+
+
+def _open_sizes(graph: ir.Model) -> None:
+    """Sizes that an exporter wrote as -1 or 0 are not known: no input has them."""
+    for value in (*graph.graph.inputs, *graph.graph.outputs):
+        if value.shape is not None and any(isinstance(size, int) and size < 1 for size in value.shape):
+            value.shape = ir.Shape([None if isinstance(size, int) and size < 1 else size for size in value.shape])
 
 
 def _unfold_sparse(graph: onnx.GraphProto) -> None:

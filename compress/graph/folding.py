@@ -114,6 +114,17 @@ def constant_array(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
+def stored_bytes(graph: ir.Model) -> int:
+    """Bytes of all constants of a graph, as initializers or in Constant nodes, those of branches and loops too."""
+    kept = [value.const_value for part in graph.graphs() for value in part.initializers.values()]
+    written = [node.attributes["value"].as_tensor() for node in graph.graph.all_nodes() if _holds_tensor(node)]
+    return sum(tensor.nbytes for tensor in (*kept, *written) if tensor is not None)
+
+
+def _holds_tensor(node: ir.Node) -> bool:
+    return node.op_type == "Constant" and "value" in node.attributes
+
+
 def weights_as_constants(graph: ir.Model) -> tuple[str, ...]:
     """Take initializers out of the inputs, in place, among which old exporters list them; a sentence where there were.
 

@@ -22,11 +22,13 @@ from compress.loading.data import Data
 from compress.loading.declared import Declared, check_complete
 from compress.loading.preprocessing import Preprocessing
 from compress.loading.untrusted import load_checked
+from compress.loading.whole_modules import check_ultralytics, module_in
 from compress.onnx_files import read_onnx
 from compress.state import copied, seeded, unlogged
 
 DEFAULT_WEIGHTS = "DEFAULT"
 WHOLE = (".onnx", ".pt2", ".torchscript")  # files that hold a model with its weights
+RESULTS = ("model.onnx", "model.pt2", "model.torchscript")  # what a command leaves in its folder
 BATCH = 2  # a batch of one would be specialized by torch.export
 
 
@@ -109,7 +111,10 @@ def open_model(
         if weights is not None or arguments:
             raise ModelError("a graph carries its own weights; leave weights and model_args out")
         return _graph(spec.graph.name or "graph", spec, None)
-    spec = str(spec)
+    spec = _file_in(str(spec))
+    if spec.startswith("ultralytics:"):
+        check_ultralytics(spec)
+        spec = spec.partition(":")[2]
     suffix = Path(spec).suffix.lower()
     if suffix in WHOLE:
         if weights is not None or arguments:
@@ -125,6 +130,22 @@ def open_model(
     if suffix in SUFFIXES and ":" not in spec:
         return _pickled(Path(spec), weights, trust_pickle)
     return _built(spec, weights, arguments, trust_pickle, seed)
+
+
+def _file_in(spec: str) -> str:
+    """A folder that a command left stands for its model file.
+
+    Raises:
+        ModelError: a folder without one.
+    """
+    if ":" in spec or not Path(spec).is_dir():
+        return spec
+    for name in RESULTS:
+        if (Path(spec) / name).is_file():
+            return str(Path(spec) / name)
+    if (Path(spec) / "config.json").is_file():
+        raise ModelError(f"{spec!r} is a folder of transformers; name it as hf:{spec}")
+    raise ModelError(f"{spec!r} is a folder without a model; it would be {' or '.join(RESULTS)} in it")
 
 
 def example_inputs(
@@ -267,15 +288,15 @@ def _pickled(path: Path, weights: str | Path | None, trust_pickle: bool) -> Load
     if not path.is_file():
         raise ModelError(f"model file {str(path)!r} does not exist; check the path")
     content = read_state_dict(path) if path.suffix == ".safetensors" else read_pickle(path, trust_pickle=trust_pickle)
-    if not isinstance(content, nn.Module):
+    module, notes = module_in(content, path)
+    if module is None:
         raise ModelError(
             f"{str(path)!r} holds weights, not a model; name the architecture and pass the file as --weights {path.name}"
         )
-    notes: tuple[str, ...] = ()
     if weights is not None:
         state = read_state_dict(weights, trust_pickle=trust_pickle)
-        notes = load_state_dict(content, state, f"weights {str(weights)!r}")
-    return LoadedModel(path.stem, content.eval(), "module", path, notes=notes)
+        notes += load_state_dict(module, state, f"weights {str(weights)!r}")
+    return LoadedModel(path.stem, module, "module", path, notes=notes)
 
 
 def _exported(path: Path, trust_pickle: bool) -> LoadedModel:

@@ -36,6 +36,9 @@ OURS = (
 )
 
 
+FILE_SUFFIXES = (".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".torchscript")
+
+
 @dataclass(frozen=True)
 class Output:
     """Where the user wants the result; asked for early so that a bad place costs no work."""
@@ -62,6 +65,11 @@ class Output:
         """The same, for a place that must be a folder."""
         if self.path.is_file():
             raise OutputError(f"output {str(self.path)!r} is a file and a folder is needed; choose another -o")
+        if self.path.suffix in FILE_SUFFIXES and not self.path.is_dir():
+            raise OutputError(
+                f"output {str(self.path)!r} is named like a file, and a folder is written; give -o {self.path.with_suffix('')}: "
+                f"its file is then {self.path.with_suffix('') / 'model.onnx'}"
+            )
         self.check()
 
 

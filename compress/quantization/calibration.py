@@ -109,9 +109,8 @@ def all_rows(session: Session, batch: Batch, *, rows: int = 16) -> tuple[np.ndar
 
 
 def _fixed_batch(session: Session) -> int | None:
-    """The batch size that the graph insists on; None where it takes any."""
-    sizes = {shape[0] for shape in session.input_shapes if shape and isinstance(shape[0], int)}
-    return int(next(iter(sizes))) if sizes else None
+    """The batch size that the graph insists on; None where it takes any. A later input may have the batch elsewhere."""
+    return session.fixed_batch
 
 
 def _piece(array: np.ndarray, first: int, rows: int, fixed: int | None, count: int) -> np.ndarray:

@@ -178,6 +178,12 @@ def _what_there_is(graph: ir.Model) -> str:
     types = sorted({node.op_type for node in graph.graph})
     if {"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM"} & set(types):
         return "it is quantized already; give the float model"
+    inside = [kind for kind in ("If", "Loop", "Scan") if kind in types]
+    if inside:
+        return (
+            f"its layers lie inside {' and '.join(inside)}, where no ranges can be observed; dynamic quantization "
+            "(--method dynamic) compresses them"
+        )
     return f"it has {', '.join(types[:8])}{', …' if len(types) > 8 else ''}, and what is excluded"
 
 
