@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from compress.errors import CompressError, GateError, nearest
+from compress.errors import CompressError, GateError, nearest, on_the_command_line
 from compress.escaping import terminal
 
 # Verb → the file that defines it. Imported on first use, so that `compress --help` stays quick.
@@ -84,6 +84,11 @@ class Verbs(click.Group):
 
 def _guarded(run: Any, arguments: list[str]) -> int:
     """Run a command; return the exit code, with at most one line on stderr for a failure."""
+    with on_the_command_line():
+        return _answered(run, arguments)
+
+
+def _answered(run: Any, arguments: list[str]) -> int:
     _prepare_streams()
     try:
         os.getcwd()

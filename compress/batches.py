@@ -242,11 +242,6 @@ def parameters_of(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], b
     )
 
 
-def reiterable(batches: Iterable[Any]) -> Iterable[Any]:
-    """The same, as a list where it could be gone through only once."""
-    return list(batches) if isinstance(batches, Iterator) else batches
-
-
 def first_batches(batches: Iterable[Any], samples: int) -> Iterator[Batch]:
     """The first batches, whole, until there are `samples` samples."""
     seen = 0

@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+
+# Options that take no value: in Python they are set to True.
+_FLAGS = ("trust-pickle", "overwrite", "resume", "masks", "reconstruct", "recalibrate", "verbose", "distill")
+_COMMAND_LINE: contextvars.ContextVar[bool] = contextvars.ContextVar("on the command line", default=False)
+
+
+@contextlib.contextmanager
+def on_the_command_line() -> Iterator[None]:
+    """Let messages name options as the command does."""
+    before = _COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        _COMMAND_LINE.reset(before)
+
+
+def in_python(text: str) -> str:
+    """A message that names options of the command, with the names that they have in Python.
+
+    >>> in_python("give --input-shape, or pass --trust-pickle; choose another -o")
+    'give input_shape, or pass trust_pickle=True; choose another output'
+    """
+
+    def name(found: re.Match[str]) -> str:
+        return found[1].replace("-", "_") + ("=True" if found[1] in _FLAGS else "")
+
+    text = re.sub(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)", name, text)
+    return re.sub(r"(?<![\w-])-o(?=[\s,;.)]|$)", "output", text)
 
 
 class CompressError(Exception):
@@ -14,6 +45,11 @@ class CompressError(Exception):
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """The message in the caller's words: `--input-shape` on the command line, `input_shape` in Python."""
+        text = super().__str__()
+        return text if _COMMAND_LINE.get() else in_python(text)
 
 
 class InputError(CompressError):

@@ -118,7 +118,7 @@ def test_opsets(tmp_path):
         assert opset_of(step.model) == opset
     with pytest.raises(InputError, match=rf"opset 12 cannot be written; choose 13 to {newest_opset()}"):
         export(network, torch.randn(2, 3, 8, 8), opset=12)
-    with pytest.raises(ExportError, match=r"cannot be written with opset 14: .*--opset 18"):
+    with pytest.raises(ExportError, match=r"cannot be written with opset 14: .*opset 18"):
         export(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), torch.randn(2, 8), opset=14)
 
 

@@ -122,7 +122,7 @@ def test_not_finite(tmp_path, value, name):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"z": np.zeros(3)}, "holds no x, x_train, x_calibration or x_test"),
+        ({"y_test": np.zeros(3)}, "holds targets and no input for its part .test.; add x"),
         ({"x_trian": np.zeros((3, 1))}, r"holds no x, x_train, .*; did you mean 'x_trian'\?"),
         ({"x_test": np.zeros((3, 1)), "y_test": np.zeros(4)}, "has 3 samples and y_test has 4; they must match"),
         ({"x_test": np.zeros((0, 3))}, "'d' holds no samples in its part 'test'"),

@@ -75,7 +75,9 @@ def test_what_training_scripts_leave_beside(tmp_path, state):
 
 def test_pickled_module_needs_the_flag(tmp_path, state):
     path = saved({"model": nn.Linear(3, 2)}, tmp_path)
-    with pytest.raises(WeightsError, match=r"holds Python objects besides tensors.*pass --trust-pickle if you trust"):
+    with pytest.raises(
+        WeightsError, match=r"holds Python objects besides tensors.*pass trust_pickle=True if you trust"
+    ):
         read_state_dict(path)
     assert list(read_state_dict(path, trust_pickle=True)) == ["weight", "bias"]
 
@@ -88,7 +90,7 @@ class Bomb:
 
 
 def test_untrusted_code_does_not_run(tmp_path):
-    with pytest.raises(WeightsError, match="--trust-pickle"):
+    with pytest.raises(WeightsError, match="trust_pickle=True"):
         read_state_dict(saved({"state_dict": Bomb()}, tmp_path))
     assert not Bomb.fired
 

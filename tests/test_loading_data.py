@@ -207,7 +207,7 @@ def test_bad_loader_options(part, options, message):
 
 
 @pytest.mark.parametrize(
-    ("part", "advice"), [("calibration", "leave test samples over with --test-samples"), ("train", "add x_train")]
+    ("part", "advice"), [("calibration", "leave test samples over with test_samples"), ("train", "add x_train")]
 )
 def test_part_that_is_not_there(tmp_path, part, advice):
     np.savez(tmp_path / "d.npz", x_test=np.zeros((4, 2), np.float32))

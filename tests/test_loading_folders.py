@@ -122,7 +122,7 @@ def test_bad_class_lists(tmp_path, content, message):
     (tmp_path / "c.txt").write_text(content)
     with pytest.raises(DataError, match=message):
         read_classes(tmp_path / "c.txt")
-    with pytest.raises(DataError, match="does not exist; check --classes"):
+    with pytest.raises(DataError, match="does not exist; check classes"):
         read_classes(tmp_path / "absent.txt")
     (tmp_path / "c.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is not text; write one class name a line"):

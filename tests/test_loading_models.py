@@ -113,7 +113,7 @@ def test_module_that_is_there_already(script):
     [
         ("number", {}, r"number' returned a int; return a torch\.nn\.Module"),
         ("broken", {}, r"broken' failed: ValueError: no width$"),
-        ("build", {"depth": 3}, r"build' cannot be called: .*'depth'; give its arguments as --model-arg key=value"),
+        ("build", {"depth": 3}, r"build' cannot be called: .*'depth'; give its arguments as model_arg key=value"),
     ],
 )
 def test_bad_factories(script, name, arguments, message):
@@ -130,7 +130,7 @@ def test_weights_of_another_architecture(script, tmp_path):
 
 
 def test_default_weights_of_a_factory(script):
-    with pytest.raises(WeightsError, match="has no default weights to download; give --weights FILE"):
+    with pytest.raises(WeightsError, match="has no default weights to download; give weights FILE"):
         compress.load(f"{script}:build", weights="DEFAULT")
 
 
@@ -144,7 +144,7 @@ def test_download_that_fails(monkeypatch, weights, tmp_path):
     with pytest.raises(
         WeightsError,
         match=r"weights of 'squeezenet1_1' could not be downloaded \(URLError: .*no route to host.*\); "
-        r"fetch https://.*\.pth yourself and pass --weights FILE",
+        r"fetch https://.*\.pth yourself and pass weights FILE",
     ):
         compress.load("squeezenet1_1", weights=weights)
 
@@ -204,20 +204,20 @@ def test_onnx_file_with_unknown_sizes(tmp_path):
     loaded = open_model(onnx_file(tmp_path, shape=("n", 3, "h", "w")))
     assert loaded.input_shape is None
     with pytest.raises(
-        InputError, match=r"input shape of 'm' is not known; give --input-shape, as in 2,3,224,224, or --data"
+        InputError, match=r"input shape of 'm' is not known; give input_shape, as in 2,3,224,224, or data"
     ):
         example_inputs(loaded)
     assert example_inputs(loaded, input_shape=(1, 3, 8, 8)).values[0].shape == (1, 3, 8, 8)
 
 
 def test_files_carry_their_own_weights(tmp_path):
-    with pytest.raises(ModelError, match="carries its own weights; leave --weights and --model-arg out"):
+    with pytest.raises(ModelError, match="carries its own weights; leave weights and model_arg out"):
         compress.load(onnx_file(tmp_path), weights="w.pth")
 
 
 def test_pickled_module(tmp_path):
     torch.save(nn.Linear(3, 2), tmp_path / "whole.pt")
-    with pytest.raises(WeightsError, match="pass --trust-pickle if you trust"):
+    with pytest.raises(WeightsError, match="pass trust_pickle=True if you trust"):
         compress.load(tmp_path / "whole.pt")
     assert compress.load(tmp_path / "whole.pt", trust_pickle=True).in_features == 3
 
@@ -225,7 +225,7 @@ def test_pickled_module(tmp_path):
 def test_weights_given_as_the_model(tmp_path):
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "w.pth")
     with pytest.raises(
-        ModelError, match="holds weights, not a model; name the architecture and pass the file as --weights"
+        ModelError, match="holds weights, not a model; name the architecture and pass the file as weights"
     ):
         compress.load(tmp_path / "w.pth")
 

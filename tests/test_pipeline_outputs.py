@@ -44,7 +44,10 @@ def test_overwrite_replaces_ours_removes_what_is_stale_and_spares_the_rest(tmp_p
     out.mkdir()
     for name in ("model.onnx", "weights.pt", "notes.txt"):
         (out / name).write_text("old")
-    with pytest.raises(OutputError, match="exists already; choose another -o, or pass --overwrite"), output_folder(out):
+    with (
+        pytest.raises(OutputError, match="exists already; choose another output, or pass overwrite=True"),
+        output_folder(out),
+    ):
         raise AssertionError
     with output_folder(out, overwrite=True) as folder:
         (folder.path / "model.onnx").write_text("new")

@@ -110,7 +110,7 @@ def test_places_that_are_taken(finished, here, monkeypatch):
     with pytest.raises(InputError, match="no place to write to; give -o DIR"):
         run(Recipe(model=ModelSource("net.py:build")))
     (here.parent / "out" / ".stages").mkdir(parents=True)
-    with pytest.raises(OutputError, match="holds an interrupted run; add --resume"):
+    with pytest.raises(OutputError, match="holds an interrupted run; add resume=True"):
         run(here)
     folder, _ = finished
     with pytest.raises(OutputError, match="exists already"):

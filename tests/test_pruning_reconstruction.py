@@ -398,7 +398,7 @@ def test_data_that_can_be_gone_through_once(options):
 
 
 def test_what_cannot_be_done_is_said(net, tmp_path):
-    with pytest.raises(PruningError, match="reconstruction fits weights on data; pass --data"):
+    with pytest.raises(PruningError, match="reconstruction fits weights on data; pass data"):
         compress.prune(net, smooth(2), amount=0.5, reconstruct=True)
     with pytest.raises(PruningError, match="cannot be reconstructed: the data is empty"):
         compress.prune(net, smooth(2), amount=0.5, reconstruct=True, data=[])

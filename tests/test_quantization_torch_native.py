@@ -124,26 +124,26 @@ def test_dynamic_choices():
         done(weight_type="uint8")
     with pytest.raises(InputError, match="exclude 'haed' is no layer of Tagger; did you mean 'head'"):
         done(exclude=["haed"])
-    with pytest.raises(QuantizationError, match=r"has no Linear, LSTM or GRU.*use --runtime onnx"):
+    with pytest.raises(QuantizationError, match=r"has no Linear, LSTM or GRU.*use runtime onnx"):
         torch_native.quantize_dynamic(nn.Sequential(nn.Conv2d(3, 4, 3)))
 
 
 @needs["qnnpack"]
 def test_what_an_engine_lacks_names_the_onnx_path():
     with pytest.raises(
-        QuantizationError, match=r"'qnnpack' has no float16 linear layer.*--runtime onnx --weight-type float16"
+        QuantizationError, match=r"'qnnpack' has no float16 linear layer.*runtime onnx weight_type float16"
     ):
         torch_native.quantize_dynamic(Tagger(nn.LSTM), weight_type="float16", engine="qnnpack")
 
 
 def test_unknown_engines():
-    with pytest.raises(InputError, match=r"no quantized engine 'fbgem'; did you mean 'fbgemm'.*--runtime onnx"):
+    with pytest.raises(InputError, match=r"no quantized engine 'fbgem'; did you mean 'fbgemm'.*runtime onnx"):
         torch_native.quantize_dynamic(Tagger(nn.LSTM), engine="fbgem")
 
 
 def test_when_torch_removes_it(monkeypatch, residual):
     monkeypatch.setattr(torch_native, "MISSING", "No module named 'torch.ao'")
-    with pytest.raises(QuantizationError, match=r"no longer ships torch\.ao\.quantization.*use --runtime onnx"):
+    with pytest.raises(QuantizationError, match=r"no longer ships torch\.ao\.quantization.*use runtime onnx"):
         torch_native.quantize_static(residual, batches())
 
 
@@ -200,7 +200,7 @@ def test_calibration_data_is_checked(residual):
 
 
 def test_nothing_that_torch_could_quantize():
-    with pytest.raises(QuantizationError, match="nothing to quantize; use --runtime onnx"):
+    with pytest.raises(QuantizationError, match="nothing to quantize; use runtime onnx"):
         torch_native.quantize_static(nn.Sequential(nn.ReLU()), [torch.randn(2, 3)])
 
 
@@ -246,7 +246,7 @@ def test_the_command(tmp_path, residual):
     assert row.size_bytes == (tmp_path / "out" / "model.torchscript").stat().st_size
     assert row.p50_ms is not None and row.top1 is not None and row.agreement is not None and row.parameters is None
     assert (tmp_path / "out" / "report.json").is_file()
-    with pytest.raises(InputError, match="chooses no --op-types with method static"):
+    with pytest.raises(InputError, match="chooses no op_types with method static"):
         quantize(
             ModelSource(residual),
             DataSource(str(tmp_path / "data.npz")),

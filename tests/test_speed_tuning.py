@@ -168,7 +168,7 @@ def test_required_speedup_is_a_gate():
     require_speedup(Speed(10.0, 5.0), 2.0)
     with pytest.raises(GateError, match=r"speed-up 2\.00× is below the 2\.5× required .*5 ms against 10 ms"):
         require_speedup(Speed(10.0, 5.0), 2.5)
-    with pytest.raises(InputError, match="--require-speedup takes a positive number, got 0"):
+    with pytest.raises(InputError, match="require_speedup takes a positive number, got 0"):
         require_speedup(Speed(10.0, 5.0), 0)
 
 

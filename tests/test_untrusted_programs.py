@@ -73,7 +73,7 @@ def bomb(mark):
 
 
 def refused(path):
-    with pytest.raises(ModelError, match="--trust-pickle") as caught:
+    with pytest.raises(ModelError, match="trust_pickle=True") as caught:
         open_model(path)
     assert "\n" not in str(caught.value)
 

@@ -14,6 +14,7 @@ from compress.errors import DataError
 from compress.evaluation.class_counts import ClassCounts
 from compress.evaluation.differences import OutputDifferences
 from compress.evaluation.runners import Runner, Target, open_runner
+from compress.given import batches_of, model_of, short_name
 from compress.measures.figure import ratio
 from compress.measures.intervals import ratio_interval
 from compress.measures.opening import Measures, open_measures
@@ -53,13 +54,16 @@ def evaluate(
         DataError: no batch, targets that the task has not, or values that are not finite.
         InputError: the model rejects the inputs, or the metric failed.
     """
-    label = name or (str(target) if not isinstance(target, torch.nn.Module) else type(target).__name__)
+    target, batches = model_of(target), batches_of(loader, "test")
+    label = name or short_name(target)
     targets: dict[str, Target] = {label: target}
     asked = open_measures(metric, task=task, ignore_label=ignore_label)
     if baseline is None:
-        return evaluate_all(targets, loader, measures=asked, threads=threads)[label]
+        return evaluate_all(targets, batches, measures=asked, threads=threads)[label]
     key = f"{label} (baseline)"
-    return evaluate_all({key: baseline, **targets}, loader, baseline=key, measures=asked, threads=threads)[label]
+    return evaluate_all({key: model_of(baseline), **targets}, batches, baseline=key, measures=asked, threads=threads)[
+        label
+    ]
 
 
 def evaluate_all(

@@ -13,6 +13,7 @@ from compress.batches import Batch, example_batch
 from compress.errors import InputError, nearest
 from compress.evaluation.memory import peak_memory_bytes
 from compress.evaluation.runners import ModuleRunner, Target, open_runner
+from compress.given import named_models
 from compress.progress import track
 from compress.steps import Measurement
 
@@ -22,7 +23,7 @@ FEWEST_ROUNDS = 5
 
 
 def benchmark(
-    targets: Mapping[str, Target],
+    targets: Mapping[str, Target] | Any,
     inputs: Any,
     *,
     baseline: str | None = None,
@@ -47,6 +48,7 @@ def benchmark(
     Raises:
         InputError: no target, an unknown baseline, or inputs that a model rejects.
     """
+    targets = named_models(targets)
     if not targets:
         raise InputError("nothing to benchmark; give at least one model")
     one = example_batch(inputs)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import compress.state as state
 from compress.batches import Batch, call, example_batch
 from compress.errors import CompressError, InputError, ModelError
+from compress.given import model_of
 from compress.graph.runtime import Session
 
 Target = nn.Module | ir.Model | Path | str
@@ -106,6 +107,7 @@ def open_runner(target: Target, *, threads: int | None = None) -> GraphRunner | 
         InputError: the target is none of these.
         ModelError: the file cannot be read.
     """
+    target = model_of(target)
     if isinstance(target, nn.Module):
         return ModuleRunner(target, threads=threads)
     if isinstance(target, ir.Model):

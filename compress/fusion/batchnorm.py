@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from compress.batches import example_batch
 from compress.errors import ModelError
 from compress.fusion.tracing import Found, find_batchnorms
+from compress.given import model_of
 from compress.shapes import replace_module
 from compress.state import copied
 from compress.steps import Change, Step
@@ -42,6 +43,9 @@ def fuse(module: nn.Module, example_inputs: Any = None) -> Step:
         ModelError: the module can neither be exported nor traced, with the reason.
         InputError: the module rejects `example_inputs`.
     """
+    module = model_of(module)
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"fuse folds batch-norm of a torch.nn.Module, not of a {type(module).__name__}")
     fused = copied(module)
     inputs = None if example_inputs is None else example_batch(example_inputs)
     changes = []

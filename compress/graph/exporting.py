@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compress.batches import Batch, call, example_batch, parameters_of
 from compress.errors import CompressError, ExportError, InputError
 from compress.files import check_writable
+from compress.given import model_of
 from compress.graph.decompositions import decomposed
 from compress.graph.dimensions import BATCH, SEQUENCE, Axes, Dynamic, Wanted, name_dimensions, resized, sizes
 from compress.graph.folding import fold_constants, infer_shapes
@@ -71,7 +72,10 @@ def export(
         check_writable(path, overwrite=overwrite)
     wanted = Wanted.of(dynamic if dynamic_batch else False)
     check_opset(opset)
+    model = model_of(model)
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    if not isinstance(module, nn.Module):
+        raise InputError(f"export takes a torch.nn.Module, not a {type(module).__name__}")
     inputs = example_batch(example_inputs)
     outputs = run_example(module, inputs)
     checks = example_batch(parity_inputs) if parity_inputs is not None else inputs
@@ -93,6 +97,7 @@ def to_graph(model: nn.Module | ir.Model | str | Path, example_inputs: Any = Non
         InputError: a module without example inputs, or something that is no model.
         ExportError, ParityError, ModelError: as `export` and `read_onnx`.
     """
+    model = model_of(model)
     if isinstance(model, ir.Model):
         return model.clone()
     if isinstance(model, (str, Path)):

@@ -1,4 +1,4 @@
-"""Data in `.npz` files: images, float features, token ids."""
+"""Data in `.npz` files and folders of `.npy` files: images, float features, token ids, several inputs by name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from compress.batches import TARGETS
 from compress.errors import DataError, nearest
-from compress.loading.datasets import ArrayDataset, ImageArrayDataset
+from compress.loading.datasets import ArrayDataset, ImageArrayDataset, NamedArrayDataset
 from compress.loading.parts import Parts
 from compress.loading.preprocessing import Preprocessing
 
@@ -35,11 +36,16 @@ def open_arrays(
     uint8 arrays of three or four dimensions are images, NHW or NHWC (NCHW where only that is possible); float arrays
     are taken as they stand; other integers are token ids and become int64. `y` may be left out.
 
+    Without an `x`, arrays are inputs by name (`input_ids_train`, `attention_mask_train`, `y_train`, or without a suffix).
+    A folder of `.npy` files holds the same names, one a file.
+
     Raises:
-        DataError: no such file, not an `.npz`, no `x` in it, NaN or infinite values, targets that do not fit.
+        DataError: no such file, not an `.npz`, no input in it, NaN or infinite values, targets that do not fit.
     """
     path = Path(path)
-    arrays = _read(path)
+    arrays = _read_folder(path) if path.is_dir() else _read(path)
+    if arrays and not any(name.partition("_")[0] == "x" for name in arrays):
+        return _open_named(path, arrays, classes)
     parts: dict[str, Any] = {}
     highest = -1
     for part, suffixes in SUFFIXES.items():
@@ -112,8 +118,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
                 raise DataError(f"{str(path)!r} holds one bare array; save x and y with numpy.savez")
-            wanted = [name for name in archive.files if name[:1] in "xy"]
-            return {name: archive[name] for name in wanted} or {name: np.empty(0) for name in archive.files}
+            plain = any(name.partition("_")[0] == "x" for name in archive.files)
+            wanted = [name for name in archive.files if not plain or name.partition("_")[0] in ("x", "y")]
+            return {name: archive[name] for name in wanted}
     except DataError:
         raise
     except ValueError as error:
@@ -124,6 +131,57 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{str(path)!r} is not an .npz file, or is truncated; fetch or save it again") from error
     except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{str(path)!r} is not an .npz file, or is truncated; fetch or save it again") from error
+
+
+def _read_folder(folder: Path) -> dict[str, np.ndarray]:
+    """Arrays by file name; mapped, so that what is not used is not read."""
+    found = {}
+    for file in sorted(folder.glob("*.npy")):
+        try:
+            found[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            kind = (
+                "holds Python objects, not plain numbers" if "pickle" in str(error).lower() else "is no whole .npy file"
+            )
+            raise DataError(f"{str(file)!r} {kind}; save it again with numpy.save") from error
+    return found
+
+
+def _open_named(path: Path, arrays: dict[str, np.ndarray], classes: tuple[str, ...] | None) -> Parts:
+    """Inputs by name, part by part."""
+    known = {suffix: part for part, suffixes in SUFFIXES.items() for suffix in suffixes if suffix}
+    grouped: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        suffix = next((suffix for suffix in known if name.endswith(suffix)), "")
+        grouped.setdefault(known.get(suffix, "whole"), {})[name.removesuffix(suffix)] = array
+    if set(grouped) - {"whole"}:
+        grouped.pop("whole", None)
+    parts, highest = {}, -1
+    for part, found in grouped.items():
+        key = next((name for name in TARGETS if name in found), None)
+        if not set(found) - {key}:
+            raise DataError(f"{path.name} holds targets and no input for its part {part!r}; add x, or inputs by name")
+        target = None if key is None else _target(np.asarray(found.pop(key)), f"{path.name}:{key}", classes)
+        columns = {name: _column(array, f"{path.name}:{name}") for name, array in found.items()}
+        sizes = {name: len(values) for name, values in columns.items()} | ({} if target is None else {"y": len(target)})
+        if len(set(sizes.values())) > 1:
+            raise DataError(f"{path.name}: the inputs of part {part!r} differ in samples: {sizes}; they must match")
+        if target is not None and target.ndim == 1 and not target.is_floating_point() and len(target):
+            highest = max(highest, int(target.max()))
+        parts[part] = NamedArrayDataset(columns, target)
+    count = len(classes) if classes is not None else highest + 1 if highest >= 0 else None
+    return Parts(path.stem, **parts, classes=classes, num_classes=count)
+
+
+def _column(values: np.ndarray, where: str) -> Tensor:
+    if values.ndim == 0:
+        raise DataError(f"{where} is a single value; the first dimension must be the samples")
+    if np.issubdtype(values.dtype, np.floating):
+        check_finite(values, where)
+        return torch.from_numpy(np.array(values, dtype=np.float32))
+    if np.issubdtype(values.dtype, np.integer) or values.dtype == np.bool_:
+        return torch.from_numpy(np.array(values, dtype=np.int64 if values.dtype != np.bool_ else np.bool_))
+    raise DataError(f"{where} has type {values.dtype}; inputs by name are numbers")
 
 
 def _target(y: np.ndarray, where: str, classes: tuple[str, ...] | None) -> Tensor:

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, default_collate
 
-from compress.batches import read_batch
+from compress.batches import is_mapping, read_batch
 from compress.errors import CompressError, DataError, nearest
 from compress.loading.arrays import as_dataset, check_labels, open_arrays
 from compress.loading.augmentation import Augmentation, AugmentingCollate
 from compress.loading.callables import first_line, import_callable
+from compress.loading.datasets import NamedArrayDataset
 from compress.loading.embedded import EMBEDDED
 from compress.loading.folders import open_folder, read_classes
 from compress.loading.framing import described, framed
-from compress.loading.parts import Parts, complete, draw, size, subset
+from compress.loading.parts import Parts, Streamed, complete, draw, is_stream, size, subset
 from compress.loading.preprocessing import IMAGENET, Preprocessing, adjusted, size_kept
 
 PARTS = ("train", "calibration", "test")
@@ -76,7 +77,10 @@ class Data:
                 raise DataError(f"{name} {value} must be positive")
         if limit is not None and sampler is not None:
             raise DataError("limit and sampler exclude each other; let the sampler draw fewer samples")
-        if limit is not None and limit < size(dataset):
+        if is_stream(dataset):
+            shuffle, sampler = False, None
+            dataset = dataset if limit is None else Streamed(dataset, lambda number: True, limit)
+        elif limit is not None and limit < size(dataset):
             dataset = subset(dataset, sorted(draw(limit, size(dataset), seed)[0]))
         collate = self.collate
         if augment is not None:
@@ -123,7 +127,8 @@ class Data:
 
     def sizes(self) -> dict[str, int]:
         """Return the number of samples of each part that there is."""
-        return {name: size(getattr(self, name)) for name in PARTS if getattr(self, name) is not None}
+        parts = {name: getattr(self, name) for name in PARTS}
+        return {name: size(part) for name, part in parts.items() if part is not None and not is_stream(part)}
 
 
 class _Loader(DataLoader):
@@ -161,7 +166,7 @@ def _line_of_worker(error: Exception) -> str:
 
 
 def open_data(
-    spec: str | Data,
+    spec: str | Path | Data | Any,
     *,
     preprocessing: Preprocessing | Callable[[Any], Tensor] | str | None = None,
     classes: str | Path | Sequence[str] | None = None,
@@ -178,7 +183,8 @@ def open_data(
 
     Args:
         spec: `mnist5k`, `digits`, `imagefolder:DIR`, `torchvision:NAME[:ROOT]`, `FILE.npz`, or a factory as
-            `package.module:name` or `file.py:name`, which returns a `Data`, one data set, or a mapping of parts.
+            `package.module:name` or `file.py:name`, which returns a `Data`, one data set, or a mapping of parts. Data in
+            hand too: a loader, a data set, arrays, a pair (train, test) of those, a mapping of parts.
         preprocessing: what the model's weights came with (`LoadedModel.preprocessing`), or one's own, or a function
             from PIL image to tensor, or such a function's name. Default: scaling to [0, 1] for arrays; for image
             folders ImageNet's, but images that all have one smaller size keep it.
@@ -194,6 +200,9 @@ def open_data(
     """
     if isinstance(spec, Data):
         return spec
+    if not isinstance(spec, (str, Path)):
+        return in_hand(spec, calibration_samples=calibration_samples, test_samples=test_samples, seed=seed)
+    spec = str(spec)
     names = _classes(classes)
     resized = resize is not None or crop is not None
     given: dict[str, Any] = {"resize": resize, "crop": crop, "mean": mean, "std": std}
@@ -210,7 +219,7 @@ def open_data(
         parts = open_torchvision_data(rest, base, resized=resized)
     elif spec in EMBEDDED:
         parts = _embedded(spec, chosen, given, resized)
-    elif spec.endswith(".npz"):
+    elif spec.endswith(".npz") or (Path(spec).is_dir() and any(Path(spec).glob("*.npy"))):
         ready = _default(chosen, Preprocessing(), given)
         parts = open_arrays(
             spec, size_kept(ready, resized=resized) if isinstance(ready, Preprocessing) else ready, names
@@ -224,6 +233,27 @@ def open_data(
         raise _unknown(spec)
     parts = complete(parts, calibration_samples=calibration_samples, test_samples=test_samples, seed=seed)
     return replace(_described(parts), notes=notes)
+
+
+def in_hand(
+    value: Any, *, calibration_samples: int | None = None, test_samples: int | None = None, seed: int = 0
+) -> Data:
+    """Data from what a caller holds: a loader, a data set, arrays, a pair (train, test) of those, a mapping of parts.
+
+    What comes in one piece is divided as a file is.
+
+    Raises:
+        DataError: it is none of these, or empty.
+    """
+    made = value
+    if isinstance(value, (tuple, list)) and len(value) == 2 and not isinstance(value[0], (Tensor, np.ndarray)):
+        made = {"train": value[0], "test": value[1]}
+    elif is_mapping(value) and not set(value) & {*_FACTORY_PARTS, "whole"}:
+        batch = read_batch(value)
+        made = {"whole": NamedArrayDataset(batch.inputs, batch.target)}
+    parts = _from_factory("data", made, None)
+    parts = complete(parts, calibration_samples=calibration_samples, test_samples=test_samples, seed=seed)
+    return _described(parts)
 
 
 def any_given(given: Mapping[str, Any]) -> bool:
@@ -325,6 +355,8 @@ def _from_factory(spec: str, made: Any, classes: tuple[str, ...] | None) -> Part
 def _as_part(value: Any, where: str) -> Dataset:
     if isinstance(value, DataLoader):
         return value.dataset
+    if isinstance(value, IterableDataset):
+        return value
     if (
         isinstance(value, (tuple, list))
         and len(value) == 2
@@ -357,7 +389,8 @@ def _count_classes(parts: Sequence[Dataset]) -> int | None:
 def _described(parts: Parts) -> Data:
     sample = next(part for part in (parts.train, parts.calibration, parts.test) if part is not None)
     try:
-        inputs = read_batch((parts.collate or default_collate)([sample[0]])).values
+        first = next(iter(sample)) if is_stream(sample) else sample[0]
+        inputs = read_batch((parts.collate or default_collate)([first])).values
     except DataError:
         raise
     except Exception as error:  # the user's own data set may raise anything

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +106,19 @@ def to_tensor(preprocessing: Preprocessing | ToTensor, image: Any) -> Tensor:
     if not isinstance(result, Tensor):
         raise DataError(f"the preprocessing function returned a {type(result).__name__}; return a tensor")
     return result
+
+
+class NamedArrayDataset(Dataset):
+    """Inputs by name, each an array with the samples in dimension 0; a sample is a mapping, its target under "labels"."""
+
+    def __init__(self, columns: Mapping[str, Tensor], y: Tensor | None) -> None:
+        self.columns = dict(columns)
+        if y is not None:
+            self.y = y
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = {name: values[index] for name, values in self.columns.items()}
+        return sample | ({"labels": self.y[index]} if hasattr(self, "y") else {})

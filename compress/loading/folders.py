@@ -30,6 +30,8 @@ def open_folder(
     A label is the class's place in `classes` where given, else among all class folders in order of name. Calibration
     images need no class folders.
 
+    A folder of images without class folders is calibration data.
+
     Raises:
         DataError: no such folder, no images in it, or a class folder that `classes` does not list.
     """
@@ -37,6 +39,8 @@ def open_folder(
     if not folder.is_dir():
         raise DataError(f"data folder {str(folder)!r} does not exist; check the path after imagefolder:")
     found = _part_folders(folder) or {"whole": folder}
+    if set(found) == {"whole"} and not _class_folders(folder) and _images(folder, deep=False):
+        found = {"calibration": folder}  # images without classes are what calibration takes
     names = classes or tuple(sorted({path.name for root in found.values() for path in _class_folders(root)}))
     places = {name: place for place, name in enumerate(names)}
     parts: dict[str, Any] = {}

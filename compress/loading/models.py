@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from compress.batches import Batch, parameters_of, read_batch
 from compress.errors import InputError, ModelError, WeightsError
+from compress.given import model_of
 from compress.loading.callables import first_line, import_callable
 from compress.loading.checkpoints import SUFFIXES, load_state_dict, read_pickle, read_state_dict
 from compress.loading.data import Data
@@ -105,6 +106,7 @@ def open_model(
         WeightsError: the weights cannot be read, or belong to another architecture.
     """
     arguments = dict(model_args or {})
+    spec = model_of(spec)
     if isinstance(spec, nn.Module):
         return _given(spec, weights, arguments, trust_pickle)
     if isinstance(spec, ir.Model):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from compress.errors import DataError
 
@@ -44,6 +45,8 @@ def complete(parts: Parts, *, calibration_samples: int | None, test_samples: int
     for name, count in (("calibration_samples", calibration_samples), ("test_samples", test_samples)):
         if count is not None and count < 1:
             raise DataError(f"{name} {count} must be positive")
+    if any(is_stream(getattr(parts, name)) for name in ("whole", "train", "calibration", "test")):
+        return _streamed(parts, calibration_samples, test_samples)
     for name in ("whole", "train", "calibration", "test"):
         part = getattr(parts, name)
         if part is not None and size(part) == 0:
@@ -53,8 +56,42 @@ def complete(parts: Parts, *, calibration_samples: int | None, test_samples: int
     return _with_calibration(parts, left_out, calibration_samples, seed)
 
 
+class Streamed(IterableDataset):
+    """Some samples of a stream, by their number: a part of data whose length nobody knows."""
+
+    def __init__(self, source: Iterable[Any], chosen: Callable[[int], bool], most: int | None = None) -> None:
+        self.source, self.chosen, self.most = source, chosen, most
+
+    def __iter__(self) -> Iterator[Any]:
+        numbered = (item for number, item in enumerate(self.source) if self.chosen(number))
+        return itertools.islice(numbered, self.most)
+
+
+def is_stream(part: Any) -> bool:
+    """Whether a part can be gone through in order only, its length unknown."""
+    return isinstance(part, IterableDataset) and not hasattr(part, "__len__")
+
+
+def _streamed(parts: Parts, calibration: int | None, test: int | None) -> Parts:
+    """The parts of streams: every fifth sample of a single one tests; the first training samples calibrate."""
+    if parts.whole is not None:
+        fifth = round(1 / TEST_FRACTION)
+        tests = Streamed(parts.whole, lambda number: number % fifth == 0, test)
+        parts = replace(parts, whole=None, train=Streamed(parts.whole, lambda number: number % fifth != 0), test=tests)
+    elif parts.test is not None and test is not None:
+        parts = replace(parts, test=Streamed(parts.test, lambda number: True, test))
+    if parts.calibration is None and parts.train is not None:
+        first = Streamed(parts.train, lambda number: True, calibration or CALIBRATION_SAMPLES)
+        parts = replace(parts, calibration=first)
+    return parts
+
+
 def size(part: Dataset) -> int:
-    """Return the number of samples of a map-style data set."""
+    """Return the number of samples of a map-style data set.
+
+    Raises:
+        DataError: it is a stream, or has no length.
+    """
     try:
         return len(part)  # type: ignore[arg-type]
     except TypeError as error:

@@ -125,7 +125,10 @@ class Opened:
         """How many samples `calibration` goes through; None where there is nothing to calibrate on."""
         data = self.data
         part = None if data is None else data.calibration if data.calibration is not None else data.train
-        return None if part is None else len(part)  # type: ignore[arg-type]
+        if part is None:
+            return None
+        # A stream does not know its length; it ends at the number that it was limited to.
+        return len(part) if hasattr(part, "__len__") else getattr(part, "most", None)
 
 
 def open_inputs(
@@ -191,7 +194,14 @@ def open_data_source(
     if source.spec is None:
         return None
     if not isinstance(source.spec, (str, Path)):
-        return source.spec  # a Data in hand
+        from compress.loading.data import open_data
+
+        return open_data(
+            source.spec,
+            calibration_samples=source.calibration_samples,
+            test_samples=source.test_samples,
+            seed=settings.seed,
+        )
     from compress.loading.data import open_data
 
     given = {name: getattr(source, name) for name in ("resize", "crop", "mean", "std", "test_samples")}

@@ -10,6 +10,7 @@ from torch import nn
 
 from compress.batches import Batch, example_batch
 from compress.errors import PruningError
+from compress.given import model_of
 from compress.options import spelled_out
 from compress.pruning.blocks import prune_blocks
 from compress.pruning.denormals import flush_denormals
@@ -44,6 +45,7 @@ def prune(
         InputError: an option that does not exist; the nearest one is given.
         ExportError: `torch.export` cannot take the module.
     """
+    module = model_of(module)
     _check_module(module)
     request = spelled_out(PruneRequest, request, fields, "prune")
     if not request.remove_channels:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.batches import reiterable
 from compress.errors import PruningError, nearest
+from compress.given import batches_of
 from compress.pruning.naming import as_patterns
 from compress.pruning.scores import SCORES
 
@@ -54,7 +54,7 @@ class PruneRequest:
         for name in ("include", "exclude"):
             object.__setattr__(self, name, as_patterns(getattr(self, name)))  # frozen, and still being made
         if self.data is not None:
-            object.__setattr__(self, "data", reiterable(self.data))
+            object.__setattr__(self, "data", batches_of(self.data))
         if self.target not in TARGETS:
             raise PruningError(f"pruning target {self.target!r} is unknown; {nearest(str(self.target), TARGETS)}")
         if not self.remove_channels:

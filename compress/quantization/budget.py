@@ -18,8 +18,8 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from compress.batches import reiterable
 from compress.errors import QuantizationError
+from compress.given import batches_of
 from compress.measures.figure import HIGHER, amount, shown
 from compress.options import spelled_out
 from compress.quantization.calibrated import Calibrated
@@ -94,7 +94,7 @@ def quantize_within(
     """
     if max_drop < 0:
         raise QuantizationError(f"max_drop must be 0 or more, not {max_drop}; it is a loss, in the unit of the score")
-    calibration = reiterable(calibration)
+    calibration = batches_of(calibration)
     options = spelled_out(StaticOptions, options, fields, "quantize_within")
     calibrated, rewritten = calibrate_static(
         model, calibration, options, example_inputs=example_inputs, threads=threads

@@ -17,8 +17,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from compress.batches import call, read_batch, reiterable
+from compress.batches import call, read_batch
 from compress.errors import QuantizationError
+from compress.given import batches_of
 from compress.graph.folding import consumers
 from compress.graph.module import GraphModule, set_initializer
 from compress.graph.plan import Replacement, to_torch
@@ -153,7 +154,7 @@ def prepare_qat(
     """
     if scales not in ("learned", "observed", "fixed"):
         FakeQuantize(torch.ones(()), 0, 0, 255, scales=scales)  # raises, with the nearest name
-    calibration = reiterable(calibration)
+    calibration = batches_of(calibration)
     options = replace(spelled_out(StaticOptions, options, fields, "prepare_qat"), fold_weights=False)
     step = quantize_static(model, calibration, options, example_inputs=example_inputs, threads=threads)
     module = QuantizedGraph(step.model, scales=scales, changes=step.changes, notes=step.notes)

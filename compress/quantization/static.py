@@ -10,8 +10,9 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from compress.batches import Batch, read_batch, reiterable
+from compress.batches import Batch, read_batch
 from compress.errors import DataError, QuantizationError
+from compress.given import batches_of
 from compress.graph.exporting import to_graph
 from compress.graph.folding import fold_constants, infer_shapes, weights_as_constants
 from compress.graph.naming import matching_nodes, nodes_by_name
@@ -83,7 +84,7 @@ def calibrate_static(
     Raises: as `quantize_static`.
     """
     options = spelled_out(StaticOptions, options, fields, "calibrate_static")
-    calibration = reiterable(calibration)
+    calibration = batches_of(calibration)
     graph = _own_graph(model, calibration, example_inputs)
     notes = ready_for_pairs(graph, calibration, threads=threads)
     graph, rewritten = prepare(graph, calibration, rewrites=options.rewrites, exclude=tuple(options.exclude))

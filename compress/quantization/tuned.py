@@ -11,8 +11,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from compress.batches import Batch, example_batch, read_batch, reiterable
+from compress.batches import Batch, example_batch, read_batch
 from compress.errors import DataError
+from compress.given import batches_of
 from compress.graph.exporting import to_graph
 from compress.options import spelled_out
 from compress.quantization.options import StaticOptions
@@ -49,7 +50,7 @@ def quantize_tuned(
         int8 is faster than float here.
     """
     options = spelled_out(StaticOptions, options, fields, "quantize_tuned")
-    calibration = reiterable(calibration)
+    calibration = batches_of(calibration)
     first = _sample(calibration)
     graph = to_graph(model, example_inputs if example_inputs is not None else _twice(first))
     notes = ready_for_pairs(graph, [first], threads=threads)

@@ -92,10 +92,24 @@ def share_of_batch(options: TrainOptions, processes: int) -> int:
     return options.batch_size // parts
 
 
+def _from_stream(data: TrainData, options: TrainOptions, world: World, size: int) -> Batches:
+    """Loaders of a stream: its own order, its length unknown, one process."""
+    if world.size > 1:
+        raise TrainingError(
+            f"{world.size} processes would each read the whole stream; train in one, or give data with a length"
+        )
+    part = getattr(data, options.evaluate_on, None)
+    evaluation = None if part is None else data.loader(options.evaluate_on, batch_size=size)
+    classes = getattr(data, "num_classes", None)
+    return Batches(lambda epoch: data.loader("train", batch_size=size), evaluation, None, None, classes=classes)
+
+
 def _from_data(data: TrainData, options: TrainOptions, world: World) -> Batches:
     size = share_of_batch(options, world.size)
     if data.train is None:
         raise DataError("the data has no training part; give data with a train folder, or x_train and y_train")
+    if not hasattr(data.train, "__len__"):
+        return _from_stream(data, options, world, size)
     sampler = EpochSampler(
         data.train,
         world=world.size,

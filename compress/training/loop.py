@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from compress.batches import read_batch
-from compress.errors import TrainingError
+from compress.errors import InputError, TrainingError
+from compress.given import model_of
 from compress.measures.opening import Measures, open_measures
 from compress.state import copied
 from compress.training.averaging import Average
@@ -88,7 +89,7 @@ class Plan:
 def fit(
     module: nn.Module,
     data: Any,
-    options: TrainOptions | None = None,
+    options: TrainOptions | Mapping[str, Any] | None = None,
     *,
     teacher: nn.Module | None = None,
     loss: Loss | None = None,
@@ -125,6 +126,11 @@ def fit(
         TrainingError: the run cannot start, or a loss is not finite (fine-tuning stops instead, and keeps the best).
         OutputError: a checkpoint cannot be written.
     """
+    module = model_of(module)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"training takes a torch.nn.Module, not a {type(module).__name__}")
+    if isinstance(options, Mapping):
+        options = TrainOptions.from_mapping(options)
     options, told = settled(options or TrainOptions(), module)
     folder = Path(output) if output is not None else None
     if resume and folder is None:
