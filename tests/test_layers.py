@@ -21,6 +21,7 @@ LEVELS = [
         "errors",
         "escaping",
         "batches",
+        "given",
         "files",
         "locking",
         "metadata",
