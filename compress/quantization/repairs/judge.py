@@ -1,0 +1,99 @@
+"""The judge of every repair: the error at the model's outputs, on calibration samples that the repair did not see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compress.batches import split_batch
+from compress.errors import DataError
+from compress.graph.runtime import Session
+from compress.quantization.calibration import all_rows
+
+FEWEST = 32  # samples; with fewer, what is held back says little
+HELD_BACK = 4  # one sample of so many
+MOST = 256  # samples that repairs look at, in all
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Calibration samples in memory: those that repairs are fitted on, those that judge them; every input of each."""
+
+    fitting: tuple[np.ndarray, ...]
+    judging: tuple[np.ndarray, ...]
+
+    @property
+    def few(self) -> bool:
+        return len(self.fitting[0]) + len(self.judging[0]) < FEWEST
+
+    def batches(self, size: int = 32) -> list[Any]:
+        """The fitting samples as batches."""
+        count = len(self.fitting[0])
+        return [(tuple(value[i : i + size] for value in self.fitting), None) for i in range(0, count, size)]
+
+
+def take_samples(batches: Iterable[Any], most: int = MOST) -> Samples:
+    """The first samples of `batches`; every fourth is held back. With fewer than four, all do both.
+
+    Raises:
+        DataError: there are none.
+    """
+    pieces, count = [], 0
+    for batch in batches:
+        arrays = tuple(value.detach().cpu().numpy() for value in split_batch(batch)[0])
+        pieces.append(tuple(array[: most - count] for array in arrays))
+        count += len(pieces[-1][0])
+        if count >= most:
+            break
+    if not count:
+        raise DataError("the calibration data is empty; give at least one batch")
+    whole = tuple(np.concatenate(parts) for parts in zip(*pieces))
+    if count < HELD_BACK:
+        return Samples(whole, whole)
+    held = np.arange(count) % HELD_BACK == HELD_BACK - 1
+    return Samples(tuple(value[~held] for value in whole), tuple(value[held] for value in whole))
+
+
+class Judge:
+    """Compares graphs with the float graph on the samples held back.
+
+    Every output counts alike, whatever its size: the noise of each is taken relative to its own signal.
+    """
+
+    def __init__(self, graph: ir.Model, samples: Samples, *, threads: int | None = None) -> None:
+        self.samples, self.threads = samples, threads
+        self.expected = self._run(graph)
+
+    def noise(self, graph: ir.Model) -> float:
+        """Mean over the float outputs of Σ (ŷ − y)² / Σ y²; infinite where the graph gives no finite number."""
+        shares = [
+            relative_noise(wanted, found)
+            for wanted, found in zip(self.expected, self._run(graph))
+            if wanted.dtype.kind == "f"
+        ]
+        total = float(np.mean(shares)) if shares else 0.0
+        return total if math.isfinite(total) else math.inf
+
+    def _run(self, graph: ir.Model) -> tuple[np.ndarray, ...]:
+        return all_rows(Session(graph, threads=self.threads), self.samples.judging)
+
+
+def relative_noise(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Σ (ŷ − y)² / Σ y² in double precision."""
+    signal = float(np.square(wanted.astype(np.float64)).sum())
+    return float(np.square(wanted.astype(np.float64) - found).sum()) / max(signal, 1e-30)
+
+
+def decibels(noise: float) -> float:
+    """Signal to noise: 10 · log₁₀(1 / noise)."""
+    return -10 * math.log10(min(max(noise, 1e-30), 1e30))
+
+
+def mean_decibels(noises: Sequence[float]) -> float:
+    """Signal to noise of the mean noise."""
+    return decibels(float(np.mean(noises)))
