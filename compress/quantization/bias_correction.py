@@ -50,7 +50,7 @@ def channel_axes(plan: Plan) -> dict[str, int]:
     """The tensors whose means `correct_biases` reads, each with its channel axis."""
     return {
         str(site.node.inputs[0].name): 1 if site.node.op_type == "Conv" else -1
-        for site in _corrected(plan.sites)
+        for site in corrected_sites(plan.sites)
         if site.node.inputs[0] is not None
     }
 
@@ -59,7 +59,7 @@ def input_names(plan: Plan) -> dict[str, str]:
     """Node → the tensor it reads, by name, as they are before quantize/dequantize pairs come between."""
     return {
         str(site.node.name): str(site.node.inputs[0].name)
-        for site in _corrected(plan.sites)
+        for site in corrected_sites(plan.sites)
         if site.node.inputs[0] is not None
     }
 
@@ -67,7 +67,7 @@ def input_names(plan: Plan) -> dict[str, str]:
 def correct_biases(graph: ir.Model, plan: Plan, inputs: Mapping[str, str], means: ChannelMeans) -> None:
     """Correct, in place, the float biases of a graph whose weights stand behind quantize/dequantize pairs."""
     namer, saturates = Namer(graph), pairs_saturate_in(graph)
-    for site in _corrected(plan.sites):
+    for site in corrected_sites(plan.sites):
         node, name = site.node, inputs.get(str(site.node.name), "")
         dequantizer = node.inputs[1].producer() if node.inputs[1] is not None else None
         quantizer = dequantizer.inputs[0].producer() if dequantizer is not None and dequantizer.inputs[0] else None
@@ -81,7 +81,16 @@ def correct_biases(graph: ir.Model, plan: Plan, inputs: Mapping[str, str], means
         _subtract(graph, site, _shift(node, error.astype(np.float64), means[name]), namer)
 
 
-def _corrected(sites: Iterable[Site]) -> list[Site]:
+def shift_biases(graph: ir.Model, plan: Plan, shifts: Mapping[str, np.ndarray]) -> None:
+    """Add, in place, one number per output channel to the float biases of the layers `shifts` names."""
+    namer = Namer(graph) if shifts else None
+    for site in corrected_sites(plan.sites):
+        if namer is not None and str(site.node.name) in shifts:
+            _subtract(graph, site, -shifts[str(site.node.name)], namer)
+
+
+def corrected_sites(sites: Iterable[Site]) -> list[Site]:
+    """The sites with weights whose kernel adds a bias."""
     return [site for site in sites if site.weighted and (site.node.op_type != "MatMul" or site.bias is not None)]
 
 
@@ -96,7 +105,7 @@ def _shift(node: ir.Node, error: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def _subtract(graph: ir.Model, site: Site, shift: np.ndarray, namer: Namer) -> None:
-    reader, position = _place_of_bias(site)
+    reader, position = place_of_bias(site)
     bias = reader.inputs[position] if len(reader.inputs) > position else None
     before = constant_array(bias)
     if bias is not None and (before is None or before.dtype != np.float32):
@@ -109,7 +118,8 @@ def _subtract(graph: ir.Model, site: Site, shift: np.ndarray, namer: Namer) -> N
     reader.replace_input_with(position, value)
 
 
-def _place_of_bias(site: Site) -> tuple[ir.Node, int]:
+def place_of_bias(site: Site) -> tuple[ir.Node, int]:
+    """(node that reads the bias, position)."""
     if site.bias is None:
         return site.node, 2
     return site.bias, next(i for i, value in enumerate(site.bias.inputs) if constant_array(value) is not None)

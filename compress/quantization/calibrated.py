@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from compress.quantization.arithmetic import Grid, grid_for_range
-from compress.quantization.bias_correction import ChannelMeans, channel_axes, correct_biases, input_names
+from compress.quantization.bias_correction import ChannelMeans, channel_axes, correct_biases, input_names, shift_biases
 from compress.quantization.calibration import calibrate
 from compress.quantization.finishing import finish
 from compress.quantization.insertion import WeightOptions, insert
 from compress.quantization.kernels import HEAVY
+from compress.quantization.naming import Namer
 from compress.quantization.observers import Observer, RangeMethod
 from compress.quantization.placement import Plan, plan_placement
 from compress.quantization.rescaling import carried_factors, carried_grid
@@ -35,29 +37,46 @@ class Calibrated:
     layers: tuple[str, ...]  # nodes with weights or products that the plan quantizes, in order of the graph
     excluded: tuple[str, ...] = ()  # nodes that stay float whatever is asked
     notes: tuple[str, ...] = ()  # what was done to the graph before, in sentences
+    rounded: Mapping[str, np.ndarray] = field(default_factory=dict)  # node → its weight on the grid of `weights.fixed`
+    shifts: Mapping[str, np.ndarray] = field(default_factory=dict)  # node → what is added to its bias where all is int8
 
     def quantize(
-        self, *, exclude: Collection[str] = (), only: Collection[str] | None = None, fold: bool = True
+        self,
+        *,
+        exclude: Collection[str] = (),
+        only: Collection[str] | None = None,
+        fold: bool = True,
+        tables: bool = True,
     ) -> Step:
         """Quantize all that was planned but the nodes `exclude`, or of its layers those of `only` alone (node names).
 
-        Tables that are read by rows are stored in int8 too, unless one layer is looked at alone.
+        With `tables`, those that are read by rows are stored in int8 too, unless one layer is looked at alone.
         """
         graph, out = self.graph.clone(), {*exclude, *self.excluded}
         if only is not None:
             out |= set(self.layers) - set(only)
         nodes = {node for node in graph.graph if node.name in out}
+        self._take_rounded(graph, nodes)
         plan = plan_placement(graph, op_types=self.op_types, exclude=nodes)
         inputs = input_names(plan)
         carried = {str(node.name) for node in carried_factors(plan)}  # now: what is carried leaves the graph
         insert(graph, plan, grids_of(plan, self.ranges, self.weights.target), self.weights)
         graph.metadata_props[TARGET] = self.weights.target.name
         correct_biases(graph, plan, inputs, self.means)
-        tables = {} if only is not None or not fold else self._tables(graph, out)
+        if only is None:
+            shift_biases(graph, plan, self.shifts)
+        stored = self._tables(graph, out) if tables and only is None and fold else {}
         if fold:
-            graph = finish(fold_weights(graph), tables=tables)
-        told = tuple(_told(plan, self.weights, carried, tables))
+            graph = finish(fold_weights(graph), tables=stored)
+        told = tuple(_told(plan, self.weights, carried, stored))
         return Step("quantize static", graph, told, (*self.notes, *_notes(plan, self.weights)))
+
+    def _take_rounded(self, graph: ir.Model, out: Collection[ir.Node]) -> None:
+        namer = Namer(graph) if self.rounded else None
+        for node in graph.graph:
+            if namer is not None and node.name in self.rounded and node not in out:
+                value = namer.initializer(graph, str(node.inputs[1].name), self.rounded[str(node.name)])  # type: ignore[union-attr]
+                node.replace_input_with(1, value)
 
     def _tables(self, graph: ir.Model, out: Collection[str]) -> dict[str, int]:
         """The bits of each table, by the node that reads it."""

@@ -35,6 +35,7 @@ class WeightOptions:
     bits: int = 8
     layer_bits: Mapping[str, int] = field(default_factory=dict)
     exact_pairs: bool = False
+    fixed: Mapping[str, np.ndarray] = field(default_factory=dict)  # scales that a repair has settled, by node name
 
     def bits_of(self, node: ir.Node) -> int:
         if str(node.name) in self.layer_bits:
@@ -46,6 +47,8 @@ class WeightOptions:
         return self.target.pairs_saturate and has_pairs(node) and self.bits_of(node) == 8
 
     def scales(self, node: ir.Node, weight: np.ndarray, axis: int | None) -> np.ndarray:
+        if str(node.name) in self.fixed:
+            return self.fixed[str(node.name)]
         if self.in_pairs(node):
             return pair_scales(as_rows(node, weight), per_row=axis is not None, exact=self.exact_pairs)
         bits = self.bits_of(node)

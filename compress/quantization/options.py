@@ -9,6 +9,7 @@ from typing import Any
 from compress.errors import QuantizationError
 from compress.quantization.observers import RangeMethod, resolve_ranges
 from compress.quantization.placement import check_op_types
+from compress.quantization.repairs.levels import Accuracy, resolve_accuracy
 from compress.quantization.targets import Target, resolve_target, weight_limit
 
 
@@ -29,6 +30,7 @@ class StaticOptions:
     exclude: Collection[str] = ()  # nodes, modules, weights or patterns that stay float
     rewrites: Collection[str] | None = None  # exact rewrites to apply first (`rewrites.REWRITES`); None: all of them
     correct_bias: bool = True  # take the mean error of rounded weights off the biases (not where weights stay float)
+    accuracy: str | Accuracy = "balanced"  # repairs after calibration: fast (none), balanced, best (`repairs.levels`)
     fold_weights: bool = True  # False: weights stay float behind quantize/dequantize pairs, for training
 
     def __post_init__(self) -> None:
@@ -37,6 +39,7 @@ class StaticOptions:
         object.__setattr__(self, "layer_bits", dict(self.layer_bits or {}))
         resolve_target(self.target)
         resolve_ranges(self.ranges)
+        resolve_accuracy(self.accuracy)
         check_op_types(self.op_types)
         for bits in (self.weight_bits, *self.layer_bits.values()):
             weight_limit(bits)

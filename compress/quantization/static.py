@@ -25,6 +25,9 @@ from compress.quantization.naming import name_everything
 from compress.quantization.observers import resolve_ranges
 from compress.quantization.options import StaticOptions
 from compress.quantization.placement import plan_placement
+from compress.quantization.repairs.judge import Judge, take_samples
+from compress.quantization.repairs.levels import resolve_accuracy
+from compress.quantization.repairs.passes import Bench, repair
 from compress.quantization.rewrites import REWRITES, apply_rewrites
 from compress.quantization.rewrites.matching import keep_float, stays_float
 from compress.quantization.targets import resolve_target
@@ -92,17 +95,29 @@ def calibrate_static(
     plan = plan_placement(graph, op_types=options.op_types, exclude=excluded)
     if not plan.sites and not plan.stored:
         raise QuantizationError(f"nothing in this graph can run in int8: {_what_there_is(graph)}")
-    calibrated = observe(
-        graph,
-        plan,
-        calibration,
-        resolve_ranges(options.ranges),
-        _weight_options(graph, options),
-        op_types=None if options.op_types is None else tuple(options.op_types),
-        correct_bias=options.correct_bias and options.fold_weights,
-        threads=threads,
-    )
-    return replace(calibrated, excluded=tuple(str(node.name) for node in excluded), notes=notes), rewritten
+    names = tuple(str(node.name) for node in excluded)
+
+    def observed(graph: ir.Model) -> Calibrated:
+        kept = [node for node in graph.graph if stays_float(node)]
+        found = observe(
+            graph,
+            plan_placement(graph, op_types=options.op_types, exclude=kept),
+            calibration,
+            resolve_ranges(options.ranges),
+            _weight_options(graph, options),
+            op_types=None if options.op_types is None else tuple(options.op_types),
+            correct_bias=options.correct_bias and options.fold_weights,
+            threads=threads,
+        )
+        return replace(found, excluded=names, notes=notes)
+
+    calibrated, accuracy = observed(graph), resolve_accuracy(options.accuracy)
+    if not accuracy.passes or not options.fold_weights:
+        return calibrated, rewritten
+    samples = take_samples(calibration, accuracy.samples)
+    bench = Bench(samples, Judge(graph, samples, threads=threads), observed, accuracy, threads)
+    calibrated, repaired = repair(calibrated, bench)
+    return calibrated, (*rewritten, *repaired)
 
 
 def _weight_options(graph: ir.Model, options: StaticOptions) -> WeightOptions:

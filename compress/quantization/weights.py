@@ -39,7 +39,7 @@ def fold_weights(graph: ir.Model) -> ir.Model:
     for node in list(graph.graph):
         bias = bias_of(node)
         if bias is not None:
-            _fold_bias(graph, node, *bias, namer)
+            fold_bias(graph, node, *bias, namer)
     remove_unused(graph)
     return graph
 
@@ -131,7 +131,8 @@ def bias_of(node: ir.Node) -> tuple[ir.Node, int, ir.Value] | None:
     return None
 
 
-def _fold_bias(graph: ir.Model, node: ir.Node, reader: ir.Node, position: int, bias: ir.Value, namer: Namer) -> None:
+def fold_bias(graph: ir.Model, node: ir.Node, reader: ir.Node, position: int, bias: ir.Value, namer: Namer) -> None:
+    """Put int32 codes behind a DequantizeLinear in the place of a float bias of `node`, which `reader` adds."""
     step, weight_scale, array = _scale_of_input(node), _weight_scale(node), constant_array(bias)
     if step is None or weight_scale is None or array is None or weight_scale.size not in (1, array.size):
         return

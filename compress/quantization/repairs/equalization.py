@@ -182,8 +182,11 @@ def _passes(node: ir.Node) -> bool:
         return bounds is not None and bounds[0] == 0 and bounds[1] > 0
     if node.op_type == "Add":
         shapes = [value.shape for value in node.inputs if value is not None]
-        return len(shapes) == 2 and all(shape is not None for shape in shapes) and shapes[0] == shapes[1] and not any(
-            is_constant(value) for value in node.inputs
+        return (
+            len(shapes) == 2
+            and all(shape is not None for shape in shapes)
+            and shapes[0] == shapes[1]
+            and not any(is_constant(value) for value in node.inputs)
         )
     if node.op_type == "Pad":
         fill = constant_array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
@@ -335,7 +338,9 @@ def _noise(
 def _moves(span: Span) -> bool:
     """Whether f(x − s) = f(x) − s for all that lies between, and the readers can take s back in their biases."""
     between = all(node.op_type in _AFFINE for node in span.passing)
-    return between and all(_takes_bias(node) for node in span.readers) and all(_gives_bias(node) for node in span.makers)
+    return (
+        between and all(_takes_bias(node) for node in span.readers) and all(_gives_bias(node) for node in span.makers)
+    )
 
 
 def _takes_bias(node: ir.Node) -> bool:
@@ -362,9 +367,7 @@ def _centres(span: Span, statistics: ChannelStatistics) -> dict[ir.Value, np.nda
     return found
 
 
-def _move(
-    graph: ir.Model, span: Span, centres: dict[ir.Value, np.ndarray], factors: np.ndarray, namer: Namer
-) -> None:
+def _move(graph: ir.Model, span: Span, centres: dict[ir.Value, np.ndarray], factors: np.ndarray, namer: Namer) -> None:
     """Take the centres off, in place, once the factors are in the weights: k·(x − s) is what arrives."""
     for node in span.makers:
         _add_to_bias(graph, node, -factors * centres[node.outputs[0]], namer)

@@ -1,0 +1,127 @@
+"""What adds to, or normalizes, the output channels of one layer folded into its weights and bias, as other frameworks leave it.
+
+Conv(x; W, b) + c                    =  Conv(x; W, b + c)               c one number, or one per output channel
+BatchNorm(Conv(x; W, b))             =  Conv(x; g·W, g·(b − μ) + β)     g = γ / √(σ² + ε)
+
+The same holds for a transposed convolution, and for a Gemm whose alpha and beta are 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from compress.graph.folding import add_initializer, constant_array, remove_unused
+from compress.quantization.rewrites.matching import has_one_reader, is_float32, name_of, nodes, stays_float
+from compress.steps import Change
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm")
+
+
+def apply(graph: ir.Model) -> tuple[Change, ...]:
+    """Fold, in place, every constant addition and batch normalization that only one layer feeds."""
+    changes = []
+    for node in nodes(graph, "Add", "BatchNormalization"):
+        change = _fold_addition(graph, node) if node.op_type == "Add" else _fold_normalization(graph, node)
+        if change is not None:
+            changes.append(change)
+    remove_unused(graph)
+    return tuple(changes)
+
+
+def _fold_addition(graph: ir.Model, node: ir.Node) -> Change | None:
+    position = next((i for i in (0, 1) if constant_array(node.inputs[i]) is not None), None)
+    if position is None:
+        return None
+    x, addend = node.inputs[1 - position], constant_array(node.inputs[position])
+    layer = _layer(x, node)
+    if layer is None or addend is None or x is None or x.shape is None or addend.ndim > len(x.shape):
+        return None
+    channels = _channels(layer)
+    axes = [axis + len(x.shape) - addend.ndim for axis, size in enumerate(addend.shape) if size != 1]
+    if addend.size not in (1, channels) or (addend.size > 1 and axes != [1]):
+        return None
+    _scale_and_add(graph, layer, np.ones(channels), np.broadcast_to(addend.reshape(-1), (channels,)))
+    node.outputs[0].replace_all_uses_with(x)
+    return Change(name_of(node), "addition folded", f"it goes into the bias of {name_of(layer)}")
+
+
+def _fold_normalization(graph: ir.Model, node: ir.Node) -> Change | None:
+    x = node.inputs[0]
+    arrays = [constant_array(value) for value in node.inputs[1:5]]
+    layer = _layer(x, node)
+    known = [array.astype(np.float64) for array in arrays if array is not None]
+    training = node.attributes.get_int("training_mode", 0) or any(value.uses() for value in node.outputs[1:])
+    if (
+        layer is None
+        or x is None
+        or len(known) != 4
+        or training
+        or any(array.size != _channels(layer) for array in known)
+    ):
+        return None
+    gamma, beta, mean, variance = known
+    factors = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    _scale_and_add(graph, layer, factors, beta - factors * mean)
+    node.outputs[0].replace_all_uses_with(x)
+    return Change(name_of(node), "batch normalization folded", f"it goes into the weights of {name_of(layer)}")
+
+
+def _layer(value: ir.Value | None, reader: ir.Node) -> ir.Node | None:
+    """The layer that makes `value` for `reader` alone, with weights and a bias that are known."""
+    node = value.producer() if value is not None and has_one_reader(value) else None
+    if node is None or node.op_type not in LAYERS or node.domain not in ("", "ai.onnx"):
+        return None
+    if (
+        reader.outputs[0].is_graph_output()
+        or stays_float(reader) != stays_float(node)
+        or not is_float32(node.inputs[1])
+    ):
+        return None
+    if node.op_type == "Gemm" and (node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)) != (
+        1,
+        1,
+    ):
+        return None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    held = constant_array(bias)
+    plain = bias is None or (held is not None and held.shape == (_channels(node),))
+    return node if constant_array(node.inputs[1]) is not None and plain else None
+
+
+def _channels(layer: ir.Node) -> int:
+    weight = constant_array(layer.inputs[1])
+    if weight is None:
+        return 0
+    if layer.op_type == "ConvTranspose":
+        return weight.shape[1] * layer.attributes.get_int("group", 1)
+    if layer.op_type == "Gemm":
+        return weight.shape[0 if layer.attributes.get_int("transB", 0) else 1]
+    return weight.shape[0]
+
+
+def _scale_and_add(graph: ir.Model, layer: ir.Node, factors: np.ndarray, addend: np.ndarray) -> None:
+    """W ← factors · W, b ← factors · b + addend; constants that other nodes read stay as they are."""
+    weight, bias = constant_array(layer.inputs[1]), layer.inputs[2] if len(layer.inputs) > 2 else None
+    held = constant_array(bias)
+    if weight is None:
+        return
+    if np.any(factors != 1):
+        scaled = (weight * _along(layer, factors, weight)).astype(np.float32)
+        layer.replace_input_with(1, add_initializer(graph, str(layer.inputs[1].name), scaled))  # type: ignore[union-attr]
+    total = (factors * (0.0 if held is None else held.astype(np.float64)) + addend).astype(np.float32)
+    name = str(bias.name) if bias is not None else f"{name_of(layer)}_bias"
+    if len(layer.inputs) < 3:
+        layer.resize_inputs(3)
+    layer.replace_input_with(2, add_initializer(graph, name, total))
+
+
+def _along(layer: ir.Node, factors: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The factors in a shape that broadcasts to the weight."""
+    rest = [1] * (weight.ndim - 2)
+    if layer.op_type == "ConvTranspose":  # (inputs, outputs of a group, kernel); a group's inputs make its own outputs
+        rows = factors.reshape(layer.attributes.get_int("group", 1), -1)
+        return np.repeat(rows, weight.shape[0] // len(rows), axis=0).reshape(weight.shape[0], -1, *rest)
+    if layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0):
+        return factors[None, :]
+    return factors.reshape(-1, 1, *rest)
