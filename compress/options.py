@@ -34,9 +34,18 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def choice(default: str, text: str, choices: tuple[str, ...], *, or_own: bool = False, **command: Any) -> Any:
-    """A field that takes one of `choices`; with `or_own` also the user's own, written module:function."""
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "or_own": or_own, **command})
+def choice(
+    default: str,
+    text: str,
+    choices: tuple[str, ...],
+    *,
+    or_own: bool = False,
+    idle: Mapping[str, tuple[Any, ...]] | None = None,
+    **command: Any,
+) -> Any:
+    """A field that takes one of `choices`; with `or_own` also the user's own, written module:function; `idle` as above."""
+    metadata = {"help": text, "choices": choices, "or_own": or_own, "idle": idle or {}, **command}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_fields(options: Any, what: str) -> None:

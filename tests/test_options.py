@@ -12,7 +12,7 @@ from compress.pipeline.quantize_options import QuantizeOptions
     [
         ({"method": "dynamic", "ranges": "entropy"}, "option ranges changes nothing with method dynamic"),
         ({"method": "dynamic", "per_channel": False}, "option per-tensor changes nothing with method dynamic"),
-        ({"method": "dynamic", "weight_bits": 4}, "option weight_bits changes nothing with method dynamic"),
+        ({"method": "dynamic", "accuracy": "best"}, "option accuracy changes nothing with method dynamic"),
         ({"method": "dynamic", "tune_latency": True}, "option tune_latency changes nothing with method dynamic"),
         ({"weight_type": "float16"}, "option weight_type changes nothing with method static"),
         ({"epochs": 3}, "option epochs changes nothing with method static"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # a command's help must not wait for what quantization loads
 
 METHODS = ("static", "dynamic", "qat")
 RUNTIMES = ("onnx", "torch")
+LEVELS = ("fast", "balanced", "best")  # of `quantization.repairs.levels`
 # Beside these an option changes nothing (`compress.options.option`).
 TORCH = {"runtime": ("torch",)}
 NOT_QAT = {"method": ("static", "dynamic")}
@@ -30,6 +31,13 @@ class QuantizeOptions:
         "how ranges are chosen: minmax, percentile, entropy, mse",
         idle={"method": ("dynamic",), **TORCH},
         metavar="NAME",
+    )
+    accuracy: str = choice(
+        "balanced",
+        "repairs after calibration: fast (none), balanced (within 2 minutes), best (within 20)",
+        LEVELS,
+        metavar="NAME",
+        idle={"method": ("dynamic", "qat"), **TORCH},
     )
     weight_type: str = option(
         "int8", "dynamic: int8, uint8, float16", idle={"method": ("static", "qat")}, metavar="TYPE"
@@ -70,6 +78,7 @@ class QuantizeOptions:
         return StaticOptions(
             target=self.target,
             ranges=self.ranges,
+            accuracy=self.accuracy,
             per_channel=self.per_channel,
             weight_bits=self.weight_bits,
             layer_bits=bits_by_layer(self.layer_bits),

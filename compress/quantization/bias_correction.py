@@ -64,8 +64,17 @@ def input_names(plan: Plan) -> dict[str, str]:
     }
 
 
-def correct_biases(graph: ir.Model, plan: Plan, inputs: Mapping[str, str], means: ChannelMeans) -> None:
-    """Correct, in place, the float biases of a graph whose weights stand behind quantize/dequantize pairs."""
+def correct_biases(
+    graph: ir.Model,
+    plan: Plan,
+    inputs: Mapping[str, str],
+    means: ChannelMeans,
+    before: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Correct, in place, the float biases of a graph whose weights stand behind quantize/dequantize pairs.
+
+    `before`: by node name, weights as they were, where a repair has rounded them already.
+    """
     namer, saturates = Namer(graph), pairs_saturate_in(graph)
     for site in corrected_sites(plan.sites):
         node, name = site.node, inputs.get(str(site.node.name), "")
@@ -77,6 +86,7 @@ def correct_biases(graph: ir.Model, plan: Plan, inputs: Mapping[str, str], means
         codes = codes_of(quantizer, saturates=saturates)
         if weight is None or scale is None or codes is None:
             continue
+        weight = (before or {}).get(str(node.name), weight)
         error = dequantize(codes, scale, axis=axis_of(quantizer) if scale.ndim else None) - weight
         _subtract(graph, site, _shift(node, error.astype(np.float64), means[name]), namer)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from compress.graph.folding import constant_array
 from compress.quantization.arithmetic import Grid, grid_for_range
 from compress.quantization.bias_correction import ChannelMeans, channel_axes, correct_biases, input_names, shift_biases
 from compress.quantization.calibration import calibrate
@@ -56,13 +57,13 @@ class Calibrated:
         if only is not None:
             out |= set(self.layers) - set(only)
         nodes = {node for node in graph.graph if node.name in out}
-        self._take_rounded(graph, nodes)
+        before = self._take_rounded(graph, nodes)
         plan = plan_placement(graph, op_types=self.op_types, exclude=nodes)
         inputs = input_names(plan)
         carried = {str(node.name) for node in carried_factors(plan)}  # now: what is carried leaves the graph
         insert(graph, plan, grids_of(plan, self.ranges, self.weights.target), self.weights)
         graph.metadata_props[TARGET] = self.weights.target.name
-        correct_biases(graph, plan, inputs, self.means)
+        correct_biases(graph, plan, inputs, self.means, before)
         if only is None:
             shift_biases(graph, plan, self.shifts)
         stored = self._tables(graph, out) if tables and only is None and fold else {}
@@ -71,12 +72,17 @@ class Calibrated:
         told = tuple(_told(plan, self.weights, carried, stored))
         return Step("quantize static", graph, told, (*self.notes, *_notes(plan, self.weights)))
 
-    def _take_rounded(self, graph: ir.Model, out: Collection[ir.Node]) -> None:
-        namer = Namer(graph) if self.rounded else None
+    def _take_rounded(self, graph: ir.Model, out: Collection[ir.Node]) -> dict[str, np.ndarray]:
+        """Put the rounded weights in, in place; return what stood there, by node name."""
+        namer, before = Namer(graph) if self.rounded else None, {}
         for node in graph.graph:
             if namer is not None and node.name in self.rounded and node not in out:
-                value = namer.initializer(graph, str(node.inputs[1].name), self.rounded[str(node.name)])  # type: ignore[union-attr]
+                weight = constant_array(node.inputs[1])
+                assert weight is not None and node.inputs[1] is not None
+                before[str(node.name)] = weight
+                value = namer.initializer(graph, str(node.inputs[1].name), self.rounded[str(node.name)])
                 node.replace_input_with(1, value)
+        return before
 
     def _tables(self, graph: ir.Model, out: Collection[str]) -> dict[str, int]:
         """The bits of each table, by the node that reads it."""

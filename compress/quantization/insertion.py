@@ -42,6 +42,10 @@ class WeightOptions:
             return self.layer_bits[str(node.name)]
         return self.bits
 
+    @property
+    def narrowest(self) -> int:
+        return min((self.bits, *self.layer_bits.values()))
+
     def in_pairs(self, node: ir.Node) -> bool:
         """Whether this layer's codes must fit in pairs; seven bits always do."""
         return self.target.pairs_saturate and has_pairs(node) and self.bits_of(node) == 8

@@ -30,7 +30,7 @@ class StaticOptions:
     exclude: Collection[str] = ()  # nodes, modules, weights or patterns that stay float
     rewrites: Collection[str] | None = None  # exact rewrites to apply first (`rewrites.REWRITES`); None: all of them
     correct_bias: bool = True  # take the mean error of rounded weights off the biases (not where weights stay float)
-    accuracy: str | Accuracy = "balanced"  # repairs after calibration: fast (none), balanced, best (`repairs.levels`)
+    accuracy: str | Accuracy = "fast"  # repairs after calibration: fast (none), balanced, best (`repairs.levels`)
     fold_weights: bool = True  # False: weights stay float behind quantize/dequantize pairs, for training
 
     def __post_init__(self) -> None:

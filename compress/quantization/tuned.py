@@ -68,8 +68,10 @@ def quantize_tuned(
         if key not in rewritten:
             rewritten[key] = prepare(graph, [sample], rewrites=choices.rewrites, exclude=choices.exclude)
         prepared, changes = rewritten[key]
-        # Candidates differ in speed only, which ranges have no part in. What is excluded is marked already.
-        wanted = replace(options, op_types=tuple(choices.op_types), rewrites=(), exclude=(), ranges="minmax")
+        # Candidates differ in speed only, which ranges and repairs have no part in. What is excluded is marked already.
+        wanted = replace(
+            options, op_types=tuple(choices.op_types), rewrites=(), exclude=(), ranges="minmax", accuracy="fast"
+        )
         step = quantize_static(prepared, [sample], wanted, threads=threads)
         return step.model, (*changes, *step.changes)
 

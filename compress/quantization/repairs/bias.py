@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from compress.batches import Batch
 from compress.graph.folding import constant_array, is_constant, remove_unused
 from compress.graph.runtime import Session, with_outputs
 from compress.progress import track
@@ -32,6 +33,7 @@ from compress.quantization.placement import Site, plan_placement
 from compress.quantization.repairs.judge import Samples
 from compress.quantization.weights import bias_of, fold_bias
 
+MOST = 48  # samples; means of more differ by less than a step
 ROWS = 16  # samples whose outputs of one layer are in memory
 FEW = 8  # so many positions are imagined without error, so that a channel that hardly fires is hardly moved
 NO_BOUNDS = (-math.inf, math.inf)
@@ -64,7 +66,7 @@ def shifts_in_sequence(
         if bias_of(node) is None and _folded_bias(node) is None:
             continue
         pair = (calibrated.graph, floats[place.node]), (graph, nodes[place.node])
-        shift = _mean_error(pair, place, samples.fitting, threads)
+        shift = _mean_error(pair, place, samples.fitting.part(0, MOST), threads)
         if np.any(shift):
             shifts[place.layer] = shift
             _add(graph, node, shift, namer)
@@ -87,7 +89,7 @@ def _place(site: Site) -> Place:
 def _mean_error(
     pair: tuple[tuple[ir.Model, ir.Node], tuple[ir.Model, ir.Node]],
     place: Place,
-    inputs: tuple[np.ndarray, ...],
+    inputs: Batch,
     threads: int | None,
 ) -> np.ndarray:
     """E[y − ŷ] of each channel where the float y is inside its bounds; both graphs are cut off behind the place."""
@@ -95,8 +97,8 @@ def _mean_error(
         Session(with_outputs(graph, [str(node.outputs[0].name)]), threads=threads, arena=False) for graph, node in pair
     ]
     total, count = np.zeros(1), np.zeros(1)
-    for first in range(0, len(inputs[0]), ROWS):
-        piece = tuple(value[first : first + ROWS] for value in inputs)
+    for first in range(0, inputs.samples, ROWS):
+        piece = inputs.part(first, first + ROWS)
         (wanted,), (found,) = (all_rows(session, piece) for session in sessions)
         inside = (wanted > place.bounds[0]) & (wanted < place.bounds[1])
         others = tuple(i for i in range(wanted.ndim) if i != place.axis % wanted.ndim)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
+from torch import Tensor
 
-from compress.batches import split_batch
+from compress.batches import Batch, first_batches, joined
 from compress.errors import DataError
 from compress.graph.runtime import Session
 from compress.quantization.calibration import all_rows
@@ -22,19 +24,18 @@ MOST = 256  # samples that repairs look at, in all
 
 @dataclass(frozen=True)
 class Samples:
-    """Calibration samples in memory: those that repairs are fitted on, those that judge them; every input of each."""
+    """Calibration samples in memory: those that repairs are fitted on, those that judge them."""
 
-    fitting: tuple[np.ndarray, ...]
-    judging: tuple[np.ndarray, ...]
+    fitting: Batch
+    judging: Batch
 
     @property
     def few(self) -> bool:
-        return len(self.fitting[0]) + len(self.judging[0]) < FEWEST
+        return self.fitting.samples + self.judging.samples < FEWEST
 
-    def batches(self, size: int = 32) -> list[Any]:
+    def batches(self, size: int = 32) -> list[Batch]:
         """The fitting samples as batches."""
-        count = len(self.fitting[0])
-        return [(tuple(value[i : i + size] for value in self.fitting), None) for i in range(0, count, size)]
+        return [self.fitting.part(first, first + size) for first in range(0, self.fitting.samples, size)]
 
 
 def take_samples(batches: Iterable[Any], most: int = MOST) -> Samples:
@@ -43,20 +44,21 @@ def take_samples(batches: Iterable[Any], most: int = MOST) -> Samples:
     Raises:
         DataError: there are none.
     """
-    pieces, count = [], 0
-    for batch in batches:
-        arrays = tuple(value.detach().cpu().numpy() for value in split_batch(batch)[0])
-        pieces.append(tuple(array[: most - count] for array in arrays))
-        count += len(pieces[-1][0])
-        if count >= most:
-            break
-    if not count:
+    taken = list(first_batches(batches, most))
+    if not taken:
         raise DataError("the calibration data is empty; give at least one batch")
-    whole = tuple(np.concatenate(parts) for parts in zip(*pieces))
-    if count < HELD_BACK:
+    whole = joined(taken).part(0, most)
+    if whole.samples < HELD_BACK:
         return Samples(whole, whole)
-    held = np.arange(count) % HELD_BACK == HELD_BACK - 1
-    return Samples(tuple(value[~held] for value in whole), tuple(value[held] for value in whole))
+    held = torch.arange(whole.samples) % HELD_BACK == HELD_BACK - 1
+    return Samples(_chosen(whole, ~held), _chosen(whole, held))
+
+
+def _chosen(batch: Batch, chosen: Tensor) -> Batch:
+    def cut(value: Tensor) -> Tensor:
+        return value[chosen] if value.dim() and len(value) == len(chosen) else value
+
+    return batch.map(cut)
 
 
 class Judge:

@@ -1,4 +1,4 @@
-"""`fast`, `balanced`, `best`: which repairs run, for how long, and what they may cost."""
+"""`fast`, `balanced`, `best`: which repairs run, and for how long."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from compress.errors import QuantizationError, nearest
 class Accuracy:
     """What may be done for accuracy.
 
-    `passes`: names of `repairs.passes.REPAIRS`. `seconds`: after which no further pass starts. `latency_share`: of the
-    int8 graph's time, at most so much may be given up for layers that stay in float.
+    `passes`: names of `repairs.passes.REPAIRS`. `seconds`: after which no further pass starts.
     """
 
     passes: tuple[str, ...] = ()
     seconds: float = 120.0
-    latency_share: float = 0.0
     samples: int = 128  # that passes look at, a quarter of them held back to judge by
+    round_bytes: bool = False  # whether weights of eight bits are rounded with error feedback too
 
 
 LEVELS = {
     "fast": Accuracy(),
-    "balanced": Accuracy(("equalize", "round", "bias", "float"), 120.0, 0.05),
-    "best": Accuracy(("equalize", "round", "bias", "ranges", "float", "blocks"), 1200.0, 0.15, 256),
+    "balanced": Accuracy(("equalize", "round", "bias"), 120.0),
+    "best": Accuracy(("equalize", "round", "bias", "ranges"), 1200.0, samples=256, round_bytes=True),
 }
 
 

@@ -20,6 +20,8 @@ from compress.quantization.repairs.levels import Accuracy
 from compress.quantization.repairs.rounding import round_weights
 from compress.steps import Change
 
+ENOUGH_DB = 33.0  # at the outputs: past it no answer changes that chance would not change, and passes cost time
+NARROW = 7  # bits of weights up to which they are rounded with error feedback without being asked for `best`
 WORTH = 0.98  # a pass must bring the noise below this share of what it was: less is chance
 
 
@@ -50,6 +52,8 @@ def _equalize(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Ch
 
 
 def _round(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change]] | None:
+    if not bench.accuracy.round_bytes and calibrated.weights.narrowest > NARROW:
+        return None
     weights, scales = round_weights(calibrated, bench.samples, threads=bench.threads)
     if not weights:
         return None
@@ -77,10 +81,17 @@ def repair(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, tuple[Chan
     end = time.monotonic() + bench.accuracy.seconds
     noise = bench.judge.noise(calibrated.quantize(tables=False).model)
     changes: list[Change] = []
+    if bench.samples.few:
+        count = bench.samples.fitting.samples + bench.samples.judging.samples
+        changes.append(
+            Change("graph", "repairs judged on few samples", f"{count} calibration samples; 32 and more tell")
+        )
     for name, repair_pass in REPAIRS.items():
         if name not in bench.accuracy.passes:
             continue
         start = time.monotonic()
+        if decibels(noise) > ENOUGH_DB:
+            break
         if start > end:
             changes.append(Change("graph", repair_pass.action, "the time for repairs was up", skipped=True))
             continue

@@ -5,7 +5,8 @@ upper Cholesky factor of H⁻¹, column by column in order of falling H_ii:
 
     q_i = round(w_i / s),    e = (w_i − s·q_i) / U_ii,    w_j ← w_j − e · U_ij  for all j > i
 
-One factorization for each layer, or for each group of a convolution; convolutions are products with their patches.
+Where the layer's bias takes up the mean error, ε·E[x] (`bias_correction.py`), H is the covariance: what is left is all that
+counts then, and a mean would rule it. One factorization for each layer, or for each group of a convolution; convolutions are products with their patches.
 Scales stay as they are.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.graph.folding import constant_array
+from compress.quantization.bias_correction import corrected_sites
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.calibration import run_streaming
 from compress.quantization.kernels import number, weight_axis
@@ -37,16 +39,26 @@ class Products:
     node: ir.Node
     size: int
     groups: int
+    centred: bool  # E[(x − E[x])·(x − E[x])ᵀ] instead
     total: np.ndarray = field(init=False)
+    sums: np.ndarray = field(init=False)
     count: int = 0
 
     def __post_init__(self) -> None:
         self.total = np.zeros((self.groups, self.size, self.size), np.float64)
+        self.sums = np.zeros((self.groups, self.size), np.float64)
 
     def look(self, values: np.ndarray) -> None:
         rows = rows_of(self.node, values, self.groups)  # (groups, m, K)
         self.total += np.einsum("gmi,gmj->gij", rows, rows, optimize=True)
+        self.sums += rows.sum(1)
         self.count += rows.shape[1]
+
+    def mean(self, group: int) -> np.ndarray:
+        """The products of one group."""
+        count = max(self.count, 1)
+        middle = self.sums[group] / count
+        return self.total[group] / count - (np.outer(middle, middle) if self.centred else 0)
 
 
 def round_weights(
@@ -54,8 +66,9 @@ def round_weights(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(weights on their grids, scales) by node name, of every layer whose inputs are few enough."""
     plan = plan_placement(calibrated.graph, op_types=calibrated.op_types)
+    centred = {site.node for site in corrected_sites(plan.sites)} if calibrated.means.axes else set()
     nodes = [site.node for site in plan.sites if site.weighted and site.node.name not in calibrated.excluded]
-    products = {str(node.name): made for node in nodes if (made := _products(node)) is not None}
+    products = {str(node.name): made for node in nodes if (made := _products(node, node in centred)) is not None}
     by_input: dict[str, list[Products]] = {}
     for made in products.values():
         by_input.setdefault(str(made.node.inputs[0].name), []).append(made)  # type: ignore[union-attr]
@@ -71,7 +84,7 @@ def round_weights(
     return weights, scales
 
 
-def _products(node: ir.Node) -> Products | None:
+def _products(node: ir.Node, centred: bool) -> Products | None:
     weight = constant_array(node.inputs[1])
     if weight is None or len(list(node.inputs[1].uses())) > 1:  # type: ignore[union-attr]
         return None
@@ -83,7 +96,7 @@ def _products(node: ir.Node) -> Products | None:
         return None
     if node.op_type == "Conv" and node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
-    return Products(node, size, groups)
+    return Products(node, size, groups, centred)
 
 
 def _rounded(calibrated: Calibrated, made: Products) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +109,7 @@ def _rounded(calibrated: Calibrated, made: Products) -> tuple[np.ndarray, np.nda
     rows = by_output(node, weight).reshape(made.groups, -1, made.size)
     steps = np.broadcast_to(scales.reshape(-1), (rows.shape[0] * rows.shape[1],)).reshape(rows.shape[:2])
     found = np.stack([
-        feed_back(rows[group], steps[group], made.total[group] / max(made.count, 1), limit)
+        feed_back(rows[group], steps[group], made.mean(group), limit)
         for group in range(made.groups)
     ])  # fmt: skip
     return from_output(node, found.reshape(-1, made.size), weight.shape), scales

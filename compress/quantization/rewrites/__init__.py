@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from compress.graph.folding import infer_shapes, naming, remove_unused
 from compress.quantization.rewrites import (
+    batch_norm,
     channel_bias,
     gelu,
     hard_swish,
@@ -22,10 +23,10 @@ from compress.quantization.rewrites import (
 )
 from compress.steps import Change
 
-# In order: patterns of many nodes become one operator first; scalars fold once every other rewrite has left its own;
+# In order: patterns of many nodes become one operator first; scalars fold once every other rewrite has left its own, and free additions;
 # padding comes last, on the channels that are really there.
 REWRITES: Mapping[str, Callable[[ir.Model], tuple[Change, ...]]] = {
-    "channel_bias": channel_bias.apply,
+    "batch_norm": batch_norm.apply,
     "layer_norm": layer_norm.apply,
     "gelu": gelu.apply,
     "silu": silu.apply,
@@ -35,7 +36,7 @@ REWRITES: Mapping[str, Callable[[ir.Model], tuple[Change, ...]]] = {
     "layer_scale": layer_scale.apply,
     "product_scale": product_scale.apply,
     "scalars": scalars.apply,
-    "channel_bias_again": channel_bias.apply,  # scalars free additions that stood behind a multiplication
+    "channel_bias": channel_bias.apply,
     "padding": padding.apply,
 }
 

@@ -1,7 +1,6 @@
-"""What adds to, or normalizes, the output channels of one layer folded into its weights and bias, as other frameworks leave it.
+"""What is added to the output channels of one layer folded into its bias, which other frameworks leave apart.
 
-Conv(x; W, b) + c                    =  Conv(x; W, b + c)               c one number, or one per output channel
-BatchNorm(Conv(x; W, b))             =  Conv(x; g·W, g·(b − μ) + β)     g = γ / √(σ² + ε)
+Conv(x; W, b) + c  =  Conv(x; W, b + c)               c one number, or one per output channel
 
 The same holds for a transposed convolution, and for a Gemm whose alpha and beta are 1.
 """
@@ -19,55 +18,32 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
 def apply(graph: ir.Model) -> tuple[Change, ...]:
-    """Fold, in place, every constant addition and batch normalization that only one layer feeds."""
-    changes = []
-    for node in nodes(graph, "Add", "BatchNormalization"):
-        change = _fold_addition(graph, node) if node.op_type == "Add" else _fold_normalization(graph, node)
-        if change is not None:
-            changes.append(change)
+    """Fold, in place, every constant addition to what only one layer makes."""
+    changes = [fold_addition(graph, node) for node in nodes(graph, "Add")]
     remove_unused(graph)
-    return tuple(changes)
+    return tuple(change for change in changes if change is not None)
 
 
-def _fold_addition(graph: ir.Model, node: ir.Node) -> Change | None:
+def fold_addition(graph: ir.Model, node: ir.Node) -> Change | None:
+    """Fold one Add, in place; None where there is nothing to fold it into."""
     position = next((i for i in (0, 1) if constant_array(node.inputs[i]) is not None), None)
     if position is None:
         return None
     x, addend = node.inputs[1 - position], constant_array(node.inputs[position])
-    layer = _layer(x, node)
+    layer = layer_before(x, node)
     if layer is None or addend is None or x is None or x.shape is None or addend.ndim > len(x.shape):
         return None
-    channels = _channels(layer)
+    channels = channels_of(layer)
     axes = [axis + len(x.shape) - addend.ndim for axis, size in enumerate(addend.shape) if size != 1]
     if addend.size not in (1, channels) or (addend.size > 1 and axes != [1]):
         return None
-    _scale_and_add(graph, layer, np.ones(channels), np.broadcast_to(addend.reshape(-1), (channels,)))
+    scale_and_add(graph, layer, np.ones(channels), np.broadcast_to(addend.reshape(-1), (channels,)))
     node.outputs[0].replace_all_uses_with(x)
+    graph.graph.remove(node, safe=True)  # now: as a second reader it would keep what follows from folding
     return Change(name_of(node), "addition folded", f"it goes into the bias of {name_of(layer)}")
 
 
-def _fold_normalization(graph: ir.Model, node: ir.Node) -> Change | None:
-    x = node.inputs[0]
-    arrays = [constant_array(value) for value in node.inputs[1:5]]
-    layer = _layer(x, node)
-    known = [array.astype(np.float64) for array in arrays if array is not None]
-    training = node.attributes.get_int("training_mode", 0) or any(value.uses() for value in node.outputs[1:])
-    if (
-        layer is None
-        or x is None
-        or len(known) != 4
-        or training
-        or any(array.size != _channels(layer) for array in known)
-    ):
-        return None
-    gamma, beta, mean, variance = known
-    factors = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    _scale_and_add(graph, layer, factors, beta - factors * mean)
-    node.outputs[0].replace_all_uses_with(x)
-    return Change(name_of(node), "batch normalization folded", f"it goes into the weights of {name_of(layer)}")
-
-
-def _layer(value: ir.Value | None, reader: ir.Node) -> ir.Node | None:
+def layer_before(value: ir.Value | None, reader: ir.Node) -> ir.Node | None:
     """The layer that makes `value` for `reader` alone, with weights and a bias that are known."""
     node = value.producer() if value is not None and has_one_reader(value) else None
     if node is None or node.op_type not in LAYERS or node.domain not in ("", "ai.onnx"):
@@ -85,11 +61,12 @@ def _layer(value: ir.Value | None, reader: ir.Node) -> ir.Node | None:
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     held = constant_array(bias)
-    plain = bias is None or (held is not None and held.shape == (_channels(node),))
+    plain = bias is None or (held is not None and held.shape == (channels_of(node),))
     return node if constant_array(node.inputs[1]) is not None and plain else None
 
 
-def _channels(layer: ir.Node) -> int:
+def channels_of(layer: ir.Node) -> int:
+    """How many channels a layer gives."""
     weight = constant_array(layer.inputs[1])
     if weight is None:
         return 0
@@ -100,7 +77,7 @@ def _channels(layer: ir.Node) -> int:
     return weight.shape[0]
 
 
-def _scale_and_add(graph: ir.Model, layer: ir.Node, factors: np.ndarray, addend: np.ndarray) -> None:
+def scale_and_add(graph: ir.Model, layer: ir.Node, factors: np.ndarray, addend: np.ndarray) -> None:
     """W ← factors · W, b ← factors · b + addend; constants that other nodes read stay as they are."""
     weight, bias = constant_array(layer.inputs[1]), layer.inputs[2] if len(layer.inputs) > 2 else None
     held = constant_array(bias)
