@@ -55,6 +55,13 @@ def test_binary(shape, kind):
         assert scored(outputs, y)[1].extra["task"] == "binary"
 
 
+def test_large_logits_are_ranked_as_they_are():
+    pytest.importorskip("torchmetrics")
+    logits = (20 + 20 * R.normal(size=300)).astype("f")
+    y = (logits + 20 * R.normal(size=300) > 20).astype("int64")
+    assert scored(logits, y, sizes=300)[0]["AUC"] == pytest.approx(sk.roc_auc_score(y, logits), abs=1e-6)
+
+
 def test_one_column_of_probabilities_is_cut_at_one_half():
     outputs = R.random((20, 1)).astype("f")
     found, row = scored(outputs, (outputs[:, 0] > 0.5).astype("int64"), sizes=(12, 8))
@@ -79,7 +86,7 @@ def test_segmentation_with_a_label_that_no_figure_counts():
     assert found["mIoU"] == pytest.approx(expected, abs=1e-15)
     assert found["pixel accuracy"] == row.top1 == (p == y)[kept].mean()
     assert (row.samples, row.extra["positions"], row.measures[0].name) == (20, int(kept.sum()), "mIoU")
-    with pytest.raises(DataError, match=r"label 255 is out of range.*ignore label 255"):
+    with pytest.raises(DataError, match=r"label 255 is out of range.*--ignore-label 255"):
         scored(outputs, y)
 
 

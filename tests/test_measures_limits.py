@@ -1,6 +1,7 @@
 """Limits by task, from the command to the exit code: which must fail, which must pass, what is refused before the work."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def test_pixel_accuracy_has_no_say_beside_miou():
         ("detector", "1", (), "max-drop has no figure to hold to (outputs (N, 6, 10) with targets (N, 4, 10)"),
         ("detector", "1", ("--metric", "my.py:near"), "max-drop 1 can never fail: near is 1 to begin with"),
         ("logit", "1", ("--task", "segmentation"), "task segmentation takes outputs (N, C, H, W)"),
-        ("segmenter", "1", (), "label 255 is out of range: the model has 2 classes"),
+        ("segmenter", "1", (), "leave that label out with --ignore-label 255"),
         ("logit", "1", ("--task", "binari"), "unknown task 'binari'"),
         ("logit", "1", ("--metric", "accurracy"), "no figure is named 'accurracy'; did you mean 'accuracy'"),
         ("logit", "1", ("--metric", "mIoU"), "mIoU is no figure of this data, whose task is binary"),
@@ -307,6 +308,21 @@ def test_several_reports_and_each_failing_limit_once(place):
     result = CliRunner().invoke(main, [*arguments, *(part for name in names for part in ("--report", name))])
     assert result.exit_code == 3 and all((place / name).exists() for name in names)
     assert (result.stdout + result.stderr).count("fails --max-drop") == 1
+
+
+def test_the_picture_shows_the_intervals_and_points_the_measures_way():
+    from compress.reporting.report import Report
+
+    rows = [
+        Measurement(name, p50_ms=ms, measures=(Measure("MAE", "", "lower", value, (value - 0.5, value + 0.5)),))
+        for name, ms, value in (("a", 1.0, 2.0), ("b", 2.0, 2.01), ("c", 3.0, 1.9))
+    ]
+    page = Report(rows=tuple(rows)).html()
+    assert page.count('class="interval"') == 3 and "Down and to the left is better" in page and "MAE ↓" in page
+    heights = [
+        float(text) for text in re.findall(r'text-anchor="end">([\d.]+)</text>', page.partition('class="chart"')[2])
+    ]
+    assert max(heights) - min(heights) >= 0.8  # never below the intervals
 
 
 def test_a_measure_by_hand():

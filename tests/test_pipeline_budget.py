@@ -166,3 +166,30 @@ def test_the_budget_of_a_metric_is_in_its_own_unit(case):
     report, note = case.quantize("metric", "--max-drop", "0.02", "--metric", metric, data="scores.npz")
     assert report["rows"][1]["top1"] is None and report["rows"][1]["metric"] >= 0.98
     assert "against 1 in float, 0.02 allowed; layers left in float for it: 2 (" in note
+
+
+def test_a_metric_of_which_less_is_better_is_searched_for_and_judged_the_right_way(case):
+    (case.folder / "wrong.py").write_text(METRIC.replace("def right", "def wrong").replace("==", "!="))
+    case.write("scores.npz", targets=case.scores)
+    metric = f"min:{case.folder / 'wrong.py'}:wrong"
+    report, note = case.quantize("less", "--max-drop", "0.02", "--metric", metric, data="scores.npz")
+    assert "wrong 0.0" in note and "against 0 in float, 0.02 allowed; layers left in float for it: 2 (" in note
+    assert report["gates"][0]["passed"] is True and 0 <= report["rows"][1]["metric"] <= 0.02
+
+
+def test_embeddings_without_labels_are_held_to_their_cosine(case):
+    np.savez(case.folder / "bare.npz", x_calibration=case.x[:300], x_test=case.x[300:])
+    report, note = case.quantize("cosine", "--max-drop", "0.001", "--task", "embedding", data="bare.npz")
+    assert note.startswith("inside the accuracy budget") and ": cosine 0.99" in note
+    row = report["rows"][1]
+    assert (
+        report["gates"][0]["measure"] == "cosine" and row["agreement"] is None and row["differences"][0]["snr_db"] > 20
+    )
+
+
+def test_outputs_are_set_beside_on_calibration_samples_where_there_is_no_test_part(case):
+    np.savez(case.folder / "only.npz", x_calibration=case.x[:70], y_calibration=case.y[:70])
+    report, _ = case.quantize("only", "--no-tune-latency", data="only.npz")
+    row = report["rows"][1]
+    assert row["top1"] is None and row["differences"] and row["agreement"] > 0.2
+    assert any("beside" in note and "on 70 calibration samples" in note for note in report["notes"])

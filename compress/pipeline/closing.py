@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compress.batches import Batch
+from compress.batches import Batch, first_batches, read_batch
 from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import Target, resized_batch
@@ -21,6 +21,8 @@ from compress.reporting.environment import describe
 from compress.reporting.report import Report
 from compress.reporting.words import how_read, plain_words
 from compress.steps import Measurement
+
+BESIDE = 256  # samples that outputs are compared on where there is no test part
 
 
 def measure(
@@ -79,6 +81,8 @@ def closing_report(job: Job, made: Delivery) -> Report:
     Where a deliverable is slower than the baseline, or worse than chance would explain, a note says so.
     """
     rows = measure(job, made.targets, test=job.opened.test, baseline=made.baseline)
+    if job.opened.test is None and job.opened.calibration_samples:
+        rows = _set_beside(job, made, rows)
     if made.scratch is not None:
         rows = tuple(replace(row, path=None) if _is_in(row.path, made.scratch) else row for row in rows)
     base = next((row for row in rows if row.name == made.baseline), rows[0])
@@ -96,6 +100,23 @@ def closing_report(job: Job, made: Delivery) -> Report:
         files=made.files,
         details=_details(job, made, made.source or made.targets.get(base.name)),
         environment=describe(threads=job.settings.threads, seed=job.settings.seed),
+    )
+
+
+def _set_beside(job: Job, made: Delivery, rows: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
+    """How far the outputs moved on calibration samples, without their labels: no accuracy is claimed on those."""
+    batches = [replace(read_batch(raw), target=None) for raw in first_batches(job.opened.calibration(), BESIDE)]
+    baseline = made.baseline or rows[0].name
+    found = evaluate_all(made.targets, batches, baseline=baseline, threads=job.settings.threads)
+    samples = sum(batch.samples for batch in batches)
+    return tuple(
+        replace(
+            row,
+            differences=found[row.name].differences,
+            agreement=found[row.name].agreement,
+            extra={**row.extra, "compared_on": f"{samples} calibration samples"},
+        )
+        for row in rows
     )
 
 

@@ -15,12 +15,14 @@ LINE = 28  # height of a label on a phone, where the picture is half as wide
 
 @dataclass(frozen=True)
 class Bubble:
-    """One model in the picture: latency to the right, accuracy up, size as area."""
+    """One model in the picture: latency to the right, what decides up, size as area; `low` to `high` is how sure y is."""
 
     name: str
     x: float
     y: float
     area: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 def pareto(points: Sequence[Bubble], *, lower_is_better: bool = False) -> list[Bubble]:
@@ -47,10 +49,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def scatter(points: Sequence[Bubble], x_label: str, y_label: str, *, lower_is_better: bool = False) -> str:
     """Draw bubbles with their Pareto front; each names itself."""
-    (x0, x1), (y0, y1) = (
-        _span([p.x for p in points], floor=0.0),
-        _span([p.y for p in points], floor=0.0 if min(p.y for p in points) >= 0 else None),
-    )
+    # The axis never zooms in below the intervals: a difference inside them must look like one.
+    heights = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
+    x0, x1 = _span([p.x for p in points], floor=0.0)
+    y0, y1 = _span(heights, floor=0.0 if min(heights) >= 0 else None)
     largest = max((p.area or 0 for p in points), default=0) or 1
 
     def place(point: Bubble) -> tuple[float, float]:
@@ -73,10 +75,19 @@ def scatter(points: Sequence[Bubble], x_label: str, y_label: str, *, lower_is_be
     if len(front) > 1:
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
         parts.append(f'<polyline class="front" points="{line}"><title>Pareto front</title></polyline>')
+    parts += [_interval(point, place) for point in points if point.low is not None and point.high is not None]
     parts += _bubbles(points, place, largest)
     parts.append(f'<text class="soft" x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>')
     parts.append(f'<text class="soft" x="8" y="24">{escape(y_label)}</text></svg>')
     return "".join(parts)
+
+
+def _interval(point: Bubble, place) -> str:  # type: ignore[no-untyped-def]
+    """A bar from the low to the high end of the interval, with its caps."""
+    x, low = place(Bubble("", point.x, point.low or 0.0))
+    high = place(Bubble("", point.x, point.high or 0.0))[1]
+    path = f"M{x - 5:.1f},{high:.1f}H{x + 5:.1f}M{x:.1f},{high:.1f}V{low:.1f}M{x - 5:.1f},{low:.1f}H{x + 5:.1f}"
+    return f'<path class="interval" d="{path}"><title>95 %: {point.low:.4g} to {point.high:.4g}</title></path>'
 
 
 def _bubbles(points: Sequence[Bubble], place, largest: float) -> list[str]:  # type: ignore[no-untyped-def]

@@ -15,7 +15,7 @@ from compress.reporting import table
 from compress.reporting.charts import Bubble, histogram, scatter
 from compress.reporting.page import CSS, SCRIPT
 from compress.reporting.words import interval
-from compress.steps import Change, Measurement, Step
+from compress.steps import Change, Measure, Measurement, Step
 
 if TYPE_CHECKING:
     from compress.reporting.report import Report
@@ -171,9 +171,7 @@ def picture(report: Report) -> str:
     """What decides against latency; where nothing was measured, nothing can be weighed and nothing is drawn."""
     found = [(row, measure) for row in report.rows if (measure := deciding.deciding(row)) is not None]
     points = [
-        Bubble(row.name, row.p50_ms, scale_of(measure.unit) * measure.value, row.size_bytes)
-        for row, measure in found
-        if row.p50_ms is not None and math.isfinite(measure.value)
+        _bubble(row, measure) for row, measure in found if row.p50_ms is not None and math.isfinite(measure.value)
     ]
     if len(points) < 2:
         return ""
@@ -183,8 +181,21 @@ def picture(report: Report) -> str:
     way = "Down" if first.better == LOWER else "Up"
     return (
         f'<h2>{escape(first.name)} against latency</h2><div class="figure">{drawn}</div>'
-        f'<p class="soft">{way} and to the left is better. The area of a bubble is the size of the file; '
+        f'<p class="soft">{way} and to the left is better. The area of a bubble is the size of the file, a bar the 95 % interval; '
         "the dashed line joins the models that no other beats in both.</p>"
+    )
+
+
+def _bubble(row: Measurement, measure: Measure) -> Bubble:
+    scale = scale_of(measure.unit)
+    low, high = measure.interval or (None, None)
+    return Bubble(
+        row.name,
+        row.p50_ms or 0.0,
+        scale * measure.value,
+        row.size_bytes,
+        None if low is None else scale * low,
+        None if high is None else scale * high,
     )
 
 

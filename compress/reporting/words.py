@@ -49,7 +49,7 @@ def how_read(rows: Sequence[Measurement]) -> list[str]:
     extra = rows[0].extra
     words = []
     if "task_reason" in extra and rows[0].measures:
-        words.append(f"task {extra['task']}, from {extra['task_reason']}; another is set with task")
+        words.append(f"task {extra['task']}, from {extra['task_reason']}; --task (in Python task) sets another")
     if "no_figures" in extra:
         words.append(f"no figures of task {extra['task']}: {extra['no_figures']}")
     return [*words, *extra.get("left_out", ())]
@@ -169,7 +169,8 @@ def _moved(row: Measurement, base: Measurement) -> list[str]:
     ordered = sorted(row.differences, key=lambda item: float("inf") if item.snr_db is None else item.snr_db)
     listed = "; ".join(_difference(item) for item in ordered[:OUTPUTS])
     more = f"; {len(ordered) - OUTPUTS} more outputs are nearer" if len(ordered) > OUTPUTS else ""
-    return [f"outputs of {row.name} beside {base.name}: {listed}{more}"]
+    where = f" on {row.extra['compared_on']}" if "compared_on" in row.extra else ""
+    return [f"outputs of {row.name} beside {base.name}{where}: {listed}{more}"]
 
 
 def _difference(item: Difference) -> str:
