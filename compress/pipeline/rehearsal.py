@@ -78,13 +78,11 @@ def _needs_no_data(job: Job) -> None:
 
 
 def _check_figures(job: Job, row: Measurement) -> None:
-    for measure in row.measures[: len(job.measures.metrics)]:
-        if not is_number(measure.value):
-            raise InputError(
-                f"metric {measure.name!r} gives {measure.value:g} on the float model's first samples; mend it"
-            )
+    for own in row.measures[: len(job.measures.metrics)]:
+        if not is_number(own.value):
+            raise InputError(f"metric {own.name!r} gives {own.value:g} on the float model's first samples; mend it")
     leading = job.measures.leading
-    if leading and all(measure.name != leading for measure in row.measures):
+    if leading and all(item.name != leading for item in row.measures):
         raise InputError(
             f"{leading} is no figure of this data, whose task is {row.extra['task']}; choose the task, or a metric of your own"
         )
