@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import click
 from cli.help import Grouped
 from cli.options import data_options, examples, model_options, output_options, report_option, run_options
 from cli.printing import show
-from cli.training_options import run_choices, training_options
-from compress.errors import InputError
+from cli.training_options import run_choices, teacher_of, training_options
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
 from compress.training.options import FinetuneOptions
@@ -51,23 +49,10 @@ def command(
     """Train MODEL on from its --weights (a .pt2 or .onnx file carries its own) and report it beside what it was."""
     from compress.pipeline.train import train
 
-    master = _teacher(source, distill, teacher)
+    master = teacher_of(source, distill, teacher)
     result = train(
         source, data, output=output, options=options, teacher=master, finetune=True, settings=settings, **choices
     )
     if result is not None:
         show(result, settings, report)
 
-
-def _teacher(source: ModelSource, distill: str | None, teacher: str | None) -> ModelSource | None:
-    if teacher is not None:
-        return ModelSource(teacher, weights=distill, trust_pickle=source.trust_pickle)
-    if distill is None:
-        return None
-    from compress.loading.models import WHOLE
-
-    if str(source.spec).lower().endswith(WHOLE):
-        raise InputError(
-            f"{source.spec!r} carries its weights; name the teacher's architecture with --teacher, its weights with --distill"
-        )
-    return dataclasses.replace(source, weights=distill)

@@ -102,8 +102,8 @@ def _answered(run: Any, arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _say("stopped", INTERRUPTED, label="")
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        return _say("; ".join(["stopped", *map(str, stopped.args)]), INTERRUPTED, label="")
     except click.UsageError as error:
         hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
         return _say(error.format_message() + hint, error.exit_code)

@@ -10,7 +10,7 @@ import click
 from cli.help import Grouped
 from cli.options import data_options, examples, model_options, output_options, report_option, run_options
 from cli.printing import show
-from cli.training_options import run_choices, training_options
+from cli.training_options import run_choices, teacher_of, training_options
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
 from compress.training.options import TrainOptions
@@ -27,6 +27,8 @@ from compress.training.options import TrainOptions
 @model_options
 @data_options
 @output_options()
+@click.option("--distill", metavar="FILE", help="Weights of the teacher: MODEL's own architecture, or --teacher's.")
+@click.option("--teacher", metavar="MODEL", help="Distil from this model; its weights with --distill, or its own.")
 @run_choices
 @report_option
 @run_options
@@ -36,6 +38,8 @@ def command(
     data: DataSource,
     output: Output,
     options: TrainOptions,
+    distill: str | None,
+    teacher: str | None,
     report: tuple[Path, ...],
     settings: Settings,
     **choices: Any,
@@ -47,6 +51,7 @@ def command(
     """
     from compress.pipeline.train import train
 
-    result = train(source, data, output=output, options=options, settings=settings, **choices)
+    master = teacher_of(source, distill, teacher)
+    result = train(source, data, output=output, options=options, teacher=master, settings=settings, **choices)
     if result is not None:
         show(result, settings, report)

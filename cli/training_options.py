@@ -13,6 +13,7 @@ import click
 
 from cli.fields import given, own_fields, with_options
 from compress.errors import InputError, nearest
+from compress.pipeline.inputs import ModelSource
 from compress.training.options import TrainOptions
 
 SHARED = ("batch_size", "seed")  # --batch-size and --seed are options of every command
@@ -68,11 +69,17 @@ def from_file(path: Path | None) -> dict[str, Any]:
 
 
 def run_choices(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what a run needs beside its options: --resume, --nproc, --tensorboard, --device, --weights-format."""
+    """Add what a run needs beside its options: --resume, --nproc, --metric, --tensorboard, --device, --weights-format."""
     decorators = [
         click.option("--resume", is_flag=True, help="Continue from OUT's last checkpoint."),
         click.option(
             "--nproc", type=int, default=1, show_default=True, metavar="N", help="Processes that train together."
+        ),
+        click.option(
+            "--metric",
+            multiple=True,
+            metavar="[min:|max:]FILE:NAME",
+            help="Your own metric, which decides the best epoch: (outputs, target) -> float, or a class (repeatable).",
         ),
         click.option("--tensorboard", is_flag=True, help="Write OUT/tensorboard."),
         click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda."),
@@ -81,3 +88,21 @@ def run_choices(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in reversed(decorators):
         command = decorate(command)
     return command
+
+def teacher_of(source: ModelSource, distill: str | None, teacher: str | None) -> ModelSource | None:
+    """The teacher that --teacher and --distill name.
+
+    Raises:
+        InputError: weights for a file that carries its own.
+    """
+    if teacher is not None:
+        return ModelSource(teacher, weights=distill, trust_pickle=source.trust_pickle)
+    if distill is None:
+        return None
+    from compress.loading.models import WHOLE
+
+    if str(source.spec).lower().endswith(WHOLE):
+        raise InputError(
+            f"{source.spec!r} carries its weights; name the teacher's architecture with --teacher, its weights with --distill"
+        )
+    return dataclasses.replace(source, weights=distill)

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
-from compress.errors import QuantizationError
+from compress.errors import ExportError, QuantizationError
 from compress.graph.exporting import export
 from compress.graph.runtime import Session
 from compress.onnx_files import save_onnx
@@ -314,3 +314,50 @@ def test_two_processes_as_one(graph, scales):
     key = "unit" if scales == "observed" else "ratio"
     moved = [n for n, v in before.items() if n.endswith(key) and not np.array_equal(v.numpy(), alone[1][n])]
     assert len(moved) > 5
+
+
+class PreActivation(nn.Module):
+    """A batch-norm first, and one that two readers share: neither can be folded into a layer before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first_norm, self.first = nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3, padding=1)
+        self.norm, self.conv, self.head = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.first(self.first_norm(x))
+        return self.head((h + self.conv(torch.relu(self.norm(h)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_batchnorm_that_cannot_be_folded_is_trained(fresh):
+    """Of a fresh one mean and bias are equal, stored once by the exporter, and must not be trained together."""
+    torch.manual_seed(0)
+    net, x = PreActivation(), torch.randn(16, 3, 8, 8)
+    if not fresh:
+        for _ in range(5):
+            net(x * 2 + 1)
+    module = prepare_qat(net.eval(), [x])
+    statistics = {name: value.clone() for name, value in module.named_buffers()}
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (module(x) - 1).square().mean().backward()
+        optimizer.step()
+    assert all(torch.equal(value, statistics[name]) for name, value in module.named_buffers() if "running" in name or "statistics" in name)
+    assert any("statistics" in name or "running" in name for name in statistics)
+    assert "the same first class on 100.0%" in convert(module).notes[-1]
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(F.dropout(torch.relu(self.first(x)), 0.5, training=True))
+
+
+def test_a_model_that_draws_random_numbers_is_told_in_one_line():
+    with pytest.raises(ExportError, match=r"Noisy gives other outputs each time it is called .* make them depend on self.training"):
+        prepare_qat(Noisy().eval(), [torch.randn(16, 8)])

@@ -144,6 +144,24 @@ def test_finetune_with_distillation_reports_before_and_after(compress, trained):
     assert [row["name"] for row in json.loads(out)["rows"]] == ["build before", "model.onnx"]
 
 
+def test_a_factory_that_loads_its_own_weights(compress, trained, place):
+    """As from_pretrained does: fine-tuned and distilled without --weights, and the report says from what."""
+    (place / "own.py").write_text(
+        "import torch\nfrom my import build\ndef ready():\n    model = build()\n"
+        "    model.load_state_dict(torch.load('base/weights.pt'))\n    return model\n"
+        "def errors(outputs, target): return float((outputs.argmax(1) != target).float().mean())\n"
+    )
+    rest = ("--data", "data.npz", "--batch-size", 16, "--epochs", 1, "--lr", 1e-6, "--quiet", "--json")
+    code, out, err = compress("finetune", "own.py:ready", *rest, "--metric", "min:own.py:errors", "-o", "own")
+    report = json.loads(out)
+    assert (code, err) == (0, "")
+    assert any("started from those that own.py:ready makes" in note for note in report["notes"])
+    assert any("eval/errors" in note for note in report["notes"])
+    assert report["rows"][0]["top1"] > 0.9
+    code, _, err = compress("train", "my.py:build", *rest, "--teacher", "own.py:ready", "-o", "taught")
+    assert (code, err) == (0, "")
+
+
 @pytest.mark.parametrize("ending", ["pt2", "onnx"])
 def test_finetune_files_that_carry_their_weights(compress, trained, place, ending):
     code, _, err = compress(
@@ -213,7 +231,7 @@ def test_ctrl_c_ends_every_process(place):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT)  # a shell shows 130 for both
-    assert err.strip() == "compress: stopped"
+    assert err.strip() in ("compress: stopped", "compress: stopped; the same command with --resume goes on")
 
 
 def test_ctrl_c_while_a_process_imports_torch_says_nothing():
@@ -255,7 +273,9 @@ main("job", "report")
         (("train", *COMMON, "--recompute", "layer"), "recompute: the model has no layer 'layer'"),
         (("train", "my.py:build", "--data", "data.npz", "--batch-size", "256", "--drop-last"), "drop_last with batch_size 256 leaves no batch"),
         (("train", "my.py:build"), "training needs data; give it with --data"),
-        (("finetune", *COMMON), "finetune starts from weights; give --weights FILE for 'build'"),
+        (("finetune", "resnet18", *COMMON[1:]), "finetune starts from weights; give --weights FILE for 'resnet18'"),
+        (("train", *COMMON, "--metric", "my.py:nothing"), "nothing"),
+        (("train", *COMMON, "--loss", "mse"), "loss mse takes a target for each output and the model gives of shape (16, 4)"),
         (("finetune", "model.pt2", "--data", "data.npz", "--distill", "x.pt"), "name the teacher's architecture with --teacher"),
     ],
 )  # fmt: skip

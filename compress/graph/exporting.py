@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.batches import Batch, call, example_batch, parameters_of
-from compress.errors import CompressError, ExportError, InputError
+from compress.errors import CompressError, ExportError, InputError, ParityError
 from compress.files import check_writable
 from compress.given import model_of
 from compress.graph.decompositions import decomposed
@@ -24,7 +24,7 @@ from compress.graph.dimensions import BATCH, SEQUENCE, Axes, Dynamic, Wanted, na
 from compress.graph.folding import fold_constants, infer_shapes
 from compress.graph.naming import name_after_modules
 from compress.graph.opset import check_opset, opset_of
-from compress.graph.parity import Parity, check_parity
+from compress.graph.parity import Parity, check_parity, compare
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx, save_onnx
 from compress.state import evaluating, unlogged
@@ -358,7 +358,16 @@ def _agree(module: nn.Module, graph: ir.Model, inputs: Batch, names: Sequence[st
     feeds = [x for name, x in zip(_input_names(module, inputs), inputs.in_order(module)) if name in kept]
     reference = call(module, inputs)
     shown = session.output_names if len(feeds) == len(inputs.inputs) else names
-    return check_parity(lambda *_: reference, lambda *_: session.run(*feeds), inputs, output_names=shown)
+    try:
+        return check_parity(lambda *_: reference, lambda *_: session.run(*feeds), inputs, output_names=shown)
+    except ParityError:
+        again = call(module, inputs)
+        if compare(lambda *_: reference, lambda *_: again, inputs).agrees:
+            raise
+        raise ExportError(
+            f"{_name(module)} gives other outputs each time it is called on the same inputs, in eval mode too: it draws random "
+            "numbers (dropout with training=True, noise); make them depend on self.training"
+        ) from None
 
 
 def _worst(parities: Sequence[Parity]) -> Parity | None:

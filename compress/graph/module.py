@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import InputError, ModelError
+from compress.graph.operators import FIXED_INPUTS
 from compress.graph.plan import Compiler, Instruction, Plan, Replacement, is_trainable, to_torch
 
 
@@ -154,7 +155,24 @@ def prepared(graph: ir.Model) -> ir.Model:
     if graph.functions:
         graph = passes.InlinePass()(graph).model
     graph = passes.RemoveInitializersFromInputsPass()(graph).model
-    return passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph).model
+    graph = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph).model
+    _part_statistics(graph)
+    return graph
+
+
+def _part_statistics(graph: ir.Model) -> None:
+    """Give what is no weight (running statistics) an initializer of its own, where an equal weight shares one with it.
+
+    Exporters store equal tensors once: a fresh batch-norm's mean is its bias, both zeros, and would be trained with it.
+    """
+    for name, value in list(graph.graph.initializers.items()):
+        fixed = [use for use in value.uses() if use.idx in FIXED_INPUTS.get(use.node.op_type, ())]
+        if not fixed or len(fixed) == len(value.uses()) or value.const_value is None or not is_trainable(value):
+            continue
+        own = ir.Value(name=f"{name}_statistics", shape=value.shape, type=value.type, const_value=value.const_value)
+        graph.graph.register_initializer(own)
+        for use in fixed:
+            use.node.replace_input_with(use.idx, own)
 
 
 def set_initializer(graph: ir.Model, name: str, value: Tensor) -> None:

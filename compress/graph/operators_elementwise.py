@@ -103,6 +103,13 @@ def _with(function: Run, key: str, default: float) -> Builder:
     return lambda node: lambda x: function(x, node.attribute(key, default))
 
 
+def dropout(node: OperatorNode) -> Run:
+    """The identity, as it is exported in eval mode; switched on in the file, it would be another number each time."""
+    if node.number(2):
+        raise node.refuse("training_mode=1: it draws random numbers in the file as well (export the model in eval mode)")
+    return lambda x, *_: x
+
+
 ELEMENTWISE: dict[str, Builder] = {
     "Abs": plain(torch.abs),
     "Acos": plain(torch.acos),
@@ -126,7 +133,7 @@ ELEMENTWISE: dict[str, Builder] = {
     "Cos": plain(torch.cos),
     "Cosh": plain(torch.cosh),
     "Div": plain(divide),
-    "Dropout": plain(lambda x, *_: x),  # exported in eval mode
+    "Dropout": dropout,
     "Elu": _with(F.elu, "alpha", 1.0),
     "Equal": plain(torch.eq),
     "Erf": plain(torch.erf),

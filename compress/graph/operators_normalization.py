@@ -19,7 +19,7 @@ def batch_normalization(node: OperatorNode) -> Run:
 
     # The running statistics are fixed: this is the inference form in train() too.
     def run(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
+        return F.batch_norm(x, mean.detach(), variance.detach(), scale, bias, False, 0.0, epsilon)
 
     return run
 

@@ -25,6 +25,7 @@ from compress.pipeline.job import Delivery, Job
 from compress.pipeline.outputs import Output, output_folder
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.rehearsal import rehearsed
+from compress.pipeline.trying import rehearse_training
 from compress.pruning.denormals import flush_denormals
 from compress.pruning.iterative import prune_iteratively
 from compress.pruning.masks import hold_zeros, make_permanent
@@ -125,6 +126,14 @@ def check_pruning(opened: Opened, options: PruneOptions) -> None:
         raise InputError(f"{other} what --reconstruct fits; leave one of the two out")
     if options.distill and not options.finetune_epochs:
         raise InputError("distillation happens while fine-tuning; give --finetune-epochs as well")
+    rehearse_finetuning(opened, options)
+
+
+def rehearse_finetuning(opened: Opened, options: PruneOptions) -> None:
+    """Try on one batch how pruning would be mended; the model before it gives outputs of the same form."""
+    if options.finetune_epochs and isinstance(opened.model, nn.Module):
+        train = replace(options.train, epochs=options.finetune_epochs)
+        rehearse_training(opened, opened.model, train, teacher=opened.model if options.distill else None)
 
 
 def pruned(
@@ -135,11 +144,12 @@ def pruned(
     rounds = 1 if options.schedule == "one-shot" else max(options.steps, 1)
     epochs = _spread(options.finetune_epochs, rounds)
     tuned: list[nn.Module] = []
+    said: list[str] = []
 
     def between(module: nn.Module, number: int, count: int) -> nn.Module | None:
         if number == count or not epochs[number - 1]:
             return None
-        return _finetuned(module, opened, options, epochs[number - 1])
+        return _finetuned(module, opened, options, epochs[number - 1], said)
 
     if rounds > 1:
         step = prune_iteratively(
@@ -157,7 +167,8 @@ def pruned(
         step = replace(step, model=recalibrate_batchnorm(step.model, loader), notes=(*step.notes, RECALIBRATED))
     if epochs[-1]:
         last = hold_zeros(step.model) if options.masks else step.model
-        tuned.append(make_permanent(_finetuned(last, opened, options, epochs[-1])))
+        tuned.append(make_permanent(_finetuned(last, opened, options, epochs[-1], said)))
+        step = replace(step, notes=(*step.notes, *dict.fromkeys(said)))
     return step, tuned[0] if tuned else None
 
 
@@ -210,11 +221,16 @@ def _spread(epochs: int, rounds: int) -> list[int]:
     return [epochs // rounds + (1 if number >= rounds - epochs % rounds else 0) for number in range(rounds)]
 
 
-def _finetuned(module: nn.Module, opened: Opened, options: PruneOptions, epochs: int) -> nn.Module:
+def _finetuned(
+    module: nn.Module, opened: Opened, options: PruneOptions, epochs: int, said: list[str]
+) -> nn.Module:
+    """Train the module on; what the training has to say is added to `said`."""
     train = replace(options.train, epochs=epochs, batch_size=opened.batch_size)
     teacher = opened.model if options.distill else None
     module.eval()
-    return fit(module, opened.data, train, teacher=teacher, device="cpu").module.eval()
+    result = fit(module, opened.data, train, teacher=teacher, device="cpu")
+    said.extend(result.notes)
+    return result.module.eval()
 
 
 def _stored_sparse(path: Path, scratch: Path, opened: Opened) -> tuple[tuple[Any, ...], str]:

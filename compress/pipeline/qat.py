@@ -8,10 +8,12 @@ from torch import nn
 
 from compress.graph.module import GraphModule
 from compress.pipeline.inputs import Opened
+from compress.pipeline.trying import rehearse_training
 from compress.quantization.qat import QATSchedule, convert, prepare_qat
 from compress.steps import Step
+from compress.training.distributed import pick_device
 from compress.training.loop import fit
-from compress.training.options import TrainOptions
+from compress.training.options import FinetuneOptions, TrainOptions
 
 if TYPE_CHECKING:
     from compress.pipeline.quantize_options import QuantizeOptions
@@ -31,8 +33,11 @@ def quantize_qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     Raises:
         InputError: there is no training or calibration data.
     """
-    opened.loader("train")  # says what is missing before calibration runs
-    epochs = options.epochs or EPOCHS
+    training = qat_training(options, opened.seed)
+    epochs = training.epochs
+    teacher: nn.Module = opened.model if isinstance(opened.model, nn.Module) else GraphModule(graph)
+    pick_device(options.device)
+    rehearse_training(opened, GraphModule(graph), training, teacher=teacher)
     prepared = prepare_qat(
         graph,
         opened.calibration(),
@@ -41,19 +46,26 @@ def quantize_qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
         example_inputs=opened.inputs,
     )
     schedule = QATSchedule(freeze_ranges_from=(epochs + 1) // 2 if epochs > 1 else None)
-    teacher: nn.Module = opened.model if isinstance(opened.model, nn.Module) else GraphModule(graph)
     result = fit(
         prepared,
         opened.data,
-        TrainOptions(
-            epochs=epochs,
-            optimizer=OPTIMIZER,
-            lr=options.lr or LEARNING_RATE,
-            batch_size=BATCH,
-            seed=opened.seed,
-        ),
+        training,
         teacher=teacher,
+        device=options.device,
         before_epoch=[lambda run: schedule.apply(run.module, run.epoch)],
     )
     step = convert(result.module)
-    return Step(step.name, step.model, step.changes, (*step.notes, f"trained for {epochs} epochs as the int8 graph"))
+    trained = f"trained for {len(result.history)} epochs as the int8 graph"
+    return Step(step.name, step.model, step.changes, (*step.notes, trained, *result.notes))
+
+
+def qat_training(options: QuantizeOptions, seed: int) -> TrainOptions:
+    """How the int8 graph is trained: from what static quantization gave, which is kept where training does not help."""
+    return FinetuneOptions(
+        epochs=options.epochs or EPOCHS,
+        optimizer=OPTIMIZER,
+        lr=options.lr or LEARNING_RATE,
+        batch_size=BATCH,
+        loss=options.loss,
+        seed=seed,
+    )

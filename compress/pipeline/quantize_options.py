@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from compress.errors import InputError
 from compress.options import check_fields, choice, option
+from compress.training.options import LOSSES
 
 if TYPE_CHECKING:  # a command's help must not wait for what quantization loads
     from compress.quantization.options import DynamicOptions, StaticOptions
@@ -53,6 +54,14 @@ class QuantizeOptions:
     )
     epochs: int | None = option(None, "QAT: epochs of training (default 2)", low=1, idle=NOT_QAT)
     lr: float | None = option(None, "QAT: learning rate (default 0.0001)", above=0, idle=NOT_QAT)
+    loss: str = choice(
+        "cross_entropy",
+        "QAT: what is minimized beside the teacher's answers, or your module:function",
+        LOSSES,
+        or_own=True,
+        idle=NOT_QAT,
+    )
+    device: str = option("auto", "QAT: trains on auto, cpu or cuda", idle={**NOT_QAT, **TORCH}, metavar="NAME")
     scales: str = option(
         "learned", "QAT: scales are learned, observed, fixed", idle={**NOT_QAT, **TORCH}, metavar="NAME"
     )

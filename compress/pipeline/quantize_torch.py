@@ -97,11 +97,20 @@ def _static(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
 
 
 def _qat(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
+    from compress.pipeline.trying import rehearse_training
     from compress.training.loop import fit
     from compress.training.options import TrainOptions
 
-    opened.loader("train")  # say now what is missing
     epochs = options.epochs or EPOCHS
+    training = TrainOptions(
+        epochs=epochs,
+        optimizer="sgd",
+        lr=options.lr or LEARNING_RATE,
+        batch_size=BATCH,
+        loss=options.loss,
+        seed=opened.seed,
+    )
+    rehearse_training(opened, opened.model, training, teacher=opened.model)
     prepared = torch_native.prepare_qat(opened.model, opened.inputs, engine=engine, exclude=options.exclude)
 
     def freeze(run: Any) -> None:
@@ -112,9 +121,7 @@ def _qat(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
     result = fit(
         prepared.module,
         opened.data,
-        TrainOptions(
-            epochs=epochs, optimizer="sgd", lr=options.lr or LEARNING_RATE, batch_size=BATCH, seed=opened.seed
-        ),
+        training,
         teacher=opened.model,
         before_epoch=[freeze],
     )

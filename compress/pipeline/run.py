@@ -82,6 +82,8 @@ class Pipeline:
             opened = open_inputs(model, data, settings)
             check_runs(opened)
             job = rehearsed(_job(opened, settings, output, gates, evaluate), models=3)
+            for stage in self.stages:
+                stage.rehearse(opened)
             cache = StageCache(output.path)
             cache.clean()
             start = start_key(ModelSource.of(model), DataSource.of(data), opened, settings)
@@ -109,6 +111,8 @@ class Pipeline:
         with state.threads(settings.threads):
             opened = open_inputs(model, data, settings)
             rehearsed(_job(opened, settings, Output.of(output), gates, evaluate), models=3)
+            for stage in self.stages:
+                stage.rehearse(opened)
             cache, found = StageCache(output), []
             key = start_key(ModelSource.of(model), DataSource.of(data), opened, settings)
             seconds = _seconds_per_sample(opened)

@@ -17,10 +17,12 @@ from compress.files import native_file
 from compress.graph.exporting import to_graph
 from compress.onnx_files import read_onnx, save_onnx
 from compress.pipeline.inputs import Opened, Settings
-from compress.pipeline.prune import check_pruning, pruned, reconstructs
+from compress.pipeline.prune import check_pruning, pruned, reconstructs, rehearse_finetuning
 from compress.pipeline.prune_options import PruneOptions
+from compress.pipeline.qat import qat_training
 from compress.pipeline.quantize import STEPS, held_to_runtime
 from compress.pipeline.quantize_options import QuantizeOptions
+from compress.pipeline.trying import rehearse_training
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.pruning.reconstruction import LAYERS, SAMPLES
 from compress.state import copied
@@ -63,8 +65,19 @@ class Stage(Protocol):
 
     def cost(self, work: Work, seconds_per_sample: float) -> str: ...
 
+    def rehearse(self, opened: Opened) -> None:
+        """Try on one batch of the float model what the stage would refuse only after the stages before it."""
+        ...
 
-class ModuleStage:
+
+class Unrehearsed:
+    """A stage that tries nothing before the work."""
+
+    def rehearse(self, opened: Opened) -> None:
+        return None
+
+
+class ModuleStage(Unrehearsed):
     """A stage whose result is a module, kept as a plain state dict: no pickled code in the cache."""
 
     def save(self, step: Step, folder: Path) -> None:
@@ -81,7 +94,7 @@ class ModuleStage:
         return module
 
 
-class GraphStage:
+class GraphStage(Unrehearsed):
     """A stage whose result is a graph, kept as an ONNX file."""
 
     def save(self, step: Step, folder: Path) -> None:
@@ -97,6 +110,9 @@ class Prune(ModuleStage):
 
     options: PruneOptions = field(default_factory=PruneOptions)
     name: str = "prune"
+
+    def rehearse(self, opened: Opened) -> None:
+        rehearse_finetuning(opened, self.options)
 
     def run(self, work: Work, working: Path) -> Step:
         opened, options = (
@@ -130,17 +146,21 @@ class Finetune(ModuleStage):
     distill: bool = False
     name: str = "finetune"
 
+    def rehearse(self, opened: Opened) -> None:
+        if isinstance(opened.model, nn.Module):
+            rehearse_training(opened, opened.model, self.options, teacher=opened.model if self.distill else None)
+
     def run(self, work: Work, working: Path) -> Step:
         from compress.training.loop import fit
 
         module = _module(work, self.name)
-        work.opened.loader("train")  # says what is missing, before anything is started
         teacher = work.opened.model if self.distill else None
         masked = sparsity(module) > FEW
         if masked:
             module = hold_zeros(module)  # what masks have zeroed stays zero
         options = replace(self.options, seed=work.opened.seed or self.options.seed)
-        result = fit(module, work.opened.data, options, teacher=teacher, output=working, resume=True)
+        begun = (working / "checkpoints" / "last.pt").exists()  # of a run that was killed
+        result = fit(module, work.opened.data, options, teacher=teacher, output=working, resume=begun)
         trained = make_permanent(result.module) if masked else result.module
         last = result.final
         words = ", ".join(f"{key} {last[key]:.4f}" for key in ("train/loss", "eval/loss", "eval/top1") if key in last)
@@ -181,6 +201,10 @@ class Quantize(GraphStage):
 
     options: QuantizeOptions = field(default_factory=QuantizeOptions)
     name: str = "quantize"
+
+    def rehearse(self, opened: Opened) -> None:
+        if self.options.method == "qat" and isinstance(opened.model, nn.Module):
+            rehearse_training(opened, opened.model, qat_training(self.options, opened.seed), teacher=opened.model)
 
     def run(self, work: Work, working: Path) -> Step:
         step = STEPS[self.options.method](work.model, work.opened, self.options)

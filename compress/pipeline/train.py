@@ -17,6 +17,7 @@ from compress.batches import Batch
 from compress.errors import CompressError, InputError, OutputError
 from compress.graph.exporting import export, to_graph
 from compress.locking import claimed
+from compress.measures.opening import open_measures
 from compress.onnx_files import save_onnx
 from compress.pipeline.closing import closing_report
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, open_source
@@ -54,6 +55,7 @@ class TrainJob:
     finetune: bool
     settings: Settings
     folder: Path | None = None  # where checkpoints and curves are kept until the result is whole
+    metric: Any = None
 
 
 def train(
@@ -69,6 +71,7 @@ def train(
     device: str = "auto",
     weights_format: str = "pt",
     finetune: bool = False,
+    metric: Any = None,
     settings: Settings | None = None,
 ) -> Report | None:
     """Train a model and leave `weights.pt`, `model.pt2`, `model.onnx`, reports and checkpoints in a folder.
@@ -80,6 +83,7 @@ def train(
         resume: continue from the folder's last checkpoint.
         nproc: processes on this machine that train together.
         finetune: start from weights, and report the model as it was beside the result.
+        metric: a figure of your own (see `open_measures`): the first decides which epoch is best, and stands in the table.
 
     Raises:
         CompressError: one line for whatever cannot be used, or for what stopped the run.
@@ -99,7 +103,9 @@ def train(
         weights_format=weights_format,
         finetune=finetune,
         settings=replace(settings, seed=options.seed),
+        metric=metric or None,
     )
+    open_measures(metric or None)  # say now what cannot be found
     if DataSource.of(data).spec is None:
         raise InputError("training needs data; give it with --data, such as imagefolder:DIR, FILE.npz or mnist5k")
     check_nproc(nproc)
@@ -109,7 +115,10 @@ def train(
         if os.environ.get("RANK", "0") == "0" and not os.environ.get(LAUNCHED):
             stack.enter_context(claimed(job.output.path))
             _prepare_folder(job)
-        return _launched(job, nproc) if nproc > 1 and asked_for() == 1 else run_job(job)
+        try:
+            return _launched(job, nproc) if nproc > 1 and asked_for() == 1 else run_job(job)
+        except KeyboardInterrupt as stopped:
+            raise KeyboardInterrupt(*_how_to_go_on(job)) from stopped
 
 
 def finetune(
@@ -134,12 +143,19 @@ def run_job(job: TrainJob) -> Report | None:
             opened.data,
             job.options,
             teacher=teacher,
+            metric=job.metric,
             output=job.folder,
             resume=job.resume,
             tensorboard=job.tensorboard,
             device=job.device,
         )
         return _deliver(job, opened, result) if os.environ.get("RANK", "0") == "0" else None
+
+
+def _how_to_go_on(job: TrainJob) -> tuple[str, ...]:
+    """What a stopped run leaves, for the line after Ctrl-C."""
+    folder = job.folder or job.output.path
+    return ("the same command with --resume goes on",) if (folder / "checkpoints" / "last.pt").exists() else ()
 
 
 def _prepare_folder(job: TrainJob) -> None:
@@ -199,12 +215,18 @@ def _trainable(opened: Opened, job: TrainJob) -> nn.Module:
         from compress.graph.module import GraphModule
 
         return GraphModule(loaded.model)
-    if job.finetune and loaded.kind == "module" and job.model.weights is None and isinstance(job.model.spec, str):
+    unweighted = job.finetune and loaded.kind == "module" and job.model.weights is None
+    if unweighted and isinstance(job.model.spec, str) and not _may_load_its_own(job.model.spec):
         raise InputError(
             f"finetune starts from weights; give --weights FILE for {loaded.name!r}, or use `compress train`"
         )
     module: nn.Module = loaded.model
     return module
+
+
+def _may_load_its_own(spec: str) -> bool:
+    """Whether a model is made by the user's own code, or read from a folder; names of libraries build random weights."""
+    return ":" in spec and not spec.startswith("timm:")
 
 
 def _teacher(job: TrainJob) -> nn.Module:
@@ -252,9 +274,14 @@ def _deliver(job: TrainJob, opened: Opened, result: FitResult) -> Report:
             shipped=shipped if isinstance(shipped, Path) else None,
             scratch=Path(scratch),
         )
-        report = folder.save_report(closing_report(Job(opened, job.settings, job.output), made))
+        report = folder.save_report(closing_report(job_of(job, opened), made))
         _bring_in(job, folder)
         return report
+
+
+def job_of(job: TrainJob, opened: Opened) -> Job:
+    """The job as the closing report takes it; the metric that chose the epoch decides in the table too."""
+    return Job(opened, job.settings, job.output, measures=open_measures(job.metric))
 
 
 def _save(
@@ -298,6 +325,9 @@ def _sentences(job: TrainJob, opened: Opened, result: FitResult) -> list[str]:
         if opened.loaded.kind != "module"
         else []
     )
+    own = job.finetune and job.model.weights is None and opened.loaded.kind == "module"
+    if own and isinstance(job.model.spec, str):
+        words.append(f"no weights were given: started from those that {job.model.spec} makes")
     words += [f"best epoch: {result.best_epoch} of {len(result.history)}, {result.watched} {shown}"]
     if result.stopped_early:
         words.append(f"stopped early: no improvement in {job.options.patience} epochs")

@@ -106,7 +106,7 @@ def chosen_weights(run: Run, module: nn.Module) -> Chosen:
     best = None if run.stopping.best_epoch is None else run.stopping.best_epoch + 1
     score, last = run.stopping.best, len(run.history)
     first = run.start.get(run.watched, math.nan) if run.start is not None else math.nan
-    if math.isfinite(first) and run.stopping.beaten_by(first) and trained_already(run):
+    if math.isfinite(first) and (run.stopping.beaten_by(first) or _tied(run, first)) and trained_already(run):
         best, score = 0, first
         after = "" if run.stopping.best is None else f", at best {run.stopping.best:.4g} after it"
         said.append(f"epoch 0: training did not help ({run.watched} {first:.4g} before{after}); {try_instead(run)}")
@@ -123,6 +123,14 @@ def chosen_weights(run: Run, module: nn.Module) -> Chosen:
     _load(run.module, averaged)
     said.append("saved: the last epoch, because the network's parameters changed their names on the way")
     return Chosen(best, score, last, tuple(said))
+
+
+def _tied(run: Run, first: float) -> bool:
+    """Whether the best epoch is just as good by what is monitored, and costs more by the loss."""
+    if run.stopping.best != first or run.start is None or run.stopping.best_epoch is None:
+        return False
+    after = run.history[run.stopping.best_epoch].get("eval/loss", math.nan)
+    return not after <= run.start["eval/loss"]
 
 
 def _load(module: nn.Module, state: dict[str, Any] | None) -> bool:

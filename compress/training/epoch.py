@@ -218,11 +218,11 @@ def guarded(
     except (CompressError, torch.OutOfMemoryError):
         raise
     except IndexError as error:
-        if not seen:
-            raise
+        if not seen or "out of bounds" not in str(error):
+            raise TrainingError(f"the loss fails: {str(error).splitlines()[0]}") from error
         check_classes(find_tensor(seen[-1]), target)
         raise TrainingError(f"the loss refuses a label: {str(error).splitlines()[0]}") from error
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         found = find_tensor(seen[-1]) if seen else None
         if found is not None and isinstance(target, Tensor):
             raise TrainingError(

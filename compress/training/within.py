@@ -51,7 +51,8 @@ def look_ahead(
     finally:
         with torch.no_grad():
             for name, value in run.module.named_buffers():
-                value.copy_(buffers[name])
+                kept = buffers[name]
+                value.resize_(kept.shape).copy_(kept)  # observers give their buffers a size when they first see data
         restore_random_states(states, run.world.device)
     total, count = run.world.sum([sum(value for value, _ in found), float(sum(count for _, count in found))])
     return total / max(count, 1.0), itertools.chain(first, groups)
