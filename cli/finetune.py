@@ -55,4 +55,3 @@ def command(
     )
     if result is not None:
         show(result, settings, report)
-

@@ -89,6 +89,7 @@ def run_choices(command: Callable[..., Any]) -> Callable[..., Any]:
         command = decorate(command)
     return command
 
+
 def teacher_of(source: ModelSource, distill: str | None, teacher: str | None) -> ModelSource | None:
     """The teacher that --teacher and --distill name.
 

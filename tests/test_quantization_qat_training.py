@@ -344,7 +344,11 @@ def test_batchnorm_that_cannot_be_folded_is_trained(fresh):
         optimizer.zero_grad()
         (module(x) - 1).square().mean().backward()
         optimizer.step()
-    assert all(torch.equal(value, statistics[name]) for name, value in module.named_buffers() if "running" in name or "statistics" in name)
+    assert all(
+        torch.equal(value, statistics[name])
+        for name, value in module.named_buffers()
+        if "running" in name or "statistics" in name
+    )
     assert any("statistics" in name or "running" in name for name in statistics)
     assert "the same first class on 100.0%" in convert(module).notes[-1]
 
@@ -359,5 +363,7 @@ class Noisy(nn.Module):
 
 
 def test_a_model_that_draws_random_numbers_is_told_in_one_line():
-    with pytest.raises(ExportError, match=r"Noisy gives other outputs each time it is called .* make them depend on self.training"):
+    with pytest.raises(
+        ExportError, match=r"Noisy gives other outputs each time it is called .* make them depend on self.training"
+    ):
         prepare_qat(Noisy().eval(), [torch.randn(16, 8)])

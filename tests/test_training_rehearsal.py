@@ -65,7 +65,20 @@ def commands(loss):
         "recipe": ("run", f"{loss}.recipe.toml", "-o", "out"),
         "dry run": ("run", f"{loss}.recipe.toml", "-o", "out", "--dry-run"),
         "prune": ("prune", *common, "--finetune-epochs", 1, "--config", f"{loss}.toml", "-o", "out"),
-        "qat": ("quantize", *common, "--method", "qat", "--epochs", 1, "--device", "cpu", "--loss", f"my.py:{loss}", "-o", "out"),
+        "qat": (
+            "quantize",
+            *common,
+            "--method",
+            "qat",
+            "--epochs",
+            1,
+            "--device",
+            "cpu",
+            "--loss",
+            f"my.py:{loss}",
+            "-o",
+            "out",
+        ),
         "train": ("train", *common, "--epochs", 1, "--loss", f"my.py:{loss}", "-o", "out"),
     }
 
@@ -89,13 +102,26 @@ def test_a_loss_that_fails_is_told_before_the_work(compress, name, loss, text):
 
 
 def test_qat_refuses_a_device_that_is_not_there(compress):
-    code, _, err = compress("quantize", "my.py:build", "--data", "my.py:data", "--method", "qat", "--device", "tpu9", "-o", "out")
+    code, _, err = compress(
+        "quantize", "my.py:build", "--data", "my.py:data", "--method", "qat", "--device", "tpu9", "-o", "out"
+    )
     assert code == 2 and "unknown device 'tpu9'" in err and not Path("out").exists()
 
 
 def test_the_report_of_pruning_says_what_training_did(compress):
     code, out, _ = compress(
-        "prune", "my.py:build", "--data", "my.py:data", "--finetune-epochs", 1, "--lr", 1e9, "-o", "out", "--quiet", "--json"
+        "prune",
+        "my.py:build",
+        "--data",
+        "my.py:data",
+        "--finetune-epochs",
+        1,
+        "--lr",
+        1e9,
+        "-o",
+        "out",
+        "--quiet",
+        "--json",
     )
     assert code == 0
     notes = json.loads(out)["notes"]

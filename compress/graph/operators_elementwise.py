@@ -106,7 +106,9 @@ def _with(function: Run, key: str, default: float) -> Builder:
 def dropout(node: OperatorNode) -> Run:
     """The identity, as it is exported in eval mode; switched on in the file, it would be another number each time."""
     if node.number(2):
-        raise node.refuse("training_mode=1: it draws random numbers in the file as well (export the model in eval mode)")
+        raise node.refuse(
+            "training_mode=1: it draws random numbers in the file as well (export the model in eval mode)"
+        )
     return lambda x, *_: x
 
 

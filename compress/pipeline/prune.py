@@ -221,9 +221,7 @@ def _spread(epochs: int, rounds: int) -> list[int]:
     return [epochs // rounds + (1 if number >= rounds - epochs % rounds else 0) for number in range(rounds)]
 
 
-def _finetuned(
-    module: nn.Module, opened: Opened, options: PruneOptions, epochs: int, said: list[str]
-) -> nn.Module:
+def _finetuned(module: nn.Module, opened: Opened, options: PruneOptions, epochs: int, said: list[str]) -> nn.Module:
     """Train the module on; what the training has to say is added to `said`."""
     train = replace(options.train, epochs=epochs, batch_size=opened.batch_size)
     teacher = opened.model if options.distill else None
