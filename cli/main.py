@@ -123,9 +123,16 @@ def _answered(run: Any, arguments: list[str]) -> int:
             _drop_stdout()  # what is left in its buffer would fail again as the interpreter ends
             return _say(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space", 2)
         return _unexpected(error, arguments)
+    except SystemExit as error:
+        if "PacifyFlush" in type(sys.stdout).__name__:  # what click puts there when the reader has left
+            _drop_stdout()
+            return 0
+        return _say(
+            f"your own code ended the program (SystemExit: {error.code}); let it return", CompressError.exit_code
+        )
     except MemoryError:
         return _say(OUT_OF_MEMORY, CompressError.exit_code)
-    except Exception as error:
+    except BaseException as error:
         return _unexpected(error, arguments)
 
 

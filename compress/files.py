@@ -38,6 +38,20 @@ def check_writable(path: str | Path, *, overwrite: bool = False) -> Path:
     return path
 
 
+def check_name(path: Path) -> None:
+    """Refuse a name that no file can have, or that leads in a circle.
+
+    Raises:
+        OutputError: what is wrong with it.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{str(path)[:80]!r} cannot be written: {cause(error)}; choose another -o") from error
+
+
 def check_file_writable(path: str | Path, *, overwrite: bool = False) -> Path:
     """The same, for a place that must be a file.
 

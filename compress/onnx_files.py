@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,13 @@ from compress.files import written_beside
 
 EXTERNAL_ABOVE_BYTES = 2_000_000_000  # protobuf refuses messages of 2 GiB; the margin is for the graph itself
 OLDEST_OPSET = 7  # what ONNX Runtime still runs
+LARGEST_DENSE_BYTES = 2**31  # what one protobuf message can hold
+_BITS = {  # of one element, by ONNX's number of its type
+    number: 4
+    if number in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+    else 8 * onnx.helper.tensor_dtype_to_np_dtype(number).itemsize
+    for number in (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 21, 22)
+}
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -70,10 +78,11 @@ def _parse(path: Path) -> ir.Model:
     if not proto.graph.output or not proto.opset_import:
         raise ModelError(f"{str(path)!r} is truncated or is not an ONNX file; fetch or export it again")
     try:
+        _check_sizes(proto.graph)
         _unfold_sparse(proto.graph)
         graph = ir.from_proto(proto)
     except Exception as error:  # a file that parses and still makes no graph: whatever it lacks, the file is the cause
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _innermost(error)
         raise ModelError(f"{str(path)!r} does not hold a valid ONNX graph: {reason}") from error
     ir.external_data.set_base_dir(graph.graph, str(path.parent))
     _open_sizes(graph)
@@ -87,6 +96,35 @@ def _open_sizes(graph: ir.Model) -> None:
             value.shape = ir.Shape([None if isinstance(size, int) and size < 1 else size for size in value.shape])
 
 
+def _innermost(error: BaseException) -> str:
+    """The first line of the error at the bottom: those above say only where the graph library was."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_sizes(graph: onnx.GraphProto) -> None:
+    """Declared shapes are held against the bytes that are there, before anybody takes memory for them.
+
+    Raises:
+        ValueError: names the tensor.
+    """
+    for tensor in graph.initializer:
+        if any(size < 0 for size in tensor.dims):
+            raise ValueError(f"tensor {tensor.name!r} has a negative size: {list(tensor.dims)}")
+        bits = _BITS.get(tensor.data_type)
+        if bits and tensor.HasField("raw_data") and len(tensor.raw_data) != (math.prod(tensor.dims) * bits + 7) // 8:
+            raise ValueError(
+                f"tensor {tensor.name!r} of shape {list(tensor.dims)} holds {len(tensor.raw_data)} bytes, which do not fit it"
+            )
+    for sparse in graph.sparse_initializer:
+        size = math.prod(sparse.dims) * (_BITS.get(sparse.values.data_type) or 8) // 8
+        if any(size < 0 for size in sparse.dims) or size >= LARGEST_DENSE_BYTES:
+            raise ValueError(
+                f"sparse tensor {sparse.values.name!r} of shape {list(sparse.dims)} is too large to be unfolded"
+            )
+
+
 def _unfold_sparse(graph: onnx.GraphProto) -> None:
     """Make sparse initializers dense, as the runtime does: the graph library leaves them out."""
     for sparse in graph.sparse_initializer:
@@ -94,6 +132,8 @@ def _unfold_sparse(graph: onnx.GraphProto) -> None:
         dense = np.zeros(tuple(sparse.dims), values.dtype)
         if places.ndim == 2:  # one row of coordinates for each value; else places in the flat tensor
             places = np.ravel_multi_index(tuple(places.T), dense.shape)
+        if len(places) and not 0 <= int(places.min()) <= int(places.max()) < dense.size:
+            raise ValueError(f"sparse tensor {sparse.values.name!r} has values outside its shape {list(sparse.dims)}")
         dense.reshape(-1)[places] = values
         graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
     del graph.sparse_initializer[:]
@@ -110,10 +150,22 @@ def _check_opset(path: Path, graph: ir.Model) -> None:
 
 
 def _check_external_data(path: Path, graph: ir.Model) -> None:
-    for _, tensor in _initializers(graph):
+    tensors = [tensor for _, tensor in _initializers(graph)]
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        tensors += [item.as_tensor() for item in node.attributes.values() if item.type == ir.AttributeType.TENSOR]
+    home = path.parent.resolve()
+    for tensor in tensors:
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         data = Path(tensor.path)
+        try:
+            inside = data.resolve().is_relative_to(home)
+        except (OSError, ValueError, RuntimeError) as error:  # a zero byte, links in a circle
+            raise ModelError(f"{str(path)!r} keeps its weights in {data.name!r}, which is no name of a file") from error
+        if not inside:
+            raise ModelError(
+                f"{str(path)!r} keeps its weights in {str(tensor.location)!r}, outside its own folder; such a file is not read"
+            )
         if not data.is_file():
             raise ModelError(
                 f"{str(path)!r} keeps its weights in {data.name!r}, which is not beside it; copy both files"

@@ -54,6 +54,10 @@ def open_arrays(
             continue
         x, y = arrays[f"x{suffix}"], arrays.get(f"y{suffix}")
         where = f"{path.name}:x{suffix}"
+        if x.ndim == 0 or (y is not None and y.ndim == 0):
+            raise DataError(
+                f"{where if x.ndim == 0 else f'{path.name}:y{suffix}'} is a single value; the first dimension must be the samples"
+            )
         if y is not None and len(x) != len(y):
             raise DataError(f"{where} has {len(x)} samples and y{suffix} has {len(y)}; they must match")
         target = None if y is None else _target(y, f"{path.name}:y{suffix}", classes)
@@ -129,7 +133,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 f"{str(path)!r} holds Python objects, not plain arrays; save numbers with numpy.savez"
             ) from error
         raise DataError(f"{str(path)!r} is not an .npz file, or is truncated; fetch or save it again") from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError as error:
+        raise DataError(f"{str(path)!r} declares arrays that are larger than this machine's memory") from error
+    except Exception as error:  # what zip and NumPy raise for damaged bytes depends on the bytes
         raise DataError(f"{str(path)!r} is not an .npz file, or is truncated; fetch or save it again") from error
 
 

@@ -69,7 +69,7 @@ def _import_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if not isinstance(error, Exception):
+        if isinstance(error, KeyboardInterrupt):
             raise
         raise InputError(f"importing {path.name!r} failed: {first_line(error)}") from error
     return module

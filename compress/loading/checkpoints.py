@@ -86,8 +86,30 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str 
     if missing or unexpected:
         raise WeightsError(_misfit(module, state, missing, unexpected, misshapen, source))
     notes += _fit(module, state, misshapen, source)
+    _check_plain(module, state, source)
     module.load_state_dict(dict(state), strict=False)  # every key was compared above; only counters may be missing
     return notes
+
+
+def _check_plain(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors whose values are not there, or would be lost on the way into the module's own."""
+    for name, own in module.state_dict().items():
+        value = state.get(name)
+        if not isinstance(value, Tensor) or not isinstance(own, Tensor):
+            continue
+        kind = (
+            "sparse"
+            if value.layout != torch.strided
+            else "quantized"
+            if value.is_quantized
+            else "without values (device meta)"
+            if value.is_meta
+            else "complex"
+            if value.is_complex() and not own.is_complex()
+            else ""
+        )
+        if kind:
+            raise WeightsError(f"{source}: {name!r} is {kind}, and the model wants plain {own.dtype}; save it as such")
 
 
 def read_pickle(path: Path, *, trust_pickle: bool) -> Any:
@@ -96,7 +118,11 @@ def read_pickle(path: Path, *, trust_pickle: bool) -> Any:
     Raises:
         WeightsError: the file is not a checkpoint, or holds Python objects and `trust_pickle` is False.
     """
-    if _is_torchscript(path):
+    try:
+        whole = not _is_torchscript(path)
+    except Exception as error:  # what zipfile raises for damaged bytes depends on the bytes
+        raise _not_a_checkpoint(path) from error
+    if not whole:
         raise WeightsError(
             f"{str(path)!r} is a TorchScript archive; save model.state_dict() or torch.export.save instead"
         )
@@ -114,7 +140,9 @@ def read_pickle(path: Path, *, trust_pickle: bool) -> Any:
         raise WeightsError(
             f"{str(path)!r} needs code that is not here ({error}); save its state_dict() instead"
         ) from error
-    except (RuntimeError, EOFError, LookupError, ValueError, OSError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # likewise
         raise _not_a_checkpoint(path) from error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -181,6 +183,10 @@ def example_inputs(
         shapes = ((batch, *loaded.input_shape[1:]),)
     else:
         raise InputError(f"the input shape of {loaded.name!r} is not known; give {_how_to_declare(specs)}, or --data")
+    if math.prod(max(shapes, key=math.prod)) * 4 > _memory_bytes():
+        raise InputError(
+            f"inputs of shape {shapes} are larger than this machine's memory; give a smaller --input-shape"
+        )
     dtypes = [spec.dtype for spec in specs] or [data.input_dtype if data is not None else loaded.input_dtype]
     generator = torch.Generator().manual_seed(seed)
     values = [_random(shape, dtypes[min(index, len(dtypes) - 1)], generator) for index, shape in enumerate(shapes)]
@@ -218,6 +224,13 @@ def _how_to_declare(specs: Sequence[TensorSpec]) -> str:
         return "--input-shape, as in 2,3,224,224"
     sizes = (",".join("N" if size is None else str(size) for size in spec.shape) for spec in specs)
     return " ".join(f"--input {spec.name}:{shape}" for spec, shape in zip(specs, sizes)) + " (a number for each N)"
+
+
+def _memory_bytes() -> int:
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):  # no such figure on this system
+        return 2**62
 
 
 def _given(module: nn.Module, weights: str | Path | None, arguments: dict[str, Any], trust_pickle: bool) -> LoadedModel:

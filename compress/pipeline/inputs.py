@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from compress.loading.data import Data
     from compress.loading.models import LoadedModel
 
+MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -63,6 +65,12 @@ class Settings:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise InputError(f"threads must be from 1 to {MOST_THREADS}, got {self.threads}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"seed {self.seed} does not fit into 64 bits; give a smaller number")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import OutputError
-from compress.files import cause, check_space, check_writable, flush, native_file
+from compress.files import cause, check_name, check_space, check_writable, flush, native_file
 from compress.locking import claimed, locked_folder
 from compress.steps import Change
 
@@ -48,6 +48,7 @@ class Output:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))  # a text does as well
+        check_name(self.path)
 
     @classmethod
     def of(cls, value: Output | Path | str) -> Output:

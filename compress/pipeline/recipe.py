@@ -90,7 +90,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # a name with a zero byte; bytes that are no text
         raise InputError(f"recipe {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return parse_recipe(text, name=str(path), overrides=overrides)
 
@@ -99,7 +99,7 @@ def parse_recipe(text: str, *, name: str = "recipe", overrides: Sequence[str] = 
     """Read a recipe from its text (see `read_recipe`)."""
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{name}: not TOML: {error}") from error
     places = Places(name, text)
     for override in overrides:
@@ -156,7 +156,7 @@ def _override(content: dict[str, Any], override: str, places: Places) -> None:
         raise InputError(f"--set {override!r}: unknown table {table!r}; {nearest(str(table), TABLES)}")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()  # --set quantize.method=static, without TOML's quotes
     home = content.setdefault(table, {}) if table else content
     home[keys[-1]] = value
@@ -221,8 +221,8 @@ def _converted(value: Any, hint: Any, table: str | None, key: str, places: Place
 
 def _as(value: Any, hint: Any) -> tuple[Any] | None:
     """Return (value,) as the type asks, None where it is of another."""
-    if hint is Any:
-        return (value,)
+    if hint is Any:  # what Python callers may give as a value, a recipe names
+        return (value,) if isinstance(value, str) else None
     if hint is Path:
         return (Path(value),) if isinstance(value, str) else None
     if hint is float:
@@ -239,6 +239,7 @@ def _as(value: Any, hint: Any) -> tuple[Any] | None:
 
 
 WORDS = {
+    Any: "text in quotes",
     int: "a whole number",
     float: "a number",
     str: "text in quotes",
