@@ -13,14 +13,11 @@ import click
 
 from cli.help import completing
 from compress.errors import InputError
+from compress.measures.homes import HOMES
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
 
 Function = Callable[..., Any]
-# Those of `compress.measures.tasks.TASKS`, which a test holds them to; listed here so that help needs no torch.
-TASK_NAMES = (
-    *("classification", "binary", "multilabel", "segmentation", "tokens", "regression", "embedding", "other"),
-)
 
 
 class Shape(click.ParamType):
@@ -263,10 +260,10 @@ MEASURES = [
     ),
     click.option(
         "--task",
-        type=completing(("auto", *TASK_NAMES)),
+        type=completing(("auto", *HOMES)),
         default="auto",
         metavar="NAME",
-        help=f"How outputs and targets are read: auto (said in a note), {', '.join(TASK_NAMES)}.",
+        help=f"How outputs and targets are read: auto (said in a note), {', '.join(HOMES)}.",
     ),
     click.option(
         "--ignore-label", type=int, metavar="N", help="Targets with this label count in no figure (255 of masks)."

@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import main
-from cli.options import TASK_NAMES
 from compress.measures.tasks import TASKS
 from compress.pipeline.gates import Gates
 from compress.pipeline.job import Job
@@ -344,4 +343,5 @@ def test_a_metric_by_hand_whose_direction_nobody_said_may_not_move():
 
 
 def test_the_command_knows_every_task():
-    assert tuple(TASKS) == TASK_NAMES
+    shown = " ".join(CliRunner().invoke(main, ["quantize", "--help"]).stdout.split())
+    assert all(name in shown for name in TASKS)
