@@ -86,7 +86,7 @@ def test_segmentation_with_a_label_that_no_figure_counts():
     assert found["mIoU"] == pytest.approx(expected, abs=1e-15)
     assert found["pixel accuracy"] == row.top1 == (p == y)[kept].mean()
     assert (row.samples, row.extra["positions"], row.measures[0].name) == (20, int(kept.sum()), "mIoU")
-    with pytest.raises(DataError, match=r"label 255 is out of range.*--ignore-label 255"):
+    with pytest.raises(DataError, match=r"label 255 is out of range.*ignore_label 255"):
         scored(outputs, y)
 
 

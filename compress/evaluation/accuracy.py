@@ -72,9 +72,13 @@ def evaluate_all(
     *,
     baseline: str | None = None,
     measures: Measures | None = None,
+    intervals: bool = True,
     threads: int | None = None,
 ) -> dict[str, Measurement]:
-    """Measure several models in one pass over the data, beside `baseline` (a key of `targets`)."""
+    """Measure several models in one pass over the data, beside `baseline` (a key of `targets`).
+
+    `intervals=False` spares a search the resampling.
+    """
     measures = measures or Measures()
     runners = {name: open_runner(target, threads=threads) for name, target in targets.items()}
     order = sorted(runners, key=lambda name: name != baseline)  # the baseline first: the others are set beside it
@@ -94,7 +98,7 @@ def evaluate_all(
     base = rows[baseline] if baseline is not None else None
     if base is not None:
         base.tally.is_baseline = True
-    return {name: rows[name].measurement(name, runners[name], base) for name in targets}
+    return {name: rows[name].measurement(name, runners[name], base, intervals=intervals) for name in targets}
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,10 @@ class Row:
                 self.classes.compare(answer.classes, reference.classes)
         return answer
 
-    def measurement(self, name: str, runner: Runner, base: Row | None) -> Measurement:
+    def measurement(self, name: str, runner: Runner, base: Row | None, *, intervals: bool = True) -> Measurement:
         """Turn the counts into figures."""
         tally = self.tally
-        found = tally.measures(base.tally if base is not None and base is not self else None)
+        found = tally.measures(base.tally if base is not None and base is not self else None, intervals=intervals)
         by_name = {item.name: item for item in found[len(tally.metrics) :]}
         names = getattr(runner, "output_names", ())
         return Measurement(

@@ -63,8 +63,7 @@ def check_labels(target: Tensor, classes: int) -> None:
         worst = low if low < 0 else high
         raise DataError(
             f"label {worst} is out of range: the model has {classes} classes (0 to {classes - 1}); check the data's labels, "
-            f"give the class order with --classes, or leave that label out with --ignore-label {worst} (ignore_label in Python; "
-            f"{IGNORED} always is left out)"
+            f"give the class order with --classes, or leave that label out with --ignore-label {worst} (as {IGNORED} always is)"
         )
 
 

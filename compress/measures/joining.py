@@ -29,8 +29,10 @@ class Joined:
 
     def all(self) -> tuple[Any, Any]:
         """(outputs, target) of the whole data, as one batch would give them."""
-        columns = [self._join(list(values), "outputs") for values in zip(*self.outputs)]
-        return columns[0] if len(columns) == 1 else tuple(columns), self._join(self.targets, "targets")
+        columns = tuple(self._join(list(values), "outputs") for values in zip(*self.outputs))
+        target = self._join(self.targets, "targets")
+        self.outputs, self.targets = [columns], [target]  # put together once, however often it is drawn from
+        return columns[0] if len(columns) == 1 else columns, target
 
     def drawn(self, index: Tensor) -> tuple[Any, Any]:
         """(outputs, target) of the samples of `index`."""

@@ -18,7 +18,7 @@ from compress.measures.own import Metric, MetricTally, WholeTally
 from compress.measures.task import Labelled, Reading, Seen
 from compress.steps import Measure
 
-SLOW_S = 0.025  # a metric of the user's own that takes longer is not resampled
+SLOW_S = 0.01  # a metric of the user's own that takes longer is not resampled
 LONG_RANKING = 50_000  # numbers that are sorted; 50 draws of so many take three seconds
 
 
@@ -37,6 +37,7 @@ class Tally:
         self.totals: dict[str, Tensor] = {}
         self.samples = self.positions = 0
         self.has_reference = False
+        self._draws: dict[str, Tensor | None] = {}
         self.dropped = ""  # why the task's figures are missing, where a metric of the user's own governs
 
     def add(self, outputs: tuple[Tensor, ...], target: Any, reference: tuple[Tensor, ...] | None = None) -> Seen:
@@ -101,21 +102,65 @@ class Tally:
         Args:
             base: the baseline's tally, for the interval of the change.
         """
-        others = [None] * len(self.metrics) if base is None else [tally for _, tally in base.metrics]
-        found = [
-            _of_metric(metric, tally, other, intervals and at == 0)
-            for at, ((metric, tally), other) in enumerate(zip(self.metrics, others))
-        ]
+        found = [self._of_metric(at, base, intervals and at == 0) for at in range(len(self.metrics))]
         records = self.records
         if not records:
             return tuple(found)
-        beside = base.records if base is not None else None
         for figure in self._figures():
             value = figure.compute(records)
             if value is not None:
                 wanted = intervals and not found
-                found.append(_with_intervals(figure, value, records, beside) if wanted else figure.measured(value))
+                found.append(self._with_intervals(figure, value, base) if wanted else figure.measured(value))
         return tuple(found)
+
+    def _with_intervals(self, figure: Figure, value: float, base: Tally | None) -> Measure:
+        if figure.terms is not None:
+            numerator, denominator = figure.terms(self.records)
+            change = None
+            if base is not None:
+                change = paired_ratio_interval(numerator, figure.terms(base.records)[0], denominator)
+            return figure.measured(value, ratio_interval(numerator, denominator), change)
+        mine, theirs = self._drawn(figure), None if base is None else base._drawn(figure)
+        return figure.measured(value, *_resampled(mine, theirs))
+
+    def _drawn(self, figure: Figure) -> Tensor | None:
+        """Resampled values; None of what sums over all samples, and of rankings that take too long."""
+        rows = {name: torch.cat(parts) for name, parts in self.rows.items()}
+        ranking = "torchmetrics" in figure.needs
+        too_long = ranking and sum(map(Tensor.numel, rows.values())) > LONG_RANKING
+        if figure.needs_totals or too_long:
+            return None
+        if figure.name not in self._draws:
+            self._draws[figure.name] = bootstrap(
+                len(next(iter(rows.values()))),
+                lambda index: figure.compute({name: value[index] for name, value in rows.items()}),
+                DRAWS // 4 if ranking else DRAWS,
+            )
+        return self._draws[figure.name]
+
+    def _of_metric(self, at: int, base: Tally | None, intervals: bool) -> Measure:
+        metric, tally = self.metrics[at]
+        value = tally.value()
+        start = time.perf_counter()
+        mine = theirs = None
+        if intervals and is_number(value) and isinstance(tally, WholeTally):
+            tally.value()
+            if time.perf_counter() - start < SLOW_S:
+                mine = self._metric_drawn(at)
+                theirs = None if base is None else base._metric_drawn(at)
+        return Measure(metric.name, metric.unit or "", metric.direction, value, *_resampled(mine, theirs))
+
+    def _metric_drawn(self, at: int) -> Tensor | None:
+        """Resampled values of a function on the whole data; None where it has none on some draw."""
+        metric, tally = self.metrics[at]
+        if not isinstance(tally, WholeTally):
+            return None
+        if metric.spec not in self._draws:
+            try:
+                self._draws[metric.spec] = bootstrap(tally.joined.samples, tally.resampled, DRAWS)
+            except Exception:  # the user's function may refuse a draw with repetitions, which the whole data never is
+                self._draws[metric.spec] = None
+        return self._draws[metric.spec]
 
     def _figures(self) -> list[Figure]:
         """Those that can be computed here, the one that the user named first."""
@@ -136,61 +181,10 @@ class Tally:
         return (f"{' and '.join(names)} left out: {ranked.INSTALL}",)
 
 
-def _with_intervals(
-    figure: Figure, value: float, records: dict[str, Tensor], base: dict[str, Tensor] | None
-) -> Measure:
-    if figure.terms is not None:
-        numerator, denominator = figure.terms(records)
-        change = None
-        if base is not None:
-            change = paired_ratio_interval(numerator, figure.terms(base)[0], denominator)
-        return figure.measured(value, ratio_interval(numerator, denominator), change)
-    drawn = _drawn(figure, records)
-    others = _drawn(figure, base) if base is not None else None
-    return figure.measured(
-        value,
-        None if drawn is None else quantiles(drawn),
-        None if drawn is None or others is None else quantiles(drawn - others),
-    )
-
-
-def _rows(records: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in records.items() if not name.startswith(TOTAL)}
-
-
-def _drawn(figure: Figure, records: dict[str, Tensor]) -> Tensor | None:
-    """Resampled values; None of what sums over all samples, and of rankings that take too long."""
-    rows = _rows(records)
-    ranking = "torchmetrics" in figure.needs
-    too_long = ranking and sum(map(Tensor.numel, rows.values())) > LONG_RANKING
-    if figure.needs_totals or too_long:
-        return None
-    samples = len(next(iter(rows.values())))
-    draws = DRAWS // 4 if ranking else DRAWS
-    return bootstrap(samples, lambda index: figure.compute({name: value[index] for name, value in rows.items()}), draws)
-
-
-def _of_metric(metric: Metric, tally: MetricTally, base: MetricTally | None, intervals: bool) -> Measure:
-    start = time.perf_counter()
-    value = tally.value()
-    quick = time.perf_counter() - start < SLOW_S
-    drawn = _metric_drawn(tally) if intervals and quick and is_number(value) else None
-    others = _metric_drawn(base) if drawn is not None and base is not None else None
-    return Measure(
-        metric.name,
-        metric.unit or "",
-        metric.direction,
-        value,
-        None if drawn is None else quantiles(drawn),
-        None if drawn is None or others is None else quantiles(drawn - others),
-    )
-
-
-def _metric_drawn(tally: MetricTally) -> Tensor | None:
-    """Resampled values of a function on the whole data; None where it has none on some draw."""
-    if not isinstance(tally, WholeTally):
-        return None
-    try:
-        return bootstrap(tally.joined.samples, tally.resampled, DRAWS)
-    except Exception:  # the user's function on a draw with repetitions: it may refuse what the whole data never shows
-        return None
+def _resampled(
+    mine: Tensor | None, theirs: Tensor | None
+) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """The interval of a value and that of its change from the baseline's, on the same draws."""
+    if mine is None:
+        return None, None
+    return quantiles(mine), None if theirs is None else quantiles(mine - theirs)

@@ -38,7 +38,12 @@ def quantize_to_budget(graph: ir.Model, job: Job, options: StaticOptions) -> Ste
         """Beside the float graph only where the figure is a comparison with it: that doubles the work."""
         targets = {"float": graph, "int8": target} if beside else {"int8": target}
         rows = evaluate_all(
-            targets, calibration, baseline="float" if beside else None, measures=job.measures, threads=threads
+            targets,
+            calibration,
+            baseline="float" if beside else None,
+            measures=job.measures,
+            intervals=False,
+            threads=threads,
         )
         return rows["int8"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from compress import state
 from compress.batches import read_batch
 from compress.errors import InputError
-from compress.evaluation.accuracy import evaluate_all
+from compress.evaluation.accuracy import Row
 from compress.evaluation.runners import open_runner
 from compress.measures import deciding
 from compress.measures.figure import amount, is_number
@@ -39,19 +39,16 @@ def rehearsed(job: Job, *, models: int = 2) -> Job:
     with state.threads(job.settings.threads):
         batch, of = _few(job)
         read = read_batch(batch)
-        outputs = open_runner(job.opened.model, threads=job.settings.threads)(read)
+        runner = open_runner(job.opened.model, threads=job.settings.threads)
+        outputs = runner(read)
         reading = job.measures.read(outputs, read.target)
         if reading.task.name == "classification" and not reading.lenient and read.target is not None:
             job.opened.data.check_labels(outputs[0].shape[1])  # type: ignore[union-attr]  # a test part has data
         settled = replace(job, measures=job.measures.settled(reading))
-        row = evaluate_all(
-            {"float": job.opened.model},
-            [batch],
-            baseline="float",
-            measures=settled.measures,
-            threads=job.settings.threads,
-        )
-    _check_figures(settled, row["float"])
+        row = Row(settled.measures.start(reading))
+        row.tally.is_baseline = True
+        row.add(outputs, read.target, None)
+    _check_figures(settled, row.measurement("float", runner, None, intervals=not job.measures.metrics))
     _check_memory(settled, outputs, of, models)
     return settled
 
