@@ -105,7 +105,9 @@ MODEL = [
 ]
 DATA = [
     click.option(
-        "--data", metavar="SPEC", help="mnist5k, digits, imagefolder:DIR, torchvision:NAME, FILE.npz, module:factory."
+        "--data",
+        metavar="SPEC",
+        help="mnist5k, digits, imagefolder:DIR, text:FILE.csv?text=…&label=…, FILE.npz, module:factory.",
     ),
     click.option("--classes", type=click.Path(path_type=Path), metavar="FILE", help="Class order, one name a line."),
     click.option("--resize", type=click.IntRange(1), metavar="N", help="Short side of images."),

@@ -40,6 +40,7 @@ DOORS = {  # library → where it may be imported
     "torchvision": ("compress/loading/",),
     "onnxruntime": ("compress/graph/runtime.py",),
     "torchmetrics": ("compress/measures/ranked.py",),
+    "transformers": ("compress/loading/transformers_models.py",),
     "torch.ao": ("compress/quantization/torch_native.py",),
     "tensorboard": ("compress/training/",),
     "torch.utils.tensorboard": ("compress/training/",),

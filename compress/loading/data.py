@@ -178,13 +178,14 @@ def open_data(
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
     model_size: tuple[int, int] | None = None,
+    tokenizer: str | None = None,
 ) -> Data:
     """Open the data that `spec` names.
 
     Args:
-        spec: `mnist5k`, `digits`, `imagefolder:DIR`, `torchvision:NAME[:ROOT]`, `FILE.npz`, or a factory as
-            `package.module:name` or `file.py:name`, which returns a `Data`, one data set, or a mapping of parts. Data in
-            hand too: a loader, a data set, arrays, a pair (train, test) of those, a mapping of parts.
+        spec: `mnist5k`, `digits`, `imagefolder:DIR`, `torchvision:NAME[:ROOT]`, `text:FILE.csv?text=…&label=…`, `FILE.npz`,
+            or a factory as `package.module:name` or `file.py:name`, which returns a `Data`, one data set, or a mapping of
+            parts. Data in hand too: a loader, a data set, arrays, a pair (train, test) of those, a mapping of parts.
         preprocessing: what the model's weights came with (`LoadedModel.preprocessing`), or one's own, or a function
             from PIL image to tensor, or such a function's name. Default: scaling to [0, 1] for arrays; for image
             folders ImageNet's, but images that all have one smaller size keep it.
@@ -193,6 +194,7 @@ def open_data(
             all.
         seed: of every draw.
         resize, crop, mean, std: replace those of `preprocessing` (see `preprocessing.adjusted`).
+        tokenizer: the folder, or id, of the tokenizer of `text:` data (`LoadedModel.tokenizer`).
         model_size: height and width, where the model takes no other; images of a folder are brought to it.
 
     Raises:
@@ -212,6 +214,10 @@ def open_data(
     if kind == "imagefolder":
         ready, notes = _for_folder(rest, chosen, given, model_size)
         parts = open_folder(rest, ready, names)
+    elif kind == "text":
+        from compress.loading.texts import open_texts
+
+        parts = open_texts(rest, tokenizer=tokenizer, classes=names)
     elif kind == "torchvision":
         from compress.loading.torchvision_data import open_torchvision_data
 
@@ -313,7 +319,7 @@ def _unknown(spec: str) -> DataError:
         return DataError(f"data {spec!r} is a folder; write imagefolder:{spec}")
     if path.is_file() or path.suffix:
         return DataError(f"data {spec!r} cannot be read; give an .npz file, imagefolder:DIR or file.py:factory")
-    known = [*EMBEDDED, "imagefolder:DIR", "torchvision:NAME", "FILE.npz", "file.py:factory"]
+    known = [*EMBEDDED, "imagefolder:DIR", "text:FILE.csv", "torchvision:NAME", "FILE.npz", "file.py:factory"]
     return DataError(f"unknown data {spec!r}; {nearest(spec, known)}")
 
 

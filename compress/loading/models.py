@@ -63,6 +63,8 @@ class LoadedModel:
     inputs: tuple[TensorSpec, ...] = ()
     program: Any = None
     notes: tuple[str, ...] = ()
+    example: Batch | None = None  # inputs that the source itself tells, by name
+    tokenizer: str | None = None  # the folder, or id, of the tokenizer that goes with a text model
 
 
 def load(
@@ -94,7 +96,7 @@ def open_model(
     """Open the model that `spec` names, with its weights.
 
     Args:
-        spec: a torchvision name, `timm:NAME`, `package.module:factory`, `file.py:factory`, a `.pt2` exported program,
+        spec: a torchvision name, `timm:NAME`, `hf:FOLDER` (or id) of transformers, `ultralytics:FILE`, `package.module:factory`, `file.py:factory`, a `.pt2` exported program,
             an `.onnx` file, or with `trust_pickle` a file that holds a whole pickled module.
             A module or graph that is there already passes through; with `weights`, a copy of the module gets them.
         weights: a checkpoint file; or DEFAULT (torchvision also: the name of one of its weights) to download.
@@ -175,6 +177,8 @@ def example_inputs(
         part = next(part for part in ("calibration", "train", "test") if getattr(data, part) is not None)
         return replace(read_batch(next(iter(data.loader(part, batch_size=batch)))), target=None)
     specs = loaded.inputs
+    if input_shape is None and loaded.example is not None:
+        return loaded.example
     if input_shape is not None:
         shapes = _shapes(input_shape)
     elif specs and all(None not in spec.shape[1:] for spec in specs):
@@ -254,7 +258,13 @@ def _built(
     if spec.endswith(".py"):
         raise ModelError(f"{spec!r} is a Python file; name its function too, as in {spec}:build")
     with seeded(seed):
-        if source == "timm":
+        if spec.startswith("hf:"):
+            from compress.loading.transformers_models import build as build_transformers
+
+            if weights == DEFAULT_WEIGHTS:
+                raise WeightsError(f"{spec!r} has its weights in the folder; leave --weights out")
+            loaded = build_transformers(spec.partition(":")[2], arguments)
+        elif source == "timm":
             from compress.loading.timm_models import build
 
             loaded = build(name, pretrained=weights == DEFAULT_WEIGHTS, arguments=arguments)
@@ -268,7 +278,9 @@ def _built(
             loaded = build_torchvision(spec, weights, arguments)
     if weights is not None and not _downloaded(source, weights):
         state = read_state_dict(weights, trust_pickle=trust_pickle)
-        loaded = replace(loaded, notes=load_state_dict(loaded.model, state, f"weights {str(weights)!r}"))
+        loaded = replace(
+            loaded, notes=(*loaded.notes, *load_state_dict(loaded.model, state, f"weights {str(weights)!r}"))
+        )
     loaded.model.eval()
     return loaded
 

@@ -156,7 +156,13 @@ def open_inputs(
     settings = settings or Settings()
     source, wanted = ModelSource.of(source), DataSource.of(data)
     loaded = open_source(source, seed=settings.seed)
-    opened_data = open_data_source(wanted, loaded.preprocessing, settings, model_size=_image_size(loaded, source))
+    opened_data = open_data_source(
+        wanted,
+        loaded.preprocessing,
+        settings,
+        model_size=_image_size(loaded, source),
+        tokenizer=loaded.tokenizer,
+    )
     if not needs_inputs and loaded.kind == "onnx" and _unknown(loaded, source, opened_data):
         from compress.batches import Batch
 
@@ -196,7 +202,12 @@ def _image_size(loaded: LoadedModel, source: ModelSource) -> tuple[int, int] | N
 
 
 def open_data_source(
-    source: DataSource, preprocessing: Any, settings: Settings, *, model_size: tuple[int, int] | None = None
+    source: DataSource,
+    preprocessing: Any,
+    settings: Settings,
+    *,
+    model_size: tuple[int, int] | None = None,
+    tokenizer: str | None = None,
 ) -> Data | None:
     """Open the data that the user named; what the options do not say comes from the model's own weights."""
     if source.spec is None:
@@ -220,6 +231,7 @@ def open_data_source(
         calibration_samples=source.calibration_samples,
         seed=settings.seed,
         model_size=model_size,
+        tokenizer=tokenizer,
         **{name: value for name, value in given.items() if value is not None},
     )
 
