@@ -1,6 +1,7 @@
 """A BERT of two layers with its tokenizer, saved as `save_pretrained` does: nothing is downloaded."""
 
 import csv
+import importlib
 import random
 
 import torch
@@ -31,10 +32,11 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
 def save(folder, *, texts=160, labels=("0", "1")):
     """Write model and tokenizer to `folder`, and `reviews.csv`: review, other, stars (the model's own answer, mostly)."""
+    importlib.import_module(
+        "compress.loading.torchvision_ops"
+    )  # transformers imports torchvision where it is installed
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    import compress.loading.torchvision_ops  # noqa: F401  # transformers imports torchvision where it is installed
 
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
