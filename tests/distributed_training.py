@@ -14,7 +14,7 @@ from torch import distributed
 from compress.training.distributed import joined
 from compress.training.launching import reporting_failure
 from compress.training.loop import fit
-from compress.training.options import TrainOptions
+from compress.training.options import FinetuneOptions, TrainOptions
 
 
 def model(case):
@@ -29,7 +29,12 @@ def data(case):
 
 def run(case, output=None):
     teacher = perceptron(seed=1) if case.get("distill") else None
-    return fit(model(case), data(case), TrainOptions.from_mapping(case["options"]), teacher=teacher, output=output)
+    start = model(case)
+    if case.get("zeros"):
+        with torch.no_grad():
+            start[0].weight[:, ::2] = 0
+    kind = FinetuneOptions if case.get("finetune") else TrainOptions
+    return fit(start, data(case), kind.from_mapping(case["options"]), teacher=teacher, output=output)
 
 
 def fail(how):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_training import TinyData, distance, perceptron
+from torch.utils.data import DataLoader
 
 from compress.errors import OutputError, TrainingError, WeightsError
 from compress.training import checkpoints
@@ -119,6 +120,60 @@ def test_more_epochs_of_a_finished_run(tmp_path):
     fit(perceptron(), TinyData(), few, output=tmp_path)
     resumed = fit(perceptron(), TinyData(), many, output=tmp_path, resume=True)
     assert distance(resumed.module, fit(perceptron(), TinyData(), many).module) == 0
+
+
+@pytest.mark.parametrize("step", [3, 10])  # within the first epoch, within the second
+def test_resumed_within_an_epoch_is_the_same_to_the_bit(tmp_path, step):
+    """Dropout and the order of the samples go on where they were; figures of the whole epoch come out."""
+    data, module = TinyData(), perceptron(dropout=0.3, norm=True)
+    options = TrainOptions(**OPTIONS, checkpoint_minutes=1e-9)
+    straight = fit(module, data, options, output=tmp_path / "straight")
+
+    def stop(run):
+        if run.step == step:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fit(module, data, options, output=tmp_path / "cut", after_step=[stop])
+    saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.pt", weights_only=True)
+    assert (saved["step"], saved["epoch"]) == (step - 1, (step - 1) // 7)
+    resumed = fit(module, data, options, output=tmp_path / "cut", resume=True)
+    assert any(f"resumed after epoch {(step - 1) // 7} and {(step - 1) % 7} steps" in note for note in resumed.notes)
+    assert distance(straight.module, resumed.module) == 0
+    assert same_history(straight.history, resumed.history)
+
+
+def test_own_loader_resumed_within_an_epoch(tmp_path):
+    """Its order comes from the global random state: that of the epoch's start is put back before it is opened again."""
+    module, set_ = perceptron(dropout=0.3), TinyData().train
+    options = TrainOptions(epochs=2, lr=0.05, checkpoint_minutes=1e-9)
+
+    def loaders():
+        return DataLoader(set_, 16, shuffle=True), None
+
+    straight = fit(module, loaders(), options, output=tmp_path / "straight")
+
+    def stop(run):
+        if run.step == 12:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fit(module, loaders(), options, output=tmp_path / "cut", after_step=[stop])
+    resumed = fit(module, loaders(), options, output=tmp_path / "cut", resume=True)
+    assert distance(straight.module, resumed.module) == 0
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "onecycle", "polynomial"])
+def test_more_epochs_than_were_planned(tmp_path, scheduler):
+    """The falling rate goes on as it would over the new number of epochs, and the run says so."""
+    data, module = TinyData(), perceptron()
+    common = {"batch_size": 16, "lr": 0.1, "scheduler": scheduler}
+    short = fit(module, data, TrainOptions(epochs=2, **common), output=tmp_path)
+    longer = fit(module, data, TrainOptions(epochs=6, **common), output=tmp_path, resume=True)
+    assert len(longer.history) == 6 and longer.history[:2] == short.history
+    whole = fit(module, data, TrainOptions(epochs=6, **common))
+    assert [row["lr"] for row in longer.history[2:]] == pytest.approx([row["lr"] for row in whole.history[2:]])
+    assert any("planned for 2 epochs: the learning rate goes on as for 6" in note for note in longer.notes)
 
 
 def test_resume_without_a_checkpoint_starts_and_says_so(tmp_path):

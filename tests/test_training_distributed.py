@@ -34,6 +34,8 @@ CASES = {
     # 97 samples: the last global batch has one sample, the second process only pads.
     "padded": {"options": BASE, "train": 97},
     "adam-ema-clip": {"options": {**BASE, "optimizer": "adamw", "lr": 0.01, "ema_decay": 0.9, "clip_norm": 0.1}},
+    "not finite": {"options": {**BASE, "lr": 1e30}, "finetune": True},  # both give the start back
+    "zeros": {"options": {**BASE, "keep": "last"}, "zeros": True},
     "distilled": {"options": BASE, "distill": True},
     "norm": {"options": {**BASE, "sync_batchnorm": True}, "norm": True},
     "norm-images": {"options": {**BASE, "sync_batchnorm": True}, "norm": True, "image": True},
