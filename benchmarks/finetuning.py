@@ -102,7 +102,10 @@ def main() -> int:
             result = tuned(module, data, name)
             after = accuracy(result.module, data)
             last = f"{100 * result.history[-1]['eval/top1']:.2f}" if result.history else "not finite"
-            print(f"| {network} | {name} | {100 * before:.2f} | {last} | {100 * after:.2f} | {result.kept_epoch} |", flush=True)
+            print(
+                f"| {network} | {name} | {100 * before:.2f} | {last} | {100 * after:.2f} | {result.kept_epoch} |",
+                flush=True,
+            )
             runs, worse, helped = runs + 1, worse + (after < before), helped + (after > before)
     print(f"\n{runs} runs: {worse} returned less than they were given, {helped} more")
     return int(worse > 0)
