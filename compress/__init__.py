@@ -39,6 +39,7 @@ _HOMES = {
     "finetune": "compress.pipeline.train",
     "fit": "compress.training.loop",
     "fuse": "compress.fusion.batchnorm",
+    "heal": "compress.pruning.healing",
     "load": "compress.loading.models",
     "open_data": "compress.loading.data",
     "prepare_qat": "compress.quantization.qat",

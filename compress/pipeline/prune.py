@@ -39,6 +39,7 @@ from compress.steps import Step
 from compress.training.loop import fit
 
 RECALIBRATED = "batch-norm statistics were measured anew on the calibration data"
+HEAL_MINUTES = 2.0  # where nothing is said
 SAMPLES = 512  # that scores and reconstruction look at, at most
 LATENCY_SECONDS = 6.0  # for one measurement on the way to a latency target
 
@@ -117,6 +118,7 @@ def check_pruning(opened: Opened, options: PruneOptions) -> None:
         "score 'taylor'": options.method == "taylor",
         "recalibration": options.recalibrate,
         "reconstruction": options.reconstruct,
+        "healing": options.heal,
     }
     if any(needs.values()) and opened.data is None:
         what = next(name for name, needed in needs.items() if needed)
@@ -181,9 +183,19 @@ def _request(opened: Opened, options: PruneOptions, settings: Settings, scratch:
     found |= {"target": options.target, "round_to": options.round_to, "reconstruct": fits}
     if options.method == "taylor" or fits or (options.target == "blocks" and opened.data is not None):
         found["data"] = list(first_batches(opened.calibration(), SAMPLES))
+    if heal_s := 60 * heals(opened, options):
+        trains = opened.data is not None and opened.data.train is not None
+        found |= {"heal_s": heal_s, "unlabelled": opened.loader("train") if trains else opened.calibration()}
     if options.target == "latency":
         found["latency"] = _latency_meter(opened, settings, scratch, baseline)
     return PruneRequest(**found)
+
+
+def heals(opened: Opened, options: PruneOptions) -> float:
+    """Minutes: as asked; else where weights are fitted, and no fine-tuning follows."""
+    if options.heal is not None:
+        return options.heal
+    return HEAL_MINUTES if reconstructs(opened, options) and not options.finetune_epochs else 0.0
 
 
 def reconstructs(opened: Opened, options: PruneOptions) -> bool:

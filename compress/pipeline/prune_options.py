@@ -28,6 +28,14 @@ class PruneOptions:
     reconstruct: bool | None = option(
         None, "fit the weights that stay to what their layers gave before (default: where there is --data)"
     )
+    heal: float | None = option(
+        None,
+        "minutes of training without labels to give again what the unpruned model gave (default: 2 where weights are "
+        "fitted and --finetune-epochs is not given; 0: none)",
+        low=0,
+        idle={"masks": (True,)},
+        metavar="MINUTES",
+    )
     recalibrate: bool = option(False, "measure batch-norm statistics anew after pruning", only_on=True)
     masks: bool = option(False, "zero single weights; methods l1, random, ln, random-structured, 2:4", only_on=True)
     n: float = option(2, "masks: the norm of ln", idle={"masks": (False,)})

@@ -16,7 +16,12 @@ def kept_of_blocks(channels: Channels, removed: np.ndarray) -> dict[str, dict[in
     gone = torch.from_numpy(channels.gone(removed))
     last: dict[str, Labelled] = {}
     for node, held in channels.labels.items():
-        if node.op != "call_function" or not isinstance(held, Labelled) or held.labels is None or held.param is not None:
+        if (
+            node.op != "call_function"
+            or not isinstance(held, Labelled)
+            or held.labels is None
+            or held.param is not None
+        ):
             continue
         for path, _ in (node.meta.get("nn_module_stack") or {}).values():
             last[path.split("@")[0]] = held

@@ -4,8 +4,8 @@
 
 y and h are the outputs of the unpruned network and of its blocks (of those channels that stay), ŷ and ĥ the pruned one's.
 Gradient steps follow L on most of the inputs; what is held back judges the start, what is reached on the way, and the end,
-and the best of them is kept: healing returns nothing worse than it was given. The rate is the best of `RATES` over a first
-part of the budget. Batch-norm keeps its statistics on the way, which is where the fitted weights start from; in the end they
+and the best of them is kept: healing returns nothing worse than it was given. The rate is the largest of `RATES` that a first
+part of the budget shows no much smaller one to beat. Batch-norm keeps its statistics on the way, which is where the fitted weights start from; in the end they
 are measured anew, and kept where that judges better.
 (Hinton et al. 2015; Romero et al. 2015, "FitNets"; Li et al. 2020, EagleEye, section 3.3.)
 """
@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.batches import Batch, call, first_batches, joined, reiterable
+from compress.batches import Batch, call, first_batches, joined
 from compress.errors import PruningError
+from compress.given import batches_of
 from compress.progress import track
 from compress.pruning.recalibration import recalibrate_batchnorm
 from compress.pruning.verifying import tensors_of
@@ -31,8 +32,10 @@ from compress.state import copied, evaluating, own_buffers, slow_attention
 from compress.steps import Change, Step
 
 HEALED = "healed"  # the action of a change
-RATES = (2e-3, 5e-4, 1e-4)
+RATES = (1e-3, 3e-4, 1e-4)
+PATIENCE = 1.25  # a larger rate starts worse and ends better, unless it starts as many times worse as this
 TRIAL = 0.08  # of the budget, for each rate
+PASSES = 20  # over the inputs, at most: small networks need no minutes
 LOOKS = 6  # at the inputs held back, on the way
 MOST_SAMPLES = 8192
 MOST_ELEMENTS = 2**28  # of all inputs held in memory
@@ -120,7 +123,7 @@ def heal(
 def _pool(data: Iterable[Any], seed: int) -> _Pool:
     batches: list[Batch] = []
     elements = 0
-    for batch in first_batches(reiterable(data), MOST_SAMPLES):
+    for batch in first_batches(batches_of(data), MOST_SAMPLES):
         batches.append(Batch.of(batch.inputs) if batch.named else Batch.of(batch.values))
         elements += sum(value.numel() for value in batch.values)
         if elements > MOST_ELEMENTS:
@@ -239,10 +242,10 @@ def _best_rate(
         module.load_state_dict(start)
         parameters = [value for value in module.parameters() if value.requires_grad]
         course = _Course(module, torch.optim.AdamW(parameters, rate, weight_decay=0.0), rate)
-        _steps(course, pairs, pool, time.monotonic() + TRIAL * budget_s, seed, fall=False)
+        _steps(course, pairs, pool, time.monotonic() + TRIAL * budget_s, seed, most=max(1, _passes(pool, 1)))
         judged = pairs.judged(pool.judge)
         ends[id(course)] = (judged, {name: value.detach().clone() for name, value in module.state_dict().items()})
-        if math.isfinite(judged) and (best is None or judged < ends[id(best)][0]):
+        if math.isfinite(judged) and (best is None or PATIENCE * judged < ends[id(best)][0]):
             best = course
     if best is None:
         module.load_state_dict(start)
@@ -254,11 +257,17 @@ def _best_rate(
     return best
 
 
+def _passes(pool: _Pool, count: int) -> int:
+    """The number of steps of so many passes over the inputs."""
+    return count * -(-pool.learn.samples // pool.size)
+
+
 def _run(course: _Course, pairs: _Pairs, pool: _Pool, deadline: float, seed: int) -> None:
     left = deadline - time.monotonic()
     for part in track(range(LOOKS), "healing", unit="look"):
         until = deadline - left * (LOOKS - 1 - part) / LOOKS
-        _steps(course, pairs, pool, until, seed + 1 + part, fall=True, span=(deadline - left, deadline))
+        most = _passes(pool, PASSES) // LOOKS + 1
+        _steps(course, pairs, pool, until, seed + 1 + part, most=most, span=(deadline - left, deadline), part=part)
         course.look(pairs.judged(pool.judge))
 
 
@@ -269,11 +278,17 @@ def _steps(
     until: float,
     seed: int,
     *,
-    fall: bool,
-    span: tuple[float, float] = (0.0, 1.0),
+    most: int,
+    span: tuple[float, float] | None = None,
+    part: int = 0,
 ) -> None:
+    """Go on until a moment, or for at most so many steps; over a whole `span` of `LOOKS` parts the rate falls to nothing."""
+    first = course.steps
     for batch in _shuffled(pool, seed):
-        done = (time.monotonic() - span[0]) / (span[1] - span[0]) if fall else 0.0
+        done = 0.0
+        if span is not None:
+            by_time = (time.monotonic() - span[0]) / max(span[1] - span[0], 1e-9)
+            done = max(by_time, (part + (course.steps - first) / most) / LOOKS)
         for group in course.optimizer.param_groups:
             group["lr"] = course.rate * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
         with torch.enable_grad():
@@ -283,7 +298,7 @@ def _steps(
         nn.utils.clip_grad_norm_([value for group in course.optimizer.param_groups for value in group["params"]], 1.0)
         course.optimizer.step()
         course.steps += 1
-        if time.monotonic() >= until or not bool(loss.isfinite()):
+        if time.monotonic() >= until or course.steps - first >= most or not bool(loss.isfinite()):
             return
 
 

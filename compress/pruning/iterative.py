@@ -11,7 +11,7 @@ from torch import nn
 from compress.options import spelled_out
 from compress.pruning.cost import CostModel
 from compress.pruning.masks import MaskRequest, check_masks, make_permanent, mask_weights
-from compress.pruning.prune import prune_channels
+from compress.pruning.prune import healed, prune_channels
 from compress.pruning.reconstruction import FITTED, fitted_note
 from compress.pruning.removal import Removal, Stage, beyond_target, count_notes, counts
 from compress.pruning.request import PruneRequest
@@ -59,7 +59,7 @@ def prune_iteratively(
         removal = prune_channels(
             current,
             example_inputs,
-            replace(request, amount=total if uniform else next_fraction(total, left)),
+            replace(request, heal_s=0.0, amount=total if uniform else next_fraction(total, left)),
             stage=Stage(original or None, may_be_nothing=len(totals) > 1),
         )
         if number == 1:
@@ -77,12 +77,9 @@ def prune_iteratively(
     beyond = beyond_target(first, last, request.target, request.amount, request.round_to)
     kept = [note for note in removal.step.notes if note.startswith("kept whole")]
     said = fitted_note(fitted.values())
-    return Step(
-        "prune",
-        current,
-        (*layers.values(), *fitted.values()),
-        (*notes, *count_notes(first, last), *kept, *beyond, *said),
-    )
+    changes = (*layers.values(), *fitted.values())
+    step = Step("prune", current, changes, (*notes, *count_notes(first, last), *kept, *beyond, *said))
+    return healed(step, module, request)
 
 
 def _share_left(removal: Removal, module: nn.Module, request: PruneRequest) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,10 @@ from compress.batches import Batch, example_batch
 from compress.errors import PruningError
 from compress.given import model_of
 from compress.options import spelled_out
+from compress.pruning.block_outputs import kept_of_blocks
 from compress.pruning.blocks import prune_blocks
 from compress.pruning.denormals import flush_denormals
+from compress.pruning.healing import Kept, heal
 from compress.pruning.masks import MaskRequest, mask_weights
 from compress.pruning.reconstruction import reconstructed
 from compress.pruning.removal import Removal, Stage, remove_channels
@@ -79,6 +82,7 @@ def _blocks(module: nn.Module, inputs: Batch, request: PruneRequest) -> Step:
     )
     if request.reconstruct:
         step = reconstructed(step, module, request.data)
+    step = healed(step, module, request)
     flush_denormals(step.model)
     return step
 
@@ -107,5 +111,18 @@ def prune_channels(
     if request.reconstruct:
         kept = kept_outputs(removal.source, removal.channels, removal.removed)
         removal = replace(removal, step=reconstructed(removal.step, removal.source, request.data, kept))
+    if request.heal_s:
+        outputs = kept_of_blocks(removal.channels, removal.removed)
+        removal = replace(removal, step=healed(removal.step, removal.source, request, outputs))
     flush_denormals(removal.step.model)
     return removal
+
+
+def healed(step: Step, teacher: nn.Module, request: PruneRequest, outputs: Mapping[str, Kept] | None = None) -> Step:
+    """The same step with its module healed for as long as the request says; see `healing.heal`."""
+    inputs = request.inputs_to_heal_on
+    if not request.heal_s or inputs is None:
+        return step
+    done = heal(step.model, teacher, inputs, budget_s=request.heal_s, outputs=outputs, seed=request.seed)
+    remembered = replace(step, model=done.model, changes=(*step.changes, *done.changes))
+    return replace(remembered, notes=(*step.notes, *done.notes))
