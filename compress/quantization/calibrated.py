@@ -18,7 +18,8 @@ from compress.quantization.insertion import WeightOptions, insert
 from compress.quantization.kernels import HEAVY
 from compress.quantization.naming import Namer
 from compress.quantization.observers import Observer, RangeMethod
-from compress.quantization.placement import Plan, plan_placement
+from compress.quantization.placement import Plan
+from compress.quantization.profiles import PROFILES
 from compress.quantization.rescaling import carried_factors, carried_grid
 from compress.quantization.storage import tables_of
 from compress.quantization.targets import Target
@@ -40,6 +41,11 @@ class Calibrated:
     notes: tuple[str, ...] = ()  # what was done to the graph before, in sentences
     rounded: Mapping[str, np.ndarray] = field(default_factory=dict)  # node → its weight on the grid of `weights.fixed`
     shifts: Mapping[str, np.ndarray] = field(default_factory=dict)  # node → what is added to its bias where all is int8
+    runtime: str = "onnxruntime"  # whose placement it is
+
+    def planned(self, graph: ir.Model, exclude: Collection[ir.Node] = frozenset()) -> Plan:
+        """Where `graph`, this one or a clone of it, is quantized for the runtime that it is made for."""
+        return PROFILES[self.runtime].plan(graph, op_types=self.op_types, exclude=exclude)
 
     def quantize(
         self,
@@ -58,7 +64,7 @@ class Calibrated:
             out |= set(self.layers) - set(only)
         nodes = {node for node in graph.graph if node.name in out}
         before = self._take_rounded(graph, nodes)
-        plan = plan_placement(graph, op_types=self.op_types, exclude=nodes)
+        plan = self.planned(graph, nodes)
         inputs = input_names(plan)
         carried = {str(node.name) for node in carried_factors(plan)}  # now: what is carried leaves the graph
         insert(graph, plan, grids_of(plan, self.ranges, self.weights.target), self.weights)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from compress.graph.folding import constant_array, remove_unused
 from compress.quantization.arithmetic import Grid, grid_for_range, scales_of_least_error, symmetric_scales
-from compress.quantization.kernels import activation_inputs, clip_bounds, weight_axis
+from compress.quantization.kernels import clip_bounds, weight_axis
 from compress.quantization.naming import Namer
 from compress.quantization.pairs import as_rows, has_pairs, pair_scales
 from compress.quantization.placement import Plan, Site
@@ -87,9 +87,7 @@ class _Writer:
 
     def _pair(self, value: ir.Value, group: str, site: Site | None, *, made_in_int8: bool) -> None:
         readers = [
-            (node, index)
-            for node, index in value.uses()
-            if made_in_int8 or (node in self.plan.nodes and index in activation_inputs(node))
+            (node, index) for node, index in value.uses() if made_in_int8 or index in self.plan.reads.get(node, ())
         ]
         is_output = made_in_int8 and value.is_graph_output()
         bounds = None

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compress.errors import QuantizationError
+from compress.errors import QuantizationError, nearest
 from compress.quantization.observers import RangeMethod, resolve_ranges
 from compress.quantization.placement import check_op_types
+from compress.quantization.profiles import PROFILES
 from compress.quantization.repairs.levels import Accuracy, resolve_accuracy
 from compress.quantization.targets import Target, resolve_target, weight_limit
 
@@ -24,6 +25,7 @@ class StaticOptions:
     target: str | Target = "auto"  # what it shall run on: auto (this machine), any, x86-vnni, x86-avx2, arm64
     ranges: str | RangeMethod = "minmax"  # minmax, percentile, entropy, mse, or options such as Percentile(99.9)
     per_channel: bool = True
+    runtime: str = "onnxruntime"  # whose kernels the graph is made for: onnxruntime, openvino (`profiles.PROFILES`)
     weight_bits: int = 8  # 4 to 8; 4 are stored as 4, between them as 8
     layer_bits: Mapping[str, int] = field(default_factory=dict)  # node, module or pattern → other weight bits
     op_types: Collection[str] | None = None  # quantize only these operator types
@@ -37,6 +39,7 @@ class StaticOptions:
         for name in ("op_types", "exclude", "rewrites"):
             _as_tuple(self, name)
         object.__setattr__(self, "layer_bits", dict(self.layer_bits or {}))
+        check_runtime(self.runtime)
         resolve_target(self.target)
         resolve_ranges(self.ranges)
         resolve_accuracy(self.accuracy)
@@ -64,6 +67,12 @@ class DynamicOptions:
             raise QuantizationError(
                 f"weight_bits {self.weight_bits} goes with weight_type int8, not {self.weight_type}; leave one of them out"
             )
+
+
+def check_runtime(name: str) -> None:
+    """Raise QuantizationError where no profile has that name."""
+    if name not in PROFILES:
+        raise QuantizationError(f"unknown runtime {name!r}; {nearest(name, PROFILES)}")
 
 
 def _as_tuple(options: Any, name: str) -> None:

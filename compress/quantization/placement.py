@@ -10,7 +10,7 @@ same scale form a group: a moving node's input and output, a Concat's inputs and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -57,6 +57,7 @@ class Plan:
     constants: tuple[tuple[ir.Node, int], ...]  # constant activations: (node, input position)
     observed: dict[str, tuple[str, ...]]  # group → the tensors whose values span its range
     changes: tuple[Change, ...] = field(default=(), repr=False)
+    reads: Mapping[ir.Node, tuple[int, ...]] = field(default_factory=dict, repr=False)  # inputs that read codes
 
     @property
     def nodes(self) -> frozenset[ir.Node]:
@@ -91,10 +92,10 @@ def plan_placement(
         op_types: quantize only these; nodes that move values and clips follow on their own.
         exclude: nodes that stay float.
     """
-    return _Planner(graph, check_op_types(op_types), frozenset(exclude)).plan()
+    return Planner(graph, check_op_types(op_types), frozenset(exclude)).plan()
 
 
-class _Planner:
+class Planner:
     def __init__(self, graph: ir.Model, op_types: frozenset[str], exclude: frozenset[ir.Node]) -> None:
         self.graph = graph.graph
         self.order = list(graph.graph)
@@ -131,7 +132,12 @@ class _Planner:
             constants=constants,
             observed=self._observed(groups),
             changes=self._changes(),
+            reads={node: self._reads(node) for node in self.order if self._reads(node)},
         )
+
+    def _reads(self, node: ir.Node) -> tuple[int, ...]:
+        """Which inputs of a node read codes where they are there."""
+        return activation_inputs(node) if node in self.sites or node in self.moving else ()
 
     # --- which nodes ---
 

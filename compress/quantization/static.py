@@ -24,7 +24,7 @@ from compress.quantization.insertion import WeightOptions
 from compress.quantization.naming import name_everything
 from compress.quantization.observers import resolve_ranges
 from compress.quantization.options import StaticOptions
-from compress.quantization.placement import plan_placement
+from compress.quantization.profiles import PROFILES
 from compress.quantization.repairs.judge import Judge, take_samples
 from compress.quantization.repairs.levels import resolve_accuracy
 from compress.quantization.repairs.passes import Bench, repair
@@ -90,9 +90,11 @@ def calibrate_static(
     calibration = batches_of(calibration)
     graph = _own_graph(model, calibration, example_inputs)
     notes = ready_for_pairs(graph, calibration, threads=threads)
-    graph, rewritten = prepare(graph, calibration, rewrites=options.rewrites, exclude=tuple(options.exclude))
+    profile = PROFILES[options.runtime]
+    rewrites = profile.rewrites if options.rewrites is None else options.rewrites
+    graph, rewritten = prepare(graph, calibration, rewrites=rewrites, exclude=tuple(options.exclude))
     excluded = [node for node in graph.graph if stays_float(node)]
-    plan = plan_placement(graph, op_types=options.op_types, exclude=excluded)
+    plan = profile.plan(graph, op_types=options.op_types, exclude=excluded)
     if not plan.sites and not plan.stored:
         raise QuantizationError(f"nothing in this graph can run in int8: {_what_there_is(graph)}")
     names = tuple(str(node.name) for node in excluded)
@@ -101,7 +103,7 @@ def calibrate_static(
         kept = [node for node in graph.graph if stays_float(node)]
         found = observe(
             graph,
-            plan_placement(graph, op_types=options.op_types, exclude=kept),
+            profile.plan(graph, op_types=options.op_types, exclude=kept),
             calibration,
             resolve_ranges(options.ranges),
             _weight_options(graph, options),
@@ -109,7 +111,7 @@ def calibrate_static(
             correct_bias=options.correct_bias and options.fold_weights,
             threads=threads,
         )
-        return replace(found, excluded=names, notes=notes)
+        return replace(found, excluded=names, notes=notes, runtime=options.runtime)
 
     calibrated, accuracy = observed(graph), resolve_accuracy(options.accuracy)
     if not accuracy.passes or not options.fold_weights:

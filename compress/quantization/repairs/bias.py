@@ -29,7 +29,7 @@ from compress.quantization.calibrated import Calibrated
 from compress.quantization.calibration import all_rows
 from compress.quantization.kernels import CLIPS, clip_bounds
 from compress.quantization.naming import Namer
-from compress.quantization.placement import Site, plan_placement
+from compress.quantization.placement import Site
 from compress.quantization.repairs.judge import Samples
 from compress.quantization.weights import bias_of, fold_bias
 
@@ -53,7 +53,7 @@ def shifts_in_sequence(
     calibrated: Calibrated, samples: Samples, *, threads: int | None = None
 ) -> dict[str, np.ndarray]:
     """What to add to the bias of each layer, by node name."""
-    plan = plan_placement(calibrated.graph, op_types=calibrated.op_types)
+    plan = calibrated.planned(calibrated.graph)
     floats = {str(node.name): node for node in calibrated.graph.graph}
     graph = calibrated.quantize(tables=False).model
     namer, shifts = Namer(graph), {}

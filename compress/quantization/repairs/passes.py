@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from compress.quantization.calibrated import Calibrated
-from compress.quantization.placement import plan_placement
 from compress.quantization.repairs.bias import shifts_in_sequence
 from compress.quantization.repairs.equalization import equalize
 from compress.quantization.repairs.judge import Judge, Samples, decibels
@@ -46,7 +45,7 @@ class Repair:
 
 def _equalize(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change]] | None:
     graph = calibrated.graph.clone()
-    plan = plan_placement(graph, op_types=calibrated.op_types)
+    plan = calibrated.planned(graph)
     changes = equalize(graph, plan, bench.samples.batches(), threads=bench.threads)
     return (bench.observe(graph), changes) if changes else None
 

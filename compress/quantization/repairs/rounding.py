@@ -22,7 +22,6 @@ from compress.quantization.bias_correction import corrected_sites
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.calibration import run_streaming
 from compress.quantization.kernels import number, weight_axis
-from compress.quantization.placement import plan_placement
 from compress.quantization.repairs.judge import Samples
 from compress.quantization.targets import weight_limit
 
@@ -65,7 +64,7 @@ def round_weights(
     calibrated: Calibrated, samples: Samples, *, threads: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(weights on their grids, scales) by node name, of every layer whose inputs are few enough."""
-    plan = plan_placement(calibrated.graph, op_types=calibrated.op_types)
+    plan = calibrated.planned(calibrated.graph)
     centred = {site.node for site in corrected_sites(plan.sites)} if calibrated.means.axes else set()
     nodes = [site.node for site in plan.sites if site.weighted and site.node.name not in calibrated.excluded]
     products = {str(node.name): made for node in nodes if (made := _products(node, node in centred)) is not None}

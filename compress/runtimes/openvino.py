@@ -1,0 +1,165 @@
+"""OpenVINO on the CPU, the one door to it: load an ONNX file or graph, run it, time its layers, tell their precision.
+
+Float layers run in float32 (`INFERENCE_PRECISION_HINT`): left to itself OpenVINO takes bf16 where the processor has it,
+and a comparison with another runtime would compare precisions. `precision="auto"` leaves it to OpenVINO.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import openvino as ov
+from torch import Tensor
+
+from compress.batches import Batch
+from compress.errors import InputError, ModelError, UnsupportedOperatorError
+
+VERSION: str = ov.__version__.split("-")[0]
+INTEGERS = {"i8", "u8", "i4", "u4"}
+
+
+class Session:
+    """One model loaded by OpenVINO, called with a batch (by name where it has names) or arrays in order.
+
+    Raises:
+        ModelError: OpenVINO cannot read or compile the model, with its reason.
+        UnsupportedOperatorError: an operator that it lacks, named.
+    """
+
+    def __init__(
+        self,
+        model: Path | str | ir.Model,
+        *,
+        threads: int | None = None,
+        profile: bool = False,
+        precision: str = "f32",
+    ) -> None:
+        self._label = repr(str(model)) if isinstance(model, (str, Path)) else f"graph {model.graph.name!r}"
+        self._times: dict[str, tuple[str, list[float]]] = {}
+        self._profiling = profile
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "PERF_COUNT": profile}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        if precision != "auto":
+            options["INFERENCE_PRECISION_HINT"] = precision
+        try:
+            core = ov.Core()
+            read = _read(core, model)
+            self._compiled = core.compile_model(read, "CPU", options)
+        except RuntimeError as error:  # all that it raises
+            raise _load_error(self._label, error) from error
+        self._request = self._compiled.create_infer_request()
+        self.input_names = tuple(_name(port) for port in self._compiled.inputs)
+        self.output_names = tuple(_name(port) for port in self._compiled.outputs)
+        self._types = tuple(np.dtype(port.element_type.to_dtype()) for port in self._compiled.inputs)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch that the first input takes; None where any will do."""
+        shape = self._compiled.inputs[0].partial_shape if self._compiled.inputs else None
+        if shape is None or shape.rank.is_dynamic or not len(shape) or shape[0].is_dynamic:
+            return None
+        return int(shape[0].get_length())
+
+    def in_order(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The inputs of a batch in the order of `input_names`."""
+        bound = batch.bound(self.input_names, whose=self._label)
+        return tuple(bound[name] for name in self.input_names)
+
+    def run(self, *inputs: Any) -> tuple[np.ndarray, ...]:
+        """Run on one `Batch`, or on arrays in the order of `input_names`; numbers are cast to the model's width.
+
+        Raises:
+            InputError: wrong number, names or shapes of inputs.
+        """
+        one = inputs[0] if len(inputs) == 1 else None
+        given: tuple[Any, ...] = self.in_order(one) if isinstance(one, Batch) else inputs
+        if len(given) != len(self.input_names):
+            expected = ", ".join(self.input_names)
+            raise InputError(f"{self._label} takes {len(self.input_names)} inputs ({expected}), got {len(given)}")
+        arrays = [_array(value).astype(dtype, copy=False) for value, dtype in zip(given, self._types)]
+        try:
+            self._request.infer(dict(enumerate(arrays)))
+        except RuntimeError as error:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(self.input_names, arrays))
+            raise InputError(f"OpenVINO rejects the inputs of {self._label} ({shapes}): {_line(error)}") from error
+        if self._profiling:
+            self._record()
+        # Copies: the next run writes into the same memory.
+        return tuple(np.array(self._request.get_output_tensor(index).data) for index in range(len(self.output_names)))
+
+    def _record(self) -> None:
+        for row in self._request.profiling_info:
+            if str(row.status).endswith("EXECUTED"):
+                self._times.setdefault(row.node_name, (row.node_type, []))[1].append(
+                    row.real_time.total_seconds() * 1e6
+                )
+
+    def profile(self) -> list[dict[str, Any]]:
+        """Per node its name, operator and median microseconds per run, in the order of OpenVINO's report."""
+        if not self._profiling:
+            raise InputError("this session does not record times; open it with profile=True")
+        return [
+            {"node": name, "op_type": kind, "microseconds": float(statistics.median(times))}
+            for name, (kind, times) in self._times.items()
+        ]
+
+    def precisions(self) -> dict[str, str]:
+        """By name of the ONNX node, the precision in which OpenVINO runs the layer that it became part of."""
+        found: dict[str, str] = {}
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            info = node.get_rt_info()
+            precision = str(info["runtimePrecision"].astype(str)) if "runtimePrecision" in info else ""
+            names = str(info["originalLayersNames"].astype(str)) if "originalLayersNames" in info else ""
+            for name in filter(None, names.split(",")):
+                found[name] = precision.lower()
+        return found
+
+
+def save_ir(model: Path | str | ir.Model, path: Path) -> Path:
+    """Write a model as OpenVINO's own two files, `path` (.xml) and the .bin beside it, weights in their own widths.
+
+    Raises:
+        ModelError: OpenVINO cannot read the model.
+    """
+    try:
+        ov.save_model(_read(ov.Core(), model), path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise _load_error(repr(str(model)), error) from error
+    return path
+
+
+def _read(core: Any, model: Path | str | ir.Model) -> Any:
+    if isinstance(model, ir.Model):
+        return core.read_model(ir.to_proto(model).SerializeToString())
+    if not Path(model).is_file():
+        raise ModelError(f"model file {str(model)!r} does not exist")
+    return core.read_model(str(model))
+
+
+def _name(port: Any) -> str:
+    names = sorted(port.get_names())
+    return names[0] if names else port.get_node().get_friendly_name()
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    useful = [line for line in lines if not re.match(r"(Exception from|Check '|\[ ?[A-Z_]+ ?\]$)", line)]
+    return " ".join((useful or lines)[-1:])[:300]
+
+
+def _load_error(label: str, error: Exception) -> ModelError:
+    missing = re.findall(r"(?:No conversion for|not supported)[^\n]*?([A-Za-z0-9_.]*[A-Z][A-Za-z0-9_]+)", str(error))
+    if "OpConversionFailure" in str(error) or "not supported" in str(error).lower():
+        named = f" ({', '.join(dict.fromkeys(missing))})" if missing else ""
+        return UnsupportedOperatorError(f"OpenVINO {VERSION} cannot run {label}{named}: {_line(error)}")
+    return ModelError(f"OpenVINO {VERSION} refuses {label}: {_line(error)}")
