@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from cli.help import Grouped
-from cli.options import data_options, examples, models_options, overwrite_option, report_option, run_options
+from cli.options import (
+    data_options,
+    examples,
+    models_options,
+    overwrite_option,
+    report_option,
+    run_options,
+    runtime_option,
+)
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 
@@ -26,6 +34,7 @@ from compress.pipeline.inputs import DataSource, ModelSource, Settings
 @report_option
 @overwrite_option
 @run_options
+@runtime_option
 def command(
     sources: list[ModelSource], data: DataSource, rounds: int, report: tuple[Path, ...], settings: Settings
 ) -> None:

@@ -17,6 +17,7 @@ from cli.options import (
     overwrite_option,
     report_option,
     run_options,
+    runtime_option,
 )
 from cli.printing import show
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 @report_option
 @overwrite_option
 @run_options
+@runtime_option
 def command(
     sources: list[ModelSource],
     data: DataSource,

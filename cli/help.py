@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Distillation": ("distill", "teacher", "distill_weight", "temperature", "feature_layers", "feature_weight"),
     "Limits": ("metrics", "task", "ignore_label", "max_drop", "require_speedup", "max_size"),
     "Output": ("out", "overwrite", "report", "as_json", "quiet", "verbose", "tensorboard", "weights_format"),
-    "Run": ("threads", "seed"),
+    "Run": ("threads", "seed", "runtime"),
 }
 # Shown by --help-all only: right as they are for nearly everyone.
 RARE = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -309,6 +310,22 @@ def gate_options(what: str) -> Function:
         return _with(limits, wrapper)
 
     return decorate
+
+
+def runtime_option(command: Function) -> Function:
+    """Add --runtime to a command that measures; it travels in the command's `settings: Settings`."""
+
+    @functools.wraps(command)
+    def wrapper(*, runtime: str, settings: Settings, **rest: Any) -> Any:
+        from compress.runtimes.runtime import find_runtime
+
+        if runtime != "auto":
+            find_runtime(runtime).check()
+        return command(settings=dataclasses.replace(settings, runtime=runtime), **rest)
+
+    words = "What runs ONNX files: onnxruntime, openvino; auto: each that is installed, a row for each."
+    option = click.option("--runtime", default="onnxruntime", show_default=True, metavar="NAME", help=words)
+    return option(wrapper)
 
 
 def report_option(command: Function) -> Function:

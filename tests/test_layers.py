@@ -15,7 +15,7 @@ LEVELS = [
     {"reporting", "evaluation", "quantization"},
     {"graph", "pruning", "training", "fusion"},
     {"measures"},
-    {"loading"},
+    {"loading", "runtimes"},
     {
         "steps",
         "errors",
@@ -39,6 +39,7 @@ DOORS = {  # library → where it may be imported
     "tabulate": ("compress/reporting/",),
     "torchvision": ("compress/loading/",),
     "onnxruntime": ("compress/graph/runtime.py",),
+    "openvino": ("compress/runtimes/openvino.py",),
     "torchmetrics": ("compress/measures/ranked.py",),
     "transformers": ("compress/loading/transformers_models.py",),
     "torch.ao": ("compress/quantization/torch_native.py",),

@@ -12,7 +12,7 @@ from typing import Any
 from compress.batches import Batch, example_batch
 from compress.errors import InputError, nearest
 from compress.evaluation.memory import peak_memory_bytes
-from compress.evaluation.runners import ModuleRunner, Target, open_runner
+from compress.evaluation.runners import ModuleRunner, Target, model_in, open_runner
 from compress.given import named_models
 from compress.progress import track
 from compress.steps import Measurement
@@ -66,7 +66,7 @@ def benchmark(
     return {
         name: Measurement(
             name=name,
-            path=str(targets[name]) if isinstance(targets[name], (str, Path)) else None,
+            path=str(model_in(targets[name])) if isinstance(model_in(targets[name]), (str, Path)) else None,
             p50_ms=statistics.median(found),
             p90_ms=quantile(found, 0.90),
             p99_ms=quantile(found, 0.99),

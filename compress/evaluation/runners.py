@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +17,18 @@ import compress.state as state
 from compress.batches import Batch, call, example_batch
 from compress.errors import CompressError, InputError, ModelError
 from compress.given import model_of
-from compress.graph.runtime import Session
+from compress.runtimes.runtime import DEFAULT, find_runtime
 
-Target = nn.Module | ir.Model | Path | str
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model file or graph together with the runtime that runs it."""
+
+    model: Path | str | ir.Model
+    runtime: str = DEFAULT
+
+
+Target = nn.Module | ir.Model | Path | str | Runnable
 
 
 class Runner(Protocol):
@@ -34,11 +44,11 @@ class Runner(Protocol):
 
 
 class GraphRunner:
-    """An ONNX file or graph in ONNX Runtime. A fixed batch is fed in slices, the last one padded and cut."""
+    """An ONNX file or graph in its runtime. A fixed batch is fed in slices, the last one padded and cut."""
 
-    def __init__(self, model: Path | str | ir.Model, *, threads: int | None = None) -> None:
+    def __init__(self, model: Path | str | ir.Model, *, threads: int | None = None, runtime: str = DEFAULT) -> None:
         self.path = None if isinstance(model, ir.Model) else Path(model)
-        self.session = Session(model, threads=threads)
+        self.session = find_runtime(runtime).open(model, threads=threads)
         self.fixed_batch = self.session.fixed_batch
         self.output_names = self.session.output_names
 
@@ -108,6 +118,10 @@ def open_runner(target: Target, *, threads: int | None = None) -> GraphRunner | 
         ModelError: the file cannot be read.
     """
     target = model_of(target)
+    if isinstance(target, Runnable):
+        if isinstance(target.model, (str, Path)) and Path(target.model).suffix != ".onnx":
+            raise InputError(f"{target.runtime} runs ONNX files, not {str(target.model)!r}; export the model first")
+        return GraphRunner(target.model, threads=threads, runtime=target.runtime)
     if isinstance(target, nn.Module):
         return ModuleRunner(target, threads=threads)
     if isinstance(target, ir.Model):
@@ -124,6 +138,19 @@ def open_runner(target: Target, *, threads: int | None = None) -> GraphRunner | 
     raise InputError(
         f"a {type(target).__name__} cannot be run; give a module, an onnx_ir.Model, or a .onnx or .pt2 file"
     )
+
+
+def model_in(target: Target) -> Any:
+    """The module, graph or path of a target, whatever runs it."""
+    return target.model if isinstance(target, Runnable) else target
+
+
+def runtime_of(target: Target) -> str:
+    """The name of what runs a target."""
+    if isinstance(target, Runnable):
+        return target.runtime
+    is_module = isinstance(target, nn.Module) or (isinstance(target, (str, Path)) and Path(target).suffix != ".onnx")
+    return "torch" if is_module else DEFAULT
 
 
 def flat_outputs(outputs: Any) -> tuple[Tensor, ...]:

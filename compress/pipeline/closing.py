@@ -11,7 +11,7 @@ from typing import Any
 from compress.batches import Batch, first_batches, read_batch
 from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import Target, resized_batch
+from compress.evaluation.runners import Target, model_in, resized_batch, runtime_of
 from compress.evaluation.size import count_macs, count_parameters, size_bytes, sparsity
 from compress.pipeline.details import layer_details
 from compress.pipeline.job import Delivery, Job
@@ -59,6 +59,7 @@ def merged(first: Measurement, second: Measurement) -> Measurement:
 
 
 def _weigh(name: str, target: Target, inputs: Batch) -> Measurement:
+    runtime, target = runtime_of(target), model_in(target)
     is_file = isinstance(target, (str, Path))
     macs = None
     with contextlib.suppress(Exception):  # a model that cannot be counted can still be shipped
@@ -71,7 +72,7 @@ def _weigh(name: str, target: Target, inputs: Batch) -> Measurement:
         parameters=count_parameters(target),
         macs=macs,
         sparsity=sparsity(target),
-        extra={"foreign": elsewhere} if elsewhere else {},
+        extra={"runtime": runtime} | ({"foreign": elsewhere} if elsewhere else {}),
     )
 
 
@@ -98,7 +99,7 @@ def closing_report(job: Job, made: Delivery) -> Report:
         baseline=base.name,
         gates=job.limits.check(gated, base, foreign=foreign),
         files=made.files,
-        details=_details(job, made, made.source or made.targets.get(base.name)),
+        details=_details(job, made, made.source or model_in(made.targets[base.name])),
         environment=describe(threads=job.settings.threads, seed=job.settings.seed),
     )
 

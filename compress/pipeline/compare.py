@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import InputError
-from compress.evaluation.runners import Target
+from compress.evaluation.runners import Runnable, Target, model_in
 from compress.loading.models import WHOLE
 from compress.measures.opening import open_measures
 from compress.pipeline.closing import closing_report, measure, of_metrics
@@ -19,6 +19,7 @@ from compress.pipeline.rehearsal import rehearsed
 from compress.reporting.environment import describe
 from compress.reporting.report import Report
 from compress.reporting.words import how_read, interval, plain_words
+from compress.runtimes.runtime import AUTO, DEFAULT, RUNTIMES, find_runtime
 
 
 def compare(
@@ -47,7 +48,7 @@ def compare(
     opened, targets, notes = _open_all(models, data, settings)
     timing = Timing(rounds, batch, memory)
     job = rehearsed(Job(opened, settings, None, gates or Gates(), measures, timing), models=len(targets))
-    last = list(targets.values())[-1]
+    last = model_in(list(targets.values())[-1])
     made = Delivery(
         targets,
         f"Comparison with {next(iter(targets))}",
@@ -121,7 +122,25 @@ def _open_all(
     opened = [first, *(reopen(first, source, settings) for source in sources[1:])]
     names = unique_names([(item.name, source.spec) for item, source in zip(opened, sources)])
     notes = tuple(dict.fromkeys(note for item in opened for note in item.notes))
-    return first, {name: target_of(item) for name, item in zip(names, opened)}, notes
+    targets: dict[str, Target] = {}
+    for name, item in zip(names, opened):
+        targets |= _in_runtimes(name, target_of(item), settings.runtime)
+    return first, targets, notes
+
+
+def _in_runtimes(name: str, target: Target, runtime: str) -> dict[str, Target]:
+    """A model in the runtime asked for; with `auto` an ONNX file in each that is installed."""
+    is_file = isinstance(target, Path) and target.suffix == ".onnx"
+    if runtime == AUTO:
+        others = [other for other in RUNTIMES if other != DEFAULT and RUNTIMES[other].installed()] if is_file else []
+        return {name: target, **{f"{name} ({other})": Runnable(target, other) for other in others}}  # type: ignore[arg-type]
+    found = find_runtime(runtime)
+    found.check()
+    if found.name == DEFAULT:
+        return {name: target}
+    if not is_file:
+        raise InputError(f"{found.name} runs ONNX files, and {name!r} is none; export it first")
+    return {name: Runnable(target, found.name)}  # type: ignore[arg-type]
 
 
 def _own_options(sources: Sequence[ModelSource]) -> list[ModelSource]:

@@ -65,6 +65,9 @@ class Settings:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    runtime: str = (
+        "onnxruntime"  # what runs ONNX files: a name of `runtimes.RUNTIMES`, or auto (each that is installed)
+    )
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:

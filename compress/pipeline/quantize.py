@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import QuantizationError
-from compress.evaluation.runners import open_runner
+from compress.evaluation.runners import Runnable, Target, open_runner
 from compress.graph.exporting import to_graph
 from compress.graph.folding import stored_bytes
 from compress.measures.opening import open_measures
 from compress.onnx_files import save_onnx
 from compress.pipeline.closing import closing_report
+from compress.pipeline.for_runtime import check_runtime, in_other_runtimes, quantized_for
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.job import Delivery, Job, Timing
@@ -21,6 +22,7 @@ from compress.pipeline.outputs import Output, output_folder
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pipeline.rehearsal import rehearsed
 from compress.reporting.report import Report
+from compress.runtimes.runtime import AUTO, DEFAULT
 from compress.scratch import scratch_folder
 from compress.steps import Step
 
@@ -62,6 +64,7 @@ def quantize(
         return quantize_torch(
             model, data, output=output, options=options, gates=gates, measures=measures, settings=settings
         )
+    check_runtime(options)
     _ = options.dynamic() if options.method == "dynamic" else options.static()  # refuses before anything is loaded
     opened = open_inputs(model, data, settings, needs_inputs=options.method != "dynamic")
     check_runs(opened)
@@ -69,12 +72,15 @@ def quantize(
     job = rehearsed(Job(opened, settings, output, gates or Gates(), measures, timing))
     with output_folder(output) as folder, scratch_folder() as scratch:
         graph = to_graph(opened.model, opened.inputs)
-        step = _quantized(graph, job, options)
+        step, runtime = quantized_for(graph, job, options, _quantized, Path(scratch))
         check_gained(graph, step)
-        step = held_to_runtime(step, graph, opened)
         shipped, source = folder.save_graph(step.model), _float_file(opened, graph, Path(scratch))
         kind = options.weight_type if options.method == "dynamic" else "int8"
-        targets = {_float_name(opened): source, kind: shipped}
+        targets: dict[str, Target] = {_float_name(opened): source, kind: shipped}
+        if runtime != DEFAULT or options.runtime == AUTO:
+            targets = {name: Runnable(path, runtime) for name, path in targets.items()}  # type: ignore[arg-type]
+            others = in_other_runtimes(shipped, runtime)
+            targets |= {f"{kind} in {name}": target for name, target in others.items()}
         made = Delivery(
             targets,
             f"{opened.name}, {options.method} {kind}",
@@ -82,6 +88,8 @@ def quantize(
             notes=() if opened.has_inputs else (UNTIMED,),
             files=folder.listed(),
             shipped=shipped,
+            source=source,
+            gated=[kind],
             scratch=Path(scratch),
         )
         return folder.save_report(closing_report(job, made))
@@ -133,7 +141,9 @@ def _float_file(opened: Opened, graph: Any, scratch: Path) -> Path:
 
 def _quantized(graph: Any, job: Job, options: QuantizeOptions) -> Step:
     opened, max_drop = job.opened, job.limits.max_drop
-    if options.method == "static" and max_drop is None and options.tune_latency is None and options.target == "auto":
+    # Tuning times ONNX Runtime's kernels.
+    tunes = options.tune_latency is None and options.target == "auto" and options.runtime != "openvino"
+    if options.method == "static" and max_drop is None and tunes:
         return _tuned(graph, opened, options, only_under_s=QUICK_S)
     if options.method != "static" or max_drop is None:
         return STEPS[options.method](graph, opened, options)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a command's help must not wait for what quantization loads
     from compress.quantization.options import DynamicOptions, StaticOptions
 
 METHODS = ("static", "dynamic", "qat")
-RUNTIMES = ("onnx", "torch")
+RUNTIMES = ("onnx", "onnxruntime", "openvino", "auto", "torch")
 LEVELS = ("fast", "balanced", "best")  # of `quantization.repairs.levels`
 # Beside these an option changes nothing (`compress.options.option`).
 TORCH = {"runtime": ("torch",)}
@@ -25,7 +25,12 @@ class QuantizeOptions:
     """How to quantize. The command's and the recipe's names are these; `None` leaves the method's own default."""
 
     method: str = choice("static", "how: static, dynamic or qat", METHODS, metavar="NAME")
-    runtime: str = choice("onnx", "what runs the file: onnx, or torch (deprecated there)", RUNTIMES, metavar="NAME")
+    runtime: str = choice(
+        "onnx",
+        "what shall run the file: onnxruntime (or onnx), openvino, auto (the faster here), or torch (deprecated there)",
+        RUNTIMES,
+        metavar="NAME",
+    )
     target: str = option("auto", "processor: auto, any, x86-vnni, x86-avx2, arm64", metavar="CPU")
     ranges: str = option(
         "minmax",
@@ -93,6 +98,7 @@ class QuantizeOptions:
             layer_bits=bits_by_layer(self.layer_bits),
             op_types=self.op_types or None,
             exclude=self.exclude,
+            runtime="openvino" if self.runtime == "openvino" else "onnxruntime",
         )
 
     def dynamic(self) -> DynamicOptions:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from compress.batches import Batch, read_batch
 from compress.graph.runtime import VERSION, Session, executed_operators
 from compress.quantization.calibration import all_rows
-from compress.quantization.kernels import MOVING
+from compress.quantization.kernels import HEAVY, MOVING
 from compress.steps import Change, Step
 
 IN_INT8 = "runs in int8"
@@ -34,18 +34,41 @@ def runs_in_integers(operator: str) -> bool:
     return operator.startswith("QLinear") or operator in _INTEGER
 
 
-def as_executed(step: Step, plain: ir.Model, batches: Iterable[Any] | None = None) -> Step:
-    """Return `step` with each change as ONNX Runtime really runs it, and notes about what it runs otherwise.
+def as_executed(
+    step: Step, plain: ir.Model, batches: Iterable[Any] | None = None, *, runtime: str = "onnxruntime"
+) -> Step:
+    """Return `step` with each change as its runtime really runs it, and notes about what it runs otherwise.
 
     Args:
         plain: the same network in float; the outputs of both forms of the quantized one are set beside its outputs.
         batches: samples to compare on; None compares the operators alone.
     """
+    if runtime == "openvino":
+        return _as_in_openvino(step)
     operators = executed_operators(step.model)
     changes = tuple(_corrected(change, operators) for change in step.changes)
     differing = [new for old, new in zip(step.changes, changes) if new is not old]
     notes = [*_told(differing), *(_outputs_changed(step.model, plain, batches) if batches is not None else ())]
     return replace(step, changes=changes, notes=(*step.notes, *notes))
+
+
+def _as_in_openvino(step: Step) -> Step:
+    """The same for OpenVINO, by the precision that its runtime model tells of the layers with weights."""
+    from compress.runtimes.openvino import INTEGERS, VERSION, Session
+
+    found = Session(step.model).precisions()
+
+    def held(change: Change) -> Change:
+        name = str(change.values.get("node"))
+        seen = [kind for key, kind in found.items() if key == name or key.startswith(f"{name}/")]
+        if change.action != IN_INT8 or change.values.get("op_type") not in HEAVY or not seen or set(seen) & INTEGERS:
+            return change
+        reason = f"OpenVINO {VERSION} runs it in {seen[0]}"
+        return replace(change, action="quantized, computed in float", reason=reason)
+
+    changes = tuple(map(held, step.changes))
+    differing = [new for old, new in zip(step.changes, changes) if new is not old]
+    return replace(step, changes=changes, notes=(*step.notes, *_told(differing, "OpenVINO")))
 
 
 def _corrected(change: Change, operators: dict[str, str]) -> Change:
@@ -62,11 +85,11 @@ def _corrected(change: Change, operators: dict[str, str]) -> Change:
     return change
 
 
-def _told(differing: list[Change]) -> Iterator[str]:
+def _told(differing: list[Change], runtime: str = "ONNX Runtime") -> Iterator[str]:
     for said in dict.fromkeys(change.action for change in differing):
         names = [change.layer for change in differing if change.action == said]
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        yield f"ONNX Runtime runs {len(names)} node{'s' * (len(names) > 1)} otherwise than the file says: {said}: {shown}"
+        yield f"{runtime} runs {len(names)} node{'s' * (len(names) > 1)} otherwise than the file says: {said}: {shown}"
 
 
 def _outputs_changed(graph: ir.Model, plain: ir.Model, batches: Iterable[Any]) -> list[str]:

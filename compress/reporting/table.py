@@ -95,8 +95,11 @@ def largest_difference(row: Measurement, base: Measurement) -> str | None:
 
 def columns(rows: Sequence[Measurement]) -> tuple[Column, ...]:
     """The columns of the terminal. What decides stands under its own name, with ↓ where less is better."""
+    # ONNX Runtime runs ONNX files and torch runs modules: what runs a row is told where something else does.
+    named = [Column("runtime", lambda row, base: row.extra.get("runtime"))] if _runtimes(rows) else []
     return (
         Column("model", lambda row, base: row.name),
+        *named,
         Column("size", lambda row, base: size(row.size_bytes)),
         Column("ratio", ratio),
         Column("p50 ms", lambda row, base: milliseconds(row.p50_ms)),
@@ -106,6 +109,10 @@ def columns(rows: Sequence[Measurement]) -> tuple[Column, ...]:
         Column("agreement", lambda row, base: None if row is base else percent(row.agreement)),
         Column("SNR dB", signal_to_noise),
     )
+
+
+def _runtimes(rows: Sequence[Measurement]) -> bool:
+    return any(row.extra.get("runtime") not in (None, "onnxruntime", "torch") for row in rows)
 
 
 def more_columns(rows: Sequence[Measurement]) -> tuple[Column, ...]:

@@ -1,0 +1,71 @@
+"""Quantization for the runtime that will run the file: one that is named, or the faster of those installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compress.evaluation.latency import benchmark
+from compress.evaluation.runners import Runnable, resized_batch
+from compress.onnx_files import save_onnx
+from compress.pipeline.job import CLOSING_SECONDS, Job
+from compress.pipeline.quantize_options import QuantizeOptions
+from compress.quantization.executed import as_executed
+from compress.runtimes.runtime import ALIASES, AUTO, DEFAULT, RUNTIMES, find_runtime
+from compress.steps import Step
+
+# (graph, job, options) → the step of one runtime
+Quantize = Callable[[Any, Job, QuantizeOptions], Step]
+
+
+def check_runtime(options: QuantizeOptions) -> None:
+    """Refuse a runtime that is not installed before anything is loaded.
+
+    Raises:
+        InputError: names the line that installs it.
+    """
+    if options.runtime != AUTO:
+        find_runtime(options.runtime).check()
+
+
+def quantized_for(
+    graph: Any, job: Job, options: QuantizeOptions, quantize: Quantize, scratch: Path
+) -> tuple[Step, str]:
+    """Quantize for the runtime that `options` names; return the step and the name of the runtime."""
+    if options.runtime != AUTO:
+        name = ALIASES.get(options.runtime, options.runtime)
+        return _held(quantize(graph, job, options), graph, job, name), name
+    others = [name for name in RUNTIMES if name != DEFAULT and RUNTIMES[name].installed()]
+    plain = _held(quantize(graph, job, replace(options, runtime=DEFAULT)), graph, job, DEFAULT)
+    if not others or options.method != "static" or not job.opened.has_inputs:
+        why = "no other runtime is installed" if not others else f"{options.method} makes one file for all of them"
+        return replace(plain, notes=(*plain.notes, f"runtime onnxruntime: {why}")), DEFAULT
+    made = {DEFAULT: plain}
+    for name in others:
+        made[name] = _held(quantize(graph, job, replace(options, runtime=name)), graph, job, name)
+    times = _timed(made, job, scratch)
+    best = min(times, key=lambda name: times[name])
+    shown = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
+    note = f"runtime {best}: the faster here of the files made for each ({shown}, one sample, in turns)"
+    return replace(made[best], notes=(*made[best].notes, note)), best
+
+
+def _held(step: Step, graph: Any, job: Job, runtime: str) -> Step:
+    """The step as the runtime really runs its graph; outputs are compared where there is data to calibrate with."""
+    batches = job.opened.calibration() if job.opened.calibration_samples else None
+    return as_executed(step, graph, batches, runtime=runtime)
+
+
+def _timed(made: dict[str, Step], job: Job, scratch: Path) -> dict[str, float]:
+    """Milliseconds of one sample of each file in its own runtime, in turns."""
+    targets = {name: Runnable(save_onnx(step.model, scratch / f"for_{name}.onnx"), name) for name, step in made.items()}
+    one = resized_batch(job.opened.inputs, 1)
+    rows = benchmark(targets, one, threads=job.settings.threads, rounds=30, max_seconds=CLOSING_SECONDS / 2)
+    return {name: row.p50_ms or float("inf") for name, row in rows.items()}
+
+
+def in_other_runtimes(path: Path, runtime: str) -> dict[str, Runnable]:
+    """The file in the runtimes that it was not made for, where they are installed."""
+    return {name: Runnable(path, name) for name in RUNTIMES if name != runtime and RUNTIMES[name].installed()}

@@ -1,0 +1,141 @@
+"""Runtimes: one interface, a table, files made for one that give the right answers in the other."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import compress
+from compress.errors import InputError, ModelError
+from compress.quantization.executed import _error_db
+from compress.runtimes.runtime import RUNTIMES, Runtime, find_runtime
+
+ROOT = Path(__file__).parents[1]
+installed = pytest.mark.skipif(not RUNTIMES["openvino"].installed(), reason="OpenVINO is not installed")
+
+
+class Block(nn.Module):
+    """A residual block with SiLU, and attention-like products: what OpenVINO fuses when it is left whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = nn.functional.silu(self.stem(x))
+        x = torch.relu(x + self.second(nn.functional.silu(self.first(x))))
+        return self.out(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def block():
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 12, 12)
+    return compress.export(Block().eval(), x[:2]).model, x
+
+
+def test_unknown_runtimes_are_answered_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'openvino'"):
+        find_runtime("openvno")
+    assert find_runtime("onnx").name == "onnxruntime"
+
+
+def test_a_runtime_that_is_not_there_names_what_installs_it():
+    absent = Runtime("absent", "compress.runtimes.absent", "no_such_package", "absent", "none")
+    with pytest.raises(InputError, match=r"pip install 'torch-compress\[absent\]'"):
+        absent.open("model.onnx")
+
+
+@installed
+def test_both_runtimes_give_the_float_models_outputs(block):
+    graph, x = block
+    first, second = (find_runtime(name).open(graph, threads=1) for name in RUNTIMES)
+    assert first.input_names == second.input_names and first.output_names == second.output_names
+    assert first.fixed_batch is second.fixed_batch is None
+    assert np.allclose(first.run(x)[0], second.run(x)[0], atol=1e-5)
+
+
+@installed
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_file_made_for_one_runs_right_in_both(block, runtime):
+    graph, x = block
+    step = compress.quantize_static(graph, [x], target="any", runtime=runtime, accuracy="fast")
+    wanted = find_runtime("onnxruntime").open(graph).run(x)
+    for name in RUNTIMES:
+        assert _error_db(wanted, find_runtime(name).open(step.model, threads=1).run(x)) > 25, name
+
+
+@installed
+def test_openvinos_placement_leaves_whole_what_it_fuses(block):
+    graph, x = block
+    step = compress.quantize_static(graph, [x], target="any", runtime="openvino", accuracy="fast")
+    for node in step.model.graph:
+        if node.op_type in ("Sigmoid", "Mul"):  # between a convolution and its activation stands no pair
+            assert all(value.producer().op_type != "DequantizeLinear" for value in node.inputs)
+    (add,) = [node for node in step.model.graph if node.op_type == "Add"]
+    makers = [value.producer().op_type for value in add.inputs]
+    assert makers.count("DequantizeLinear") == 1 and "Conv" in makers  # the pair is on the skip branch alone
+    session = find_runtime("openvino").open(step.model, threads=1)
+    kinds = {
+        name: kind
+        for name, kind in session.precisions().items()
+        if name.partition("/")[0] in ("stem", "first", "second") and "Conv" in name
+    }
+    assert kinds and set(kinds.values()) <= {"u8", "i8"}
+
+
+@installed
+def test_profiles_name_the_layers(block):
+    graph, x = block
+    session = find_runtime("openvino").open(graph, threads=1, profile=True)
+    session.run(x)
+    assert any("Conv" in row["op_type"] for row in session.profile())
+    with pytest.raises(InputError, match="profile=True"):
+        find_runtime("openvino").open(graph).profile()
+
+
+@installed
+def test_what_openvino_cannot_read_is_one_line(tmp_path, block):
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"not a model")
+    with pytest.raises(ModelError) as caught:
+        find_runtime("openvino").open(bad)
+    assert "\n" not in str(caught.value) and "bad.onnx" in str(caught.value)
+    with pytest.raises(InputError, match="takes 1 inputs"):
+        find_runtime("openvino").open(block[0]).run(*block)
+
+
+@installed
+@pytest.mark.parametrize("runtime", ["openvino", "auto"])
+def test_quantize_for_a_runtime_says_what_ran(tmp_path, block, runtime):
+    graph, x = block
+    compress.save_onnx(graph, tmp_path / "f.onnx")
+    np.savez(tmp_path / "d.npz", x=x.repeat(4, 1, 1, 1).numpy(), y=np.arange(64) % 4)
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "quantize", "f.onnx", "--data", "d.npz", "--runtime", runtime, "-o", "q", "-q"],
+        cwd=tmp_path,
+        env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "q" / "report.json").read_text())["rows"]
+    assert {row["extra"]["runtime"] for row in rows} == {"onnxruntime", "openvino"} and len(rows) == 3
+    assert "runtime" in done.stdout.splitlines()[0] and "openvino" in done.stdout
+
+
+@installed
+def test_compare_in_both_runtimes(tmp_path, block):
+    path = compress.save_onnx(block[0], tmp_path / "f.onnx")
+    settings = compress.Settings(runtime="auto", threads=1)
+    report = compress.compare([path], rounds=5, settings=settings)
+    assert [row.extra["runtime"] for row in report.rows] == ["onnxruntime", "openvino"]
+    source = compress.ModelSource(Block(), input_shape=(2, 3, 12, 12))
+    with pytest.raises(InputError, match="openvino runs ONNX files"):
+        compress.compare([source], rounds=5, settings=compress.Settings(runtime="openvino"))
