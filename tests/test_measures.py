@@ -272,6 +272,37 @@ def test_targets_that_the_task_has_not(task, outputs, target):
         evaluate(nn.Identity(), [(torch.zeros(outputs), torch.zeros(target, dtype=torch.int64))], task=task)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "target", "task"),
+    [
+        ((9, 5), torch.arange(9) % 5, "classification"),
+        ((9, 5), torch.arange(9).view(9, 1) % 5, "classification"),
+        ((9, 5), nn.functional.one_hot(torch.arange(9) % 5, 5).float(), "classification"),
+        ((9, 5), None, "classification"),
+        ((9, 1), torch.arange(9) % 2, "binary"),
+        ((9,), torch.arange(9) % 2 == 0, "binary"),
+        ((9, 1), (torch.arange(9) % 2).float().view(9, 1), "binary"),
+        ((9, 2), torch.tensor([[1, 1]] * 9), "multilabel"),
+        ((9, 2), torch.tensor([[1.0, 1.0]] * 9), "multilabel"),
+        ((9, 3, 4, 4), torch.zeros(9, 4, 4, dtype=torch.uint8), "segmentation"),
+        ((9, 1, 4, 4), torch.zeros(9, 1, 4, 4), "segmentation"),
+        ((9, 3, 4, 4, 4), torch.zeros(9, 4, 4, 4, dtype=torch.int64), "segmentation"),
+        ((9, 6, 3), torch.zeros(9, 6, dtype=torch.int64), "tokens"),
+        ((9, 3, 6), torch.zeros(9, 6, dtype=torch.int64), "tokens"),
+        ((9, 1), torch.arange(9), "regression"),
+        ((9, 3), torch.zeros(9, 3) + 0.5, "regression"),
+        ((9, 3, 4, 4), torch.zeros(9, 3, 4, 4) + 0.5, "regression"),
+        ((9, 7, 20), torch.zeros(9, 3, 4), "other"),
+        ((9, 7, 20), [{"boxes": torch.zeros(2, 4)}] * 9, "other"),
+        ((9, 3, 4, 4), None, "other"),
+    ],
+)
+def test_auto_reads_the_task_and_says_from_what(outputs, target, task):
+    scores = torch.randn(outputs, generator=torch.Generator().manual_seed(0))
+    reading = open_measures().read((scores,), target)
+    assert reading.task.name == task and str(("N", *outputs[1:])).replace("'", "") in reading.reason
+
+
 def test_two_numbers():
     with pytest.raises(InputError, match=r"returned 2 numbers \(Tensor\); return one number"):
         evaluate(nn.Identity(), [(torch.zeros(2, 2), None)], metric=lambda o, t: o[0])

@@ -85,8 +85,8 @@ def _of_floats(scores: Tensor, target: Tensor, yes_no: bool, what: str) -> tuple
         return (TASKS["classification"] if _one_hot(target) else TASKS["multilabel"]), f"{what} of 0 and 1"
     if target.numel() != scores.numel() or len(target) != len(scores):
         return OTHER, f"{what} of fractions, which are of another size"
-    if yes_no and _columns(scores) == 1 and scores.dim() <= 2:
-        return TASKS["binary"], f"{what} of 0 and 1"
+    if yes_no and _columns(scores) == 1 and scores.dim() != 3:
+        return TASKS["binary" if scores.dim() <= 2 else "segmentation"], f"{what} of 0 and 1"
     return TASKS["regression"], f"{what} of fractions"
 
 

@@ -79,6 +79,6 @@ def _split(metrics: list[Any]) -> tuple[str, list[Any]]:
             )
     if len(named) > 1 or (named and len(metrics) > 1):
         raise InputError(
-            f"metric {named[0]!r} is a figure of the task, which stand beside your own anyway; give it alone"
+            f"metric {named[0]!r} is a figure of the task; give it alone, or your own alone: figures of the task stand beside those"
         )
     return known[named[0].lower()] if named else "", [item for item in metrics if item not in named]

@@ -97,11 +97,11 @@ class Metric:
         Raises:
             InputError: it is not one number.
         """
-        size = value.numel() if isinstance(value, Tensor) else getattr(value, "size", 1)
-        if isinstance(value, (tuple, list, dict)) or (isinstance(size, int) and size != 1):
-            count = size if not isinstance(value, (tuple, list, dict)) else len(value)
+        sized = isinstance(value, (tuple, list, dict))
+        size = len(value) if sized else value.numel() if isinstance(value, Tensor) else getattr(value, "size", 1)
+        if isinstance(size, int) and size != 1:
             raise InputError(
-                f"metric {self.spec!r} returned {count} numbers ({type(value).__name__}); return one number"
+                f"metric {self.spec!r} returned {size} numbers ({type(value).__name__}); return one number"
             )
         try:
             return float(value)
