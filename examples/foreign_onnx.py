@@ -34,6 +34,8 @@ def main(argv=None):
     result = compress.save_onnx(step.model, arguments.out / "int8.onnx")
     rows = compress.benchmark({"float": path, "int8": result}, inputs, rounds=10)
     agreement = compress.evaluate(result, noise, baseline=path).agreement
+    for note in step.notes:
+        print(note)
     print(f"{len(step.done)} operators in int8, {len(step.skipped)} in float")
     print(f"{path.stat().st_size / 1000:.0f} kB → {result.stat().st_size / 1000:.0f} kB, ×{rows['int8'].speedup:.2f}")
     print(f"{agreement:.1%} of the classes are the same")
@@ -41,7 +43,7 @@ def main(argv=None):
 
 
 def write_elsewhere(path):
-    """A small image classifier, written node by node with the `onnx` package."""
+    """A small image classifier of an old opset, written node by node with the `onnx` package."""
     rng = np.random.default_rng(0)
     weights = {
         "kernel": rng.normal(0, 0.2, (32, 3, 3, 3)),
@@ -63,7 +65,7 @@ def write_elsewhere(path):
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), path)
     return path
 
 

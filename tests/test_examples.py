@@ -97,7 +97,15 @@ def test_text_encoder(tmp_path):
 def test_foreign_onnx(tmp_path):
     (before, after), shown = run("foreign_onnx", "--out", tmp_path)
     assert operators(before)[0] == "Conv" and "QuantizeLinear" in operators(after)
-    assert "operators in int8" in shown
+    assert "operators in int8" in shown and "opset 11 was raised to 17" in shown
+
+
+def test_text_folder(tmp_path):
+    pytest.importorskip("transformers")
+    report, shown = run("text_folder", "--out", tmp_path / "int8")
+    base, row = report.rows
+    assert row.size_bytes < 0.8 * base.size_bytes and abs(row.top1 - base.top1) < 0.1
+    assert "inputs of the file: input_ids, attention_mask" in shown
 
 
 @pytest.mark.slow

@@ -42,10 +42,15 @@ class Grid:
 
 
 def grid_for_range(low: float, high: float, *, signed: bool = False) -> Grid:
-    """The grid over [low, high] and 0. A range without extent gets a scale that is safe to divide by."""
+    """The grid over [low, high] and 0.
+
+    A tensor that is always 0 (the first state of a recurrent layer) has the grid of [0, 1]: any scale holds it exactly, and
+    a tiny one would make the bias behind it huge, for which shared weights would lose all their steps.
+    """
     dtype = "int8" if signed else "uint8"
     qmin, qmax = CODES[dtype]
     low, high = min(float(low), 0.0), max(float(high), 0.0)
+    high = 1.0 if low == high == 0 else high
     scale = float(np.float32(max((high - low) / (qmax - qmin), SMALLEST_SCALE)))
     zero_point = int(np.clip(np.rint(qmin - low / scale), qmin, qmax))
     return Grid(scale, zero_point, dtype)

@@ -1,0 +1,69 @@
+"""Rows of the table of layers (`benchmarks/layers.py` makes all of them): what has a figure has a good one, what has none has a reason."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import compress
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+from layers import CASES, METHODS, row
+
+LEAST_DB = {"export": 120, "static": 30, "qat": 30}
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("AdaptiveMaxPool1d", ("export", "static")),
+        ("AdaptiveMaxPool2d", METHODS),
+        ("AdaptiveMaxPool3d", ("export", "prune")),
+        ("AdaptiveAvgPool3d", ("export",)),
+        ("RReLU", ("export",)),
+        ("RNN", ("static",)),  # its first state is always 0, and its weights are shared by all steps
+    ],
+)
+def test_cells_with_figures(name, methods):
+    cells = row(name, methods)
+    assert set(cells) == set(methods)
+    for method, figure in cells.items():
+        assert isinstance(figure, float), f"{method}: {figure}"
+        assert figure > LEAST_DB.get(method, 40), method
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "reason"),
+    [
+        ("FractionalMaxPool2d", "export", "it has no ONNX form of the operator aten.fractional_max_pool2d"),
+        ("Softmax2d", "prune", "read by softmax"),
+    ],
+)
+def test_cells_without_say_why(name, method, reason):
+    assert reason in str(row(name, (method,))[method])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_no_cell_fails_without_a_reason(name):
+    for method, cell in row(name).items():
+        assert isinstance(cell, float) or not cell.startswith("FAILS"), f"{method}: {cell}"
+
+
+def test_indices_have_no_onnx_form():
+    class Both(nn.Module):
+        def forward(self, x):
+            y, places = nn.functional.adaptive_max_pool2d(x, 2, return_indices=True)
+            return y, places
+
+    with pytest.raises(
+        compress.CompressError, match="asked for indices, which adaptive max pooling has no ONNX form of"
+    ):
+        compress.export(Both(), torch.randn(2, 3, 6, 6))
+
+
+def test_a_size_that_is_free_cannot_be_pooled_to_several():
+    with pytest.raises(compress.CompressError, match="needs a fixed size of dimension 2"):
+        compress.export(nn.AdaptiveMaxPool2d(2), torch.randn(2, 3, 6, 6), dynamic="input:0,2")
