@@ -29,7 +29,7 @@ def main(argv=None):
     data = compress.open_data(arguments.data) if arguments.data else None
     inputs = example_inputs(loaded, input_shape=arguments.input_shape, data=data)
     generator = torch.Generator().manual_seed(0)
-    noise = [tuple(torch.randn(x.shape, generator=generator) for x in inputs) for _ in range(16)]
+    noise = [inputs.map(lambda x: torch.randn(x.shape, generator=generator)) for _ in range(16)]
     step = compress.quantize_static(loaded.model, data.loader("calibration") if data else noise)
     result = compress.save_onnx(step.model, arguments.out / "int8.onnx")
     rows = compress.benchmark({"float": path, "int8": result}, inputs, rounds=10)

@@ -124,4 +124,4 @@ def test_multi_output(tmp_path):
 def test_every_example_is_run_here():
     tested = Path(__file__).read_text()
     for path in FOLDER.glob("*.py"):
-        assert f'run("{path.stem}"' in tested or path.stem == "digit_net", f"{path.name} has no test"
+        assert f'"{path.stem}"' in tested or path.stem == "digit_net", f"{path.name} has no test"
