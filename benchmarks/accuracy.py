@@ -62,14 +62,14 @@ def cifar(architecture: str, weights: str) -> Case:
     def images(x: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(((x.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
 
-    module = compress.load(getattr(shared_models(), architecture)(), weights=str(SHARED / weights)).model
+    module = compress.load(getattr(shared_models(), architecture)(), weights=str(SHARED / weights))
     return Case(module, images(z["x_train"][:256]), images(z["x_test"]), z["y_test"])
 
 
 def mobilenetv2() -> Case:
     models = shared_models()
     parts, module = models.cifar128(), models.mobilenetv2_cifar128()
-    loaded = compress.load(module, weights=str(SHARED / "mobilenetv2_cifar128.pt")).model
+    loaded = compress.load(module, weights=str(SHARED / "mobilenetv2_cifar128.pt"))
     calibration = np.stack([parts["train"][i][0].numpy() for i in range(256)])
     test = [parts["test"][i] for i in range(len(parts["test"]))]
     return Case(loaded, calibration, np.stack([x.numpy() for x, _ in test]), np.array([y for _, y in test]))
@@ -90,9 +90,9 @@ def imagenet(weights: str, architecture: str | None, mean: float, std: float) ->
 
     path = str(SHARED / weights)
     if architecture is None:
-        module = compress.load(path).model
+        module = compress.load(path)
     else:
-        module = compress.load(getattr(shared_models(), architecture)(), weights=path).model
+        module = compress.load(getattr(shared_models(), architecture)(), weights=path)
     test, labels = images("test")
     return Case(module, images("calibration")[0], test, labels)
 
@@ -196,7 +196,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "float.onnx"
             example = torch.from_numpy(case.calibration[:2])
-            compress.save_onnx(compress.export(case.module.eval(), (example,)).model, source)
+            compress.save_onnx(compress.export(case.module, (example,)).model, source)
             reference = scores(source, case.test[: arguments.limit])
             for way in arguments.ways.split(","):
                 target, start = Path(folder) / f"{way}.onnx", time.monotonic()

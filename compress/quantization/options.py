@@ -75,6 +75,23 @@ def check_runtime(name: str) -> None:
         raise QuantizationError(f"unknown runtime {name!r}; {nearest(name, PROFILES)}")
 
 
+@dataclass(frozen=True)
+class WeightOnlyOptions:
+    """How `quantize_weight_only` stores weights in blocks; activations stay in float."""
+
+    bits: int = 4  # or 8
+    block: int = 32  # weights that share a scale: a power of two from 16
+    exclude: Collection[str] = ()  # nodes, modules or weights to leave alone, by name or pattern
+    tables: bool = True  # embedding tables too, with one scale per row
+
+    def __post_init__(self) -> None:
+        _as_tuple(self, "exclude")
+        if self.bits not in (4, 8):
+            raise QuantizationError(f"bits must be 4 or 8, not {self.bits}")
+        if self.block < 16 or self.block & (self.block - 1):
+            raise QuantizationError(f"block must be a power of two from 16, not {self.block}; 32 is usual")
+
+
 def _as_tuple(options: Any, name: str) -> None:
     """One name, a list or a set becomes a tuple: frozen, in a fixed order."""
     value = getattr(options, name)

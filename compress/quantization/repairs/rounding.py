@@ -114,21 +114,27 @@ def _rounded(calibrated: Calibrated, made: Products) -> tuple[np.ndarray, np.nda
     return from_output(node, found.reshape(-1, made.size), weight.shape), scales
 
 
-def feed_back(rows: np.ndarray, scales: np.ndarray, products: np.ndarray, limit: int) -> np.ndarray:
-    """`rows` (outputs, K) on the grid of `scales`, rounded so that E‖(ŵ − w)·x‖² is small; `products` is E[x·xᵀ]."""
+def feed_back(
+    rows: np.ndarray, scales: np.ndarray, products: np.ndarray, limit: int, *, low: int | None = None
+) -> np.ndarray:
+    """`rows` (outputs, K) on the grid of `scales`, rounded so that E‖(ŵ − w)·x‖² is small; `products` is E[x·xᵀ].
+
+    `scales` has one number for each row, or for each weight. Codes lie in `low` (−limit) … limit.
+    """
+    low = -limit if low is None else low
     size = rows.shape[1]
     diagonal = np.diag(products).copy()
     order = np.argsort(-diagonal, kind="stable")
     damped = products[np.ix_(order, order)] + np.eye(size) * max(DAMPING * float(diagonal.mean()), 1e-12)
     upper = np.linalg.cholesky(np.linalg.inv(damped)).T
     rest, result = rows[:, order].astype(np.float64), np.empty(rows.shape, np.float64)
-    step = np.maximum(scales.astype(np.float64), 1e-30)
+    step = np.broadcast_to(scales.astype(np.float64).reshape(len(rows), -1), rows.shape)[:, order]
     for first in range(0, size, BLOCK):
         last = min(first + BLOCK, size)
         errors = np.empty((len(rows), last - first))
         for column in range(first, last):
             wanted = rest[:, column]
-            result[:, column] = np.clip(np.rint(wanted / step), -limit, limit) * step
+            result[:, column] = np.clip(np.rint(wanted / step[:, column]), low, limit) * step[:, column]
             errors[:, column - first] = (wanted - result[:, column]) / upper[column, column]
             if column + 1 < last:
                 rest[:, column + 1 : last] -= np.outer(errors[:, column - first], upper[column, column + 1 : last])
