@@ -49,6 +49,7 @@ _HOMES = {
     "quantize_dynamic": "compress.quantization.dynamic",
     "quantize_static": "compress.quantization.static",
     "quantize_tuned": "compress.quantization.tuned",
+    "quantize_weight_only": "compress.quantization.weight_only",
     "quickstart": "compress.pipeline.quickstart",
     "read_onnx": "compress.onnx_files",
     "run": "compress.pipeline.run",

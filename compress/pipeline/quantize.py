@@ -65,8 +65,8 @@ def quantize(
             model, data, output=output, options=options, gates=gates, measures=measures, settings=settings
         )
     check_runtime(options)
-    _ = options.dynamic() if options.method == "dynamic" else options.static()  # refuses before anything is loaded
-    opened = open_inputs(model, data, settings, needs_inputs=options.method != "dynamic")
+    options.checked()
+    opened = open_inputs(model, data, settings, needs_inputs=options.method not in ("dynamic", "weight-only"))
     check_runs(opened)
     timing = Timing() if opened.has_inputs else None
     job = rehearsed(Job(opened, settings, output, gates or Gates(), measures, timing))
@@ -75,7 +75,7 @@ def quantize(
         step, runtime = quantized_for(graph, job, options, _quantized, Path(scratch))
         check_gained(graph, step)
         shipped, source = folder.save_graph(step.model), _float_file(opened, graph, Path(scratch))
-        kind = options.weight_type if options.method == "dynamic" else "int8"
+        kind = options.kind
         targets: dict[str, Target] = {_float_name(opened): source, kind: shipped}
         if runtime != DEFAULT or options.runtime == AUTO:
             targets = {name: Runnable(path, runtime) for name, path in targets.items()}  # type: ignore[arg-type]
@@ -184,6 +184,13 @@ def _dynamic(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     return quantize_dynamic(graph, options.dynamic())
 
 
+def _weight_only(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
+    from compress.quantization.weight_only import quantize_weight_only
+
+    data = opened.calibration() if opened.data is not None else None
+    return quantize_weight_only(graph, data, options.weight_only(), threads=opened.threads)
+
+
 def _qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     from compress.pipeline.qat import quantize_qat
 
@@ -193,5 +200,6 @@ def _qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
 STEPS: Mapping[str, Callable[[Any, Opened, QuantizeOptions], Step]] = {
     "static": _static,
     "dynamic": _dynamic,
+    "weight-only": _weight_only,
     "qat": _qat,
 }

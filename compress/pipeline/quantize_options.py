@@ -10,21 +10,22 @@ from compress.options import check_fields, choice, option
 from compress.training.options import LOSSES
 
 if TYPE_CHECKING:  # a command's help must not wait for what quantization loads
-    from compress.quantization.options import DynamicOptions, StaticOptions
+    from compress.quantization.options import DynamicOptions, StaticOptions, WeightOnlyOptions
 
-METHODS = ("static", "dynamic", "qat")
+METHODS = ("static", "dynamic", "weight-only", "qat")
 RUNTIMES = ("onnx", "onnxruntime", "openvino", "auto", "torch")
 LEVELS = ("fast", "balanced", "best")  # of `quantization.repairs.levels`
 # Beside these an option changes nothing (`compress.options.option`).
 TORCH = {"runtime": ("torch",)}
-NOT_QAT = {"method": ("static", "dynamic")}
+NOT_QAT = {"method": ("static", "dynamic", "weight-only")}
+NOT_STATIC = ("dynamic", "weight-only")
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
     """How to quantize. The command's and the recipe's names are these; `None` leaves the method's own default."""
 
-    method: str = choice("static", "how: static, dynamic or qat", METHODS, metavar="NAME")
+    method: str = choice("static", "how: static, dynamic, weight-only or qat", METHODS, metavar="NAME")
     runtime: str = choice(
         "onnx",
         "what shall run the file: onnxruntime (or onnx), openvino, auto (the faster here), or torch (deprecated there)",
@@ -35,7 +36,7 @@ class QuantizeOptions:
     ranges: str = option(
         "minmax",
         "how ranges are chosen: minmax, percentile, entropy, mse",
-        idle={"method": ("dynamic",), **TORCH},
+        idle={"method": NOT_STATIC, **TORCH},
         metavar="NAME",
     )
     accuracy: str = choice(
@@ -43,19 +44,36 @@ class QuantizeOptions:
         "repairs after calibration: fast (none), balanced (within 2 minutes), best (within 20)",
         LEVELS,
         metavar="NAME",
-        idle={"method": ("dynamic", "qat"), **TORCH},
+        idle={"method": ("dynamic", "weight-only", "qat"), **TORCH},
     )
     weight_type: str = option(
-        "int8", "dynamic: int8, uint8, float16", idle={"method": ("static", "qat")}, metavar="TYPE"
+        "int8", "dynamic: int8, uint8, float16", idle={"method": ("static", "weight-only", "qat")}, metavar="TYPE"
     )
     weight_bits: int = option(
-        8, "bits of a weight, 4 to 8; 4 are stored as 4, which halves an int8 file", low=4, high=8, idle=TORCH
+        8,
+        "bits of a weight, 4 to 8; 4 are stored as 4, which halves an int8 file",
+        low=4,
+        high=8,
+        idle={"method": ("weight-only",), **TORCH},
     )
     layer_bits: tuple[str, ...] = option(
         (),
         "other bits for the weights of one layer or pattern: 'head*=8'",
-        idle={"method": ("dynamic",), **TORCH},
+        idle={"method": NOT_STATIC, **TORCH},
         metavar="LAYER=BITS",
+    )
+    bits: int = option(
+        4,
+        "weight-only: bits of a weight, 4 or 8",
+        low=4,
+        high=8,
+        idle={"method": ("static", "dynamic", "qat"), **TORCH},
+    )
+    block: int = option(
+        32,
+        "weight-only: weights that share a scale",
+        low=16,
+        idle={"method": ("static", "dynamic", "qat"), **TORCH},
     )
     epochs: int | None = option(None, "QAT: epochs of training (default 2)", low=1, idle=NOT_QAT)
     lr: float | None = option(None, "QAT: learning rate (default 0.0001)", above=0, idle=NOT_QAT)
@@ -71,19 +89,30 @@ class QuantizeOptions:
         "learned", "QAT: scales are learned, observed, fixed", idle={**NOT_QAT, **TORCH}, metavar="NAME"
     )
     per_channel: bool = option(
-        True, "one weight scale for a whole layer", idle={"method": ("dynamic",), **TORCH}, off="per-tensor"
+        True, "one weight scale for a whole layer", idle={"method": NOT_STATIC, **TORCH}, off="per-tensor"
     )
-    op_types: tuple[str, ...] = option((), "quantize these operators only", metavar="A,B", commas=True)
+    op_types: tuple[str, ...] = option(
+        (), "quantize these operators only", metavar="A,B", commas=True, idle={"method": ("weight-only",)}
+    )
     exclude: tuple[str, ...] = option((), "leave this node in float")
     tune_latency: bool | None = option(
         None,
         "time int8 and float forms here, keep the faster (default: with target auto and no --max-drop, where it takes "
         "less than a minute)",
-        idle={"method": ("dynamic", "qat"), **TORCH},
+        idle={"method": ("dynamic", "weight-only", "qat"), **TORCH},
     )
 
     def __post_init__(self) -> None:
         check_fields(self, "quantization")
+
+    @property
+    def kind(self) -> str:
+        """What the weights of the file are called in a report."""
+        if self.method == "weight-only":
+            return f"int{self.bits}"
+        if self.method == "dynamic" and self.weight_type != "int8":
+            return self.weight_type
+        return "int8" if self.weight_bits > 4 else "int4"
 
     def static(self) -> StaticOptions:
         """These options as static quantization and QAT take them."""
@@ -100,6 +129,17 @@ class QuantizeOptions:
             exclude=self.exclude,
             runtime="openvino" if self.runtime == "openvino" else "onnxruntime",
         )
+
+    def weight_only(self) -> WeightOnlyOptions:
+        """These options as weight-only quantization takes them."""
+        from compress.quantization.options import WeightOnlyOptions
+
+        return WeightOnlyOptions(bits=self.bits, block=self.block, exclude=self.exclude)
+
+    def checked(self) -> None:
+        """Refuse what the method cannot do before anything is loaded."""
+        made = {"dynamic": self.dynamic, "weight-only": self.weight_only}
+        made.get(self.method, self.static)()
 
     def dynamic(self) -> DynamicOptions:
         """These options as dynamic quantization takes them."""
