@@ -291,6 +291,20 @@ def test_quantize_says_what_its_file_was_made_for(place):
     assert f"made for {other}, timed on" in result.stdout and "is not judged" in result.stdout
 
 
+def test_a_label_that_shows_up_late_costs_no_result(place):
+    """One of 200 masks has a label that the model has not; the 64 samples of the rehearsal do not hold it."""
+    g = np.random.default_rng(0)
+    x, y = g.normal(size=(200, 1, 6, 6)).astype("f"), g.integers(0, 2, (200, 6, 6))
+    y[1] = 255
+    np.savez(place / "late.npz", x_calibration=x[100:], y_calibration=y[100:], x_test=x, y_test=y)
+    (place / "conv.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Conv2d(1, 2, 3, padding=1)\n")
+    arguments = ["--data", "late.npz", "--no-tune-latency", "-o", "late", "--json", "--max-drop", "5"]
+    result = CliRunner().invoke(main, ["quantize", "conv.py:build", *arguments])
+    assert result.exit_code == 3 and (place / "late" / "model.onnx").exists(), result.stderr
+    assert any("label 255 is out of range" in note for note in json.loads(result.stdout)["notes"])
+    assert "label 255" in CliRunner().invoke(main, ["evaluate", "conv.py:build", "--data", "late.npz"]).stderr
+
+
 def test_several_reports_and_each_failing_limit_once(place):
     names = ["a.html", "b.md", "c.json"]
     arguments = [

@@ -24,16 +24,24 @@ class Measures:
     ignore_label: int | None = None
     leading: str = ""  # a figure of the task that decides in place of its first
     reading: Reading | None = None  # found already
+    lenient: bool = False  # targets that fit no task leave its figures out, with the reason in a note
 
     def settled(self, reading: Reading) -> Measures:
         """The same, read that way whatever the data's first batch looks like."""
         return replace(self, reading=reading)
 
+    def forgiving(self) -> Measures:
+        """The same at the end of hours of work, whose result no label may cost: what cannot be read is left out."""
+        reading = None if self.reading is None else replace(self.reading, lenient=True)
+        return replace(self, reading=reading, lenient=True)
+
     def read(self, outputs: tuple[Tensor, ...], target: Any) -> Reading:
         """Find how outputs and targets are to be read, from the float model's first batch."""
         if self.reading is not None:
             return self.reading
-        return choose(self.task, outputs[0], target, ignore_label=self.ignore_label, lenient=bool(self.metrics))
+        return choose(
+            self.task, outputs[0], target, ignore_label=self.ignore_label, lenient=self.lenient or bool(self.metrics)
+        )
 
     def start(self, reading: Reading) -> Tally:
         """A fresh tally for one model."""
