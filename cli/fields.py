@@ -86,7 +86,7 @@ def option_of(field: dataclasses.Field) -> Decorator:
     return click.option(f"--{name}", field.name, type=type_, metavar=metavar, help=shown)
 
 
-def _type_of(field: dataclasses.Field, kind: str) -> click.ParamType:
+def _type_of(field: dataclasses.Field, kind: str) -> Any:
     if choices := field.metadata.get("choices"):
         return completing(choices)
     if words := field.metadata.get("words"):

@@ -85,7 +85,7 @@ def plain_layer(config: Mapping[str, Any]) -> Any:
     """
     kinds: dict[str, Any] = {kind.__name__: kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-    return kinds[options.pop("kind")](**options)
+    return kinds[str(options.pop("kind"))](**options)
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

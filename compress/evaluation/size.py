@@ -22,7 +22,7 @@ from torch import nn
 
 from compress.batches import Batch, call, example_batch
 from compress.errors import ModelError
-from compress.evaluation.runners import Target, resized_batch
+from compress.evaluation.runners import Target, model_in, resized_batch
 from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx
 from compress.state import evaluating, slow_attention
@@ -112,6 +112,7 @@ def count_macs(target: Target, inputs: Any) -> int:
 
 
 def _open(target: Target) -> ir.Model | nn.Module:
+    target = model_in(target)
     if isinstance(target, (ir.Model, nn.Module)):
         return target
     if Path(target).suffix == ".onnx":

@@ -162,7 +162,8 @@ def _open_named(path: Path, arrays: dict[str, np.ndarray], classes: tuple[str, .
         grouped.setdefault(known.get(suffix, "whole"), {})[name.removesuffix(suffix)] = array
     if set(grouped) - {"whole"}:
         grouped.pop("whole", None)
-    parts, highest = {}, -1
+    parts: dict[str, Any] = {}
+    highest = -1
     for part, found in grouped.items():
         key = next((name for name in TARGETS if name in found), None)
         if not set(found) - {key}:

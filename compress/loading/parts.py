@@ -59,7 +59,7 @@ def complete(parts: Parts, *, calibration_samples: int | None, test_samples: int
 class Streamed(IterableDataset):
     """Some samples of a stream, by their number: a part of data whose length nobody knows."""
 
-    def __init__(self, source: Iterable[Any], chosen: Callable[[int], bool], most: int | None = None) -> None:
+    def __init__(self, source: Any, chosen: Callable[[int], bool], most: int | None = None) -> None:
         self.source, self.chosen, self.most = source, chosen, most
 
     def __iter__(self) -> Iterator[Any]:

@@ -79,7 +79,7 @@ def remove(module: nn.Module, channels: Channels, removed: np.ndarray) -> nn.Mod
 def _keep_groups(twin: nn.Module, module: nn.Module) -> None:
     """Every group of a convolution stays, with fewer channels in each; shapes alone would say fewer groups."""
     for path, part in twin.named_modules():
-        before = module.get_submodule(path)
+        before: Any = module.get_submodule(path)
         if isinstance(part, nn.modules.conv._ConvNd) and before.groups not in (1, before.in_channels):
             first, second = part.weight.shape[:2]
             part.groups = before.groups

@@ -164,8 +164,8 @@ def _told(plan: Plan, weights: WeightOptions, carried: Collection[str], tables: 
             values = {"weight_bits": weights.bits_of(node), "pairs_kept_in_16_bits": weights.in_pairs(node)}
             yield replace(change, values={**change.values, **values})
     for name, bits in tables.items():
-        values = {"node": name, "op_type": "Gather", "weight_bits": bits}
-        yield Change(name.rsplit("/", 1)[0], f"table stored in {bits} bits, one scale per row", values=values)
+        stored: dict[str, Any] = {"node": name, "op_type": "Gather", "weight_bits": bits}
+        yield Change(name.rsplit("/", 1)[0], f"table stored in {bits} bits, one scale per row", values=stored)
 
 
 def _notes(plan: Plan, weights: WeightOptions) -> tuple[str, ...]:

@@ -171,12 +171,12 @@ def rows_of(node: ir.Node, values: np.ndarray, groups: int) -> np.ndarray:
     pads = node.attributes.get_ints("pads", [0] * 2 * rank)
     padded = np.pad(values, [(0, 0), (0, 0), *((pads[i], pads[i + rank]) for i in range(rank))])
     spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations)]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + rank)))
+    windows: Any = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + rank)))
     picks = (slice(None), slice(None), *(slice(None, None, step) for step in (*strides, *dilations)))
     windows = windows[picks]  # (samples, channels, position…, kernel…)
     places = windows.shape[2 : 2 + rank]
     chosen = np.unravel_index(_spread(int(np.prod(places)), POSITIONS), places)
-    patches = windows[(slice(None), slice(None), *chosen)]  # (samples, channels, chosen, kernel…)
+    patches: Any = windows[(slice(None), slice(None), *chosen)]  # (samples, channels, chosen, kernel…)
     channels = patches.shape[1] // groups
     patches = np.moveaxis(patches, 1, 2)  # (samples, chosen, channels, kernel…)
     flat = patches.reshape(patches.shape[0] * patches.shape[1], groups, channels * int(np.prod(kernel)))
