@@ -112,14 +112,14 @@ def count_macs(target: Target, inputs: Any) -> int:
 
 
 def _open(target: Target) -> ir.Model | nn.Module:
-    target = model_in(target)
-    if isinstance(target, (ir.Model, nn.Module)):
-        return target
-    if Path(target).suffix == ".onnx":
-        return read_onnx(Path(target))
+    model = model_in(target)
+    if isinstance(model, (ir.Model, nn.Module)):
+        return model
+    if Path(model).suffix == ".onnx":
+        return read_onnx(Path(model))
     from compress.loading.models import open_model
 
-    return open_model(str(target)).model
+    return open_model(str(model)).model
 
 
 def _module_macs(module: nn.Module, inputs: Batch) -> int:

@@ -93,7 +93,7 @@ def open_texts(spec: str, *, tokenizer: str | None, classes: tuple[str, ...] | N
     rows = {part: list(_rows(path, table)) for part, path in files.items()}
     labels = [row[1] for found in rows.values() for row in found]
     names = classes or _names(labels, source)
-    parts = {}
+    parts: dict[str, Any] = {}
     for part, found in rows.items():
         encoded = [_encoded(encoder, texts, limit) for texts, _ in found]
         y = None if table.label is None else _targets([label for _, label in found], names, files[part])

@@ -48,7 +48,7 @@ def follow_literals(
         stays = {old for old, new in found.items() if new == {old}}
         held = vars(module.get_submodule(place))
         for name, value in list(vars(part).items()):
-            before = held.get(name)
+            before: Any = held.get(name)
             if type(before) is int and before != value:  # it followed the parameters already
                 new = before if before in stays else value
             else:
