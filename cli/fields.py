@@ -11,7 +11,7 @@ import click
 from cli.help import completing
 from cli.options import key_values
 
-KINDS = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
+KINDS: dict[str, click.ParamType] = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 

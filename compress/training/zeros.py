@@ -22,8 +22,9 @@ class Zeros:
         self.elements = self.zeros = 0
         if not options.hold_zeros:
             return
+        padding = {part.weight: part.padding_idx for part in module.modules() if isinstance(part, nn.Embedding)}
         for value in module.parameters():
-            zeros = pruned(value) if value.requires_grad else None
+            zeros = pruned(value, padding.get(value)) if value.requires_grad else None
             if zeros is not None:
                 self.held.append((value, zeros))
                 self.elements, self.zeros = self.elements + value.numel(), self.zeros + int(zeros.sum())
@@ -43,11 +44,13 @@ class Zeros:
         )
 
 
-def pruned(value: Tensor) -> Tensor | None:
-    """Where a weight is zero, if it is pruned (rule above); else None."""
+def pruned(value: Tensor, padding: int | None = None) -> Tensor | None:
+    """Where a weight is zero, if it is pruned (rule above); else None. A `padding` row is zero for a reason of its own."""
     if value.dim() < 2 or not value.is_floating_point():
         return None
     zeros = value.detach() == 0
+    if padding is not None:
+        zeros[padding] = False
     count = int(zeros.sum())
     if not FEW * value.numel() <= count < value.numel():
         return None
