@@ -54,6 +54,7 @@ _HOMES = {
     "read_onnx": "compress.onnx_files",
     "run": "compress.pipeline.run",
     "save_onnx": "compress.onnx_files",
+    "sensitivity": "compress.quantization.sensitivity",
     "train": "compress.pipeline.train",
 }
 

@@ -13,18 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from torch import nn
 
 from compress.batches import Batch, first_batches, joined
 from compress.errors import DataError
+from compress.given import batches_of
 from compress.graph.naming import layer_of
 from compress.graph.runtime import Session
+from compress.options import spelled_out
 from compress.progress import track
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.calibration import all_rows
+from compress.quantization.options import StaticOptions
 from compress.steps import Change
 
 
@@ -45,6 +50,30 @@ class LayerError:
     def as_change(self) -> Change:
         values = {"node": self.node, "sensitivity": self.error, "sqnr_db": self.sqnr_db, "agreement": self.agreement}
         return Change(self.layer, "measured alone in int8", values=values)
+
+
+def sensitivity(
+    model: nn.Module | ir.Model | str | Path,
+    calibration: Iterable[Any],
+    options: StaticOptions | None = None,
+    *,
+    samples: int = 64,
+    example_inputs: Any = None,
+    threads: int | None = None,
+    **fields: Any,
+) -> tuple[LayerError, ...]:
+    """Which layer did it? The error that each layer alone makes at the outputs, the worst first; one calibration.
+
+    Args:
+        options: as for `quantize_static`, or its fields spelled out.
+        samples: of the calibration data, that outputs are compared on.
+    """
+    from compress.quantization.static import calibrate_static
+
+    options = spelled_out(StaticOptions, options, fields, "sensitivity")
+    batches = batches_of(calibration)
+    calibrated, _ = calibrate_static(model, batches, options, example_inputs=example_inputs, threads=threads)
+    return rank_layers(calibrated, batches, samples=samples, threads=threads)
 
 
 def rank_layers(
