@@ -78,6 +78,7 @@ def _parse(path: Path) -> ir.Model:
     if not proto.graph.output or not proto.opset_import:
         raise ModelError(f"{str(path)!r} is truncated or is not an ONNX file; fetch or export it again")
     try:
+        _check_names(proto.graph)
         _check_sizes(proto.graph)
         _unfold_sparse(proto.graph)
         graph = ir.from_proto(proto)
@@ -101,6 +102,32 @@ def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Names are text: the parser hands on damaged ones as bytes, which nothing can write again.
+
+    Raises:
+        ValueError: shows the name.
+    """
+    for node in graph.node:
+        for name in (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output):
+            _check_name(name)
+        for item in node.attribute:
+            _check_name(item.name)
+            if item.type == onnx.AttributeProto.GRAPH:
+                _check_names(item.g)
+        for entry in node.metadata_props:
+            _check_name(entry.key)
+            _check_name(entry.value)
+    for named in (graph, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        _check_name(named.name)
+        _check_name(named.doc_string)
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, bytes):
+        raise ValueError(f"the name {name!r} is no text")
 
 
 def _check_sizes(graph: onnx.GraphProto) -> None:

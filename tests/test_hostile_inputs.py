@@ -117,6 +117,14 @@ def test_external_data_of_constants_is_checked_too(place):
         read_onnx(place / "bad.onnx")
 
 
+def test_names_that_are_no_text_in_a_graph(place):
+    onnx_file(place / "bad.onnx", [tensor()], nodes=[helper.make_node("MatMul", ["x", "w"], ["y"], name="abcdefgh")])
+    content = (place / "bad.onnx").read_bytes()
+    (place / "bad.onnx").write_bytes(content.replace(b"abcdefgh", b"abc\xff\xfefgh"))
+    with pytest.raises(ModelError, match="is no text"):
+        read_onnx(place / "bad.onnx")
+
+
 def test_every_byte_of_a_checkpoint_may_be_wrong(place, refused):
     torch.save(torch.nn.Linear(4, 4).state_dict(), "good.pt")
     whole = (place / "good.pt").read_bytes()
@@ -153,6 +161,9 @@ def test_damaged_data(place, refused):
         refused("evaluate", "good.onnx", "--data", "bad.npz", says="a single value")
     np.savez("bad.npz", x=np.array([{}, []], dtype=object))
     refused("evaluate", "good.onnx", "--data", "bad.npz", says="Python objects")
+    with zipfile.ZipFile("bad.npz", "w") as archive:
+        archive.writestr("x.npy", b"no array")
+    refused("evaluate", "good.onnx", "--data", "bad.npz", says="not an .npz file")
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**44, 4)})
     with zipfile.ZipFile("bad.npz", "w") as archive:

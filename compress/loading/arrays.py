@@ -124,7 +124,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 raise DataError(f"{str(path)!r} holds one bare array; save x and y with numpy.savez")
             plain = any(name.partition("_")[0] == "x" for name in archive.files)
             wanted = [name for name in archive.files if not plain or name.partition("_")[0] in ("x", "y")]
-            return {name: archive[name] for name in wanted}
+            arrays = {name: archive[name] for name in wanted}
+            if not all(isinstance(value, np.ndarray) for value in arrays.values()):
+                raise ValueError("an entry that is no array of NumPy's")
+            return arrays
     except DataError:
         raise
     except ValueError as error:
