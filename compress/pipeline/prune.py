@@ -175,13 +175,21 @@ def pruned(
 
 
 def _request(opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path) -> PruneRequest:
-    names = ("amount", "method", "scope", "include", "exclude")
+    names = ("amount", "method", "include", "exclude")
     found: dict[str, Any] = {name: getattr(options, name) for name in names} | {"seed": settings.seed}
     if options.masks:
-        return PruneRequest(**found, remove_channels=False, n=options.n, dim=options.dim)
+        return PruneRequest(
+            **found, scope=options.scope or "uniform", remove_channels=False, n=options.n, dim=options.dim
+        )
     fits = reconstructs(opened, options)
+    found["scope"] = options.scope or ("auto" if fits and options.target != "blocks" else "uniform")
     found |= {"target": options.target, "round_to": options.round_to, "reconstruct": fits}
-    if options.method == "taylor" or fits or (options.target == "blocks" and opened.data is not None):
+    if (
+        options.method == "taylor"
+        or fits
+        or found["scope"] in ("balanced", "auto")
+        or (options.target == "blocks" and opened.data is not None)
+    ):
         found["data"] = list(first_batches(opened.calibration(), SAMPLES))
     if heal_s := 60 * heals(opened, options):
         trains = opened.data is not None and opened.data.train is not None

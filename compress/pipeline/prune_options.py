@@ -19,7 +19,12 @@ class PruneOptions:
     amount: float = option(0.5, "fraction to remove")
     target: str = option("channels", "what --amount is of: channels, macs, parameters, latency, blocks", metavar="NAME")
     method: str = option("l1", "score; the least go first: l1, l2, random, batchnorm, taylor, fpgm", metavar="NAME")
-    scope: str = option("uniform", "where channels are ranked: uniform (in each layer), global", metavar="NAME")
+    scope: str | None = option(
+        None,
+        "how much goes from where: uniform (of each layer), global (one ranking), balanced (as the outputs allow), auto "
+        "(uniform or balanced, the nearer; default where weights are fitted)",
+        metavar="NAME",
+    )
     round_to: int | None = option(
         None, "leave multiples of N channels; default 16, less in narrow layers", idle={"masks": (True,)}, metavar="N"
     )

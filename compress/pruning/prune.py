@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.batches import Batch, example_batch
+from compress.batches import Batch, example_batch, first_batches, joined
 from compress.errors import PruningError
 from compress.given import model_of
 from compress.options import spelled_out
+from compress.pruning.balancing import output_error
 from compress.pruning.block_outputs import kept_of_blocks
 from compress.pruning.blocks import prune_blocks
 from compress.pruning.denormals import flush_denormals
@@ -23,6 +24,8 @@ from compress.pruning.removal import Removal, Stage, remove_channels
 from compress.pruning.request import PruneRequest
 from compress.pruning.surgery import kept_outputs
 from compress.steps import Step
+
+JUDGED = 128  # samples that two prunings are compared on
 
 
 def prune(
@@ -106,16 +109,41 @@ def prune_channels(
     _check_module(module)
     inputs = _batch(example_inputs)
     request = spelled_out(PruneRequest, request, fields, "prune")
+    if request.scope == "auto":
+        return _nearer(module, inputs, request, stage)
     with torch.no_grad():
         removal = remove_channels(module, inputs, request, stage)
     if request.reconstruct:
         kept = kept_outputs(removal.source, removal.channels, removal.removed)
         removal = replace(removal, step=reconstructed(removal.step, removal.source, request.data, kept))
+    return _finished(removal, request)
+
+
+def _finished(removal: Removal, request: PruneRequest) -> Removal:
     if request.heal_s:
         outputs = kept_of_blocks(removal.channels, removal.removed)
         removal = replace(removal, step=healed(removal.step, removal.source, request, outputs))
     flush_denormals(removal.step.model)
     return removal
+
+
+def _nearer(module: nn.Module, inputs: Batch, request: PruneRequest, stage: Stage | None) -> Removal:
+    """Prune by uniform and by balanced shares; go on with the one whose outputs are nearer to the whole network's."""
+    assert request.data is not None
+    batches = list(first_batches(request.data, JUDGED))
+    if not batches:
+        raise PruningError("what each layer costs cannot be measured: the data is empty")
+    samples = joined(batches).part(0, JUDGED)
+    found: dict[str, tuple[float, Removal]] = {}
+    for scope in ("uniform", "balanced"):
+        removal = prune_channels(module, inputs, replace(request, scope=scope, heal_s=0.0), stage=stage)
+        found[scope] = output_error(removal.step.model, module, samples), removal
+    scope = min(found, key=lambda name: found[name][0])
+    errors = ", ".join(f"{name} {error:.3g}" for name, (error, _) in found.items())
+    said = f"shares of the layers: {scope} (the outputs' error, of their variance: {errors})"
+    removal = found[scope][1]
+    step = replace(removal.step, notes=(*removal.step.notes, said))
+    return _finished(replace(removal, step=step), request)
 
 
 def healed(step: Step, teacher: nn.Module, request: PruneRequest, outputs: Mapping[str, Kept] | None = None) -> Step:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from compress.batches import Batch
+from compress.batches import Batch, first_batches, joined
 from compress.errors import PruningError
 from compress.metadata import attributes, remember
 from compress.pruning.baking import bake
+from compress.pruning.balancing import MOST as MOST_SAMPLES
+from compress.pruning.balancing import curves_of, prices
 from compress.pruning.channels import Channels, Family, find_channels
 from compress.pruning.cost import CostModel
 from compress.pruning.labels import FIXED
@@ -38,6 +40,7 @@ class Stage:
 
     original: Mapping[Any, int] | None = None  # `selection.widths` at the start, of which the amount is a fraction
     may_be_nothing: bool = False  # a step too small for a multiple of channels waits for the next
+    shares: Callable[[float], Mapping[str, float]] | None = None  # of each family, for an amount, with scope balanced
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,10 @@ def remove_channels(module: nn.Module, inputs: Batch, request: PruneRequest, sta
         module, channels, request.method, data=request.data, loss=request.loss, seed=request.seed
     )
     notes = [*notes, *_baked_note(baked)]
+    shares = _shares(module, channels, scores, request) if request.scope == "balanced" and request.amount else None
     patches: set[str] = set()
     for _ in range(ATTEMPTS):
-        removed, short = _select(module, channels, scores, request, stage)
+        removed, short = _select(module, channels, scores, request, replace(stage, shares=shares))
         if removed.size == 0:
             break
         candidate, verdict = _attempt(module, channels, removed, inputs, patches)
@@ -131,12 +135,12 @@ def _select(
     module: nn.Module, channels: Channels, scores: np.ndarray, request: PruneRequest, stage: Stage
 ) -> tuple[np.ndarray, str]:
     """Choose what to remove; and where the target cannot be reached, the sentence that says so."""
-    selection = Selection(scope=request.scope, round_to=request.round_to, original=stage.original)
+    selection = Selection(request.scope, request.round_to, stage.original, stage.shares)
 
     def pick(amount: float) -> np.ndarray:
         return choose(channels, scores, amount, selection)
 
-    if request.target == "channels" or request.amount == 0:
+    if (request.target == "channels" and stage.shares is None) or request.amount == 0:
         return pick(request.amount), ""
     cost, steps = _cost(module, channels, request)
     groups = None if request.target == "latency" else group_numbers(channels)
@@ -150,8 +154,34 @@ def _select(
     )
 
 
+def _shares(
+    module: nn.Module, channels: Channels, scores: np.ndarray, request: PruneRequest
+) -> Callable[[float], dict[str, float]]:
+    """For an amount from 0 to 1, the share of each family that goes at one price for all; see `balancing`."""
+    assert request.data is not None
+    batches = list(first_batches(request.data, MOST_SAMPLES))
+    if not batches:
+        raise PruningError("what each layer costs cannot be measured: the data is empty")
+    target = "macs" if request.target == "latency" else request.target
+    cost, _ = _cost(module, channels, replace(request, target=target))
+    curves = curves_of(module, channels, scores, joined(batches), cost)
+    price = prices(curves)
+    return lambda amount: {name: curve.share(price(amount)) for name, curve in curves.items()}
+
+
+def _width(channels: Channels) -> Callable[[np.ndarray], float]:
+    """Counts the channels that stay, each family by its widest layer."""
+    total = sum(family.channels for family in channels.families)
+    widths = np.zeros(channels.root.size)
+    for family in channels.families:
+        widths[family.classes] = family.width
+    return lambda removed: float(total - widths[removed].sum())
+
+
 def _cost(module: nn.Module, channels: Channels, request: PruneRequest) -> tuple[Callable[[np.ndarray], float], int]:
     model = CostModel(channels)
+    if request.target == "channels":
+        return _width(channels), 18
     if request.target == "macs":
         return model.macs, 18
     if request.target == "parameters":

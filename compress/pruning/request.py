@@ -14,7 +14,7 @@ from compress.pruning.naming import as_patterns
 from compress.pruning.scores import SCORES
 
 TARGETS = ("channels", "macs", "parameters", "latency", "blocks")
-SCOPES = ("uniform", "global")
+SCOPES = ("uniform", "global", "balanced", "auto")
 # Fields that only channels, only masks, or neither whole blocks nor masks have a use for, with their defaults.
 OF_CHANNELS = {"target": "channels", "round_to": None, "loss": None, "latency": None, "heal_s": 0}
 OF_MASKS = {"n": 2, "dim": 0, "permanent": True}
@@ -35,7 +35,8 @@ class PruneRequest:
     amount: float = 0.5
     target: str = "channels"  # what the amount is of: channels (of each layer), macs, parameters, latency, blocks
     method: str | Callable[[Tensor], Tensor] = "l1"  # l1, l2, random, batchnorm, taylor, fpgm, or a function
-    scope: str = "uniform"  # the same fraction of every layer; global: the whole network ranked together
+    scope: str = "uniform"  # the same fraction of every layer; global: all ranked together; balanced: as outputs allow;
+    # auto: uniform or balanced, whichever leaves the outputs nearer
     round_to: int | None = None  # leave multiples of so many channels; None: 16, less in narrow layers
     include: tuple[str, ...] = ()  # names of layers or modules, `*` allowed; only these
     exclude: tuple[str, ...] = ()  # all but these
@@ -73,6 +74,10 @@ class PruneRequest:
             raise PruningError(f"pruning score {self.method!r} is unknown; {nearest(self.method, SCORES)}")
         if self.scope not in SCOPES:
             raise PruningError(f"pruning scope {self.scope!r} is unknown; {nearest(str(self.scope), SCOPES)}")
+        if self.scope in ("balanced", "auto") and self.data is None:
+            raise PruningError(
+                f"scope {self.scope!r} measures what each layer costs on data; pass data=…, or choose uniform"
+            )
         multiple = self.round_to
         if multiple is not None and (not isinstance(multiple, int) or multiple < 1):
             raise PruningError(f"round_to {multiple!r} is not a count of channels; give 1, 8, 16, …")

@@ -19,10 +19,11 @@ DEFAULT_MULTIPLE = 16  # the int8 and float kernels of x86 work on 16 channels a
 class Selection:
     """What to choose by. `round_to` None: multiples of 16 where the layer is wide enough, of 8, 4, 2 in narrow ones."""
 
-    scope: str = "uniform"  # or "global"
+    scope: str = "uniform"  # or "global", or "balanced"
     round_to: int | None = None
     # In a run of several steps: `widths` at the start, of which the amount is then a fraction.
     original: Mapping[Any, int] | None = None
+    shares: Callable[[float], Mapping[str, float]] | None = None  # balanced: amount → share of each family, by name
 
 
 def widths(channels: Channels) -> dict[Any, int]:
@@ -34,9 +35,14 @@ def widths(channels: Channels) -> dict[Any, int]:
 def choose(channels: Channels, scores: np.ndarray, amount: float, selection: Selection) -> np.ndarray:
     """Return the roots of the classes to remove so that about `amount` of the channels go.
 
-    Uniform: the fraction of every family. Global: the lowest scores anywhere, families rounded afterwards.
+    Uniform: the fraction of every family. Global: the lowest scores anywhere, families rounded afterwards. Balanced: what
+    `shares` says.
     """
-    wishes = _wishes(channels.families, scores, amount, selection)
+    return removal_of(channels, _wishes(channels.families, scores, amount, selection), scores, selection)
+
+
+def removal_of(channels: Channels, wishes: list[float], scores: np.ndarray, selection: Selection) -> np.ndarray:
+    """Return the roots of the classes to remove so that about `wishes` of each family go: the lowest scores first."""
     bundles, tied = _bundles(channels)
     removed = []
     for place, (family, wish) in enumerate(zip(channels.families, wishes)):
@@ -54,6 +60,10 @@ def _lowest(family: Family, scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def _wishes(families: list[Family], scores: np.ndarray, amount: float, selection: Selection) -> list[float]:
+    if selection.shares is not None:
+        shares = selection.shares(amount)
+        least = min(shares.values(), default=amount)  # of what could not be measured alone
+        return [min(shares.get(family.name, least), MOST) * family.total for family in families]
     if selection.scope == "uniform":
         original = selection.original or {}
         return [family.total - (1 - amount) * _classes_at_first(family, original) for family in families]
