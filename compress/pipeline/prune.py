@@ -39,6 +39,7 @@ from compress.steps import Step
 from compress.training.loop import fit
 
 RECALIBRATED = "batch-norm statistics were measured anew on the calibration data"
+WEIGHED = ("macs", "parameters", "latency")  # targets that leave open from which layer how much goes
 HEAL_MINUTES = 2.0  # where nothing is said
 SAMPLES = 512  # that scores and reconstruction look at, at most
 LATENCY_SECONDS = 6.0  # for one measurement on the way to a latency target
@@ -182,7 +183,7 @@ def _request(opened: Opened, options: PruneOptions, settings: Settings, scratch:
             **found, scope=options.scope or "uniform", remove_channels=False, n=options.n, dim=options.dim
         )
     fits = reconstructs(opened, options)
-    found["scope"] = options.scope or ("auto" if fits and options.target != "blocks" else "uniform")
+    found["scope"] = options.scope or ("auto" if fits and options.target in WEIGHED else "uniform")
     found |= {"target": options.target, "round_to": options.round_to, "reconstruct": fits}
     if (
         options.method == "taylor"

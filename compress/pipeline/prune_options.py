@@ -22,7 +22,7 @@ class PruneOptions:
     scope: str | None = option(
         None,
         "how much goes from where: uniform (of each layer), global (one ranking), balanced (as the outputs allow), auto "
-        "(uniform or balanced, the nearer; default where weights are fitted)",
+        "(uniform or balanced, the nearer; default where weights are fitted to a target of MACs, parameters or latency)",
         metavar="NAME",
     )
     round_to: int | None = option(

@@ -170,8 +170,8 @@ def _shares(
 
 
 def _width(channels: Channels) -> Callable[[np.ndarray], float]:
-    """Counts the channels that stay, each family by its widest layer."""
-    total = sum(family.channels for family in channels.families)
+    """Counts the channels that stay of the families that can lose any, each by its widest layer."""
+    total = sum(family.channels for family in channels.families if family.classes.size)
     widths = np.zeros(channels.root.size)
     for family in channels.families:
         widths[family.classes] = family.width
