@@ -98,8 +98,8 @@ def open_texts(spec: str, *, tokenizer: str | None, classes: tuple[str, ...] | N
         encoded = [_encoded(encoder, texts, limit) for texts, _ in found]
         y = None if table.label is None else _targets([label for _, label in found], names, files[part])
         parts[part] = TextDataset(encoded, y)
-    whole_numbers = table.label is not None and all(not part.y.is_floating_point() for part in parts.values())
-    count = len(names) if names else max(int(part.y.max()) for part in parts.values()) + 1 if whole_numbers else None
+    targets = [part.y for part in parts.values() if part.y is not None and not part.y.is_floating_point()]
+    count = len(names) if names else max((int(y.max()) + 1 for y in targets if len(y)), default=None)
     return Parts(table.path.name, **parts, classes=names, num_classes=count, collate=Padding(encoder))
 
 
