@@ -104,6 +104,9 @@ def _answered(run: Any, arguments: list[str]) -> int:
         return stop.exit_code
     except (click.Abort, KeyboardInterrupt) as stopped:
         return _say("; ".join(["stopped", *map(str, stopped.args)]), INTERRUPTED, label="")
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the help
+        click.echo(error.format_message(), err=True, color=error.ctx.color if error.ctx else None)
+        return error.exit_code
     except click.UsageError as error:
         hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
         return _say(error.format_message() + hint, error.exit_code)

@@ -242,6 +242,14 @@ def parameters_of(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], b
     )
 
 
+def known_length(batches: Any) -> int | None:
+    """How many batches there are; None where that is not known (a generator, a loader over a stream)."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
 def first_batches(batches: Iterable[Any], samples: int) -> Iterator[Batch]:
     """The first batches, whole, until there are `samples` samples."""
     seen = 0

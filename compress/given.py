@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from compress.batches import Batch, is_mapping, read_batch
-from compress.errors import DataError
+from compress.batches import Batch, first_batches, is_mapping, read_batch
+from compress.errors import DataError, InputError
 
 BATCH = 32  # of a data set that comes without a loader
+STREAMED = 512  # samples that calibration takes of a stream
 
 
 def model_of(value: Any) -> Any:
@@ -37,7 +38,8 @@ def batches_of(value: Any, part: str = "calibration") -> Iterable[Any]:
     """Batches that can be gone through as often as wanted, of whatever holds samples.
 
     A loader or a list of batches stays as it is; a generator is kept as a list; of a `Data` the loader of one part is
-    taken; a data set is batched; a tensor, an array, a pair `(x, y)` of them or a mapping of them is one batch.
+    taken, and of a pair (training, test) of loaders the one; a data set is batched, and so are the samples in a tensor, an
+    array, a pair `(x, y)` of them or a mapping of them. Of a stream, which may have no end, calibration takes the beginning.
 
     Raises:
         DataError: it holds no samples, or is the name of data.
@@ -50,12 +52,16 @@ def batches_of(value: Any, part: str = "calibration") -> Iterable[Any]:
         return [value]
     if callable(getattr(value, "loader", None)):
         return value.loader(_part_of(value, part))
+    if is_pair_of_loaders(value):
+        return batches_of(value[1] if part == "test" and value[1] is not None else value[0], part)
     if isinstance(value, (Tensor, np.ndarray)) or is_mapping(value):
         return _one(value)
     if isinstance(value, tuple):
         return _one(value)
     if isinstance(value, IterableDataset) or (isinstance(value, Dataset) and hasattr(value, "__getitem__")):
-        return DataLoader(value, batch_size=BATCH)
+        value = DataLoader(value, batch_size=BATCH)
+    if part == "calibration" and isinstance(value, DataLoader) and isinstance(value.dataset, IterableDataset):
+        return _Beginning(value, STREAMED)
     if isinstance(value, Iterator):
         return list(value)
     if isinstance(value, Iterable):
@@ -67,7 +73,43 @@ def _one(value: Any) -> list[Batch]:
     batch = read_batch(value)
     if any(not item.dim() for item in batch.values) and len(batch.inputs) == 1:
         raise DataError("data is a single number; the first dimension must be the samples")
-    return [batch]
+    return [batch.part(at, at + BATCH) for at in range(0, batch.samples, BATCH)]
+
+
+class _Beginning:
+    """The first batches of a stream, as often as wanted."""
+
+    def __init__(self, loader: Iterable[Any], samples: int) -> None:
+        self.loader, self.samples = loader, samples
+
+    def __iter__(self) -> Iterator[Batch]:
+        return first_batches(self.loader, self.samples)
+
+
+def is_pair_of_loaders(value: Any) -> bool:
+    """(training, test): two loaders, data sets or lists of batches; the second may be None."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or value[0] is None:
+        return False
+    return all(item is None or isinstance(item, (DataLoader, Dataset)) or is_list_of_batches(item) for item in value)
+
+
+def is_list_of_batches(value: Any) -> bool:
+    """A list of pairs, mappings or batches; a list of tensors may itself be a batch."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], (tuple, list, Mapping, Batch))
+
+
+def graph_of(value: Any) -> Any:
+    """The graph in what holds one.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = model_of(value)
+    if not hasattr(found, "graph") or isinstance(found, torch.nn.Module):
+        raise InputError(
+            f"this needs an ONNX graph, got a {type(found).__name__}; compress.export makes one of a module"
+        )
+    return found
 
 
 def _part_of(data: Any, part: str) -> str:

@@ -15,6 +15,8 @@ from onnx import numpy_helper
 
 from compress.errors import ModelError, UnsupportedOperatorError
 from compress.files import written_beside
+from compress.given import graph_of
+from compress.taking import takes
 
 EXTERNAL_ABOVE_BYTES = 2_000_000_000  # protobuf refuses messages of 2 GiB; the margin is for the graph itself
 OLDEST_OPSET = 7  # what ONNX Runtime still runs
@@ -28,6 +30,7 @@ _BITS = {  # of one element, by ONNX's number of its type
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
+@takes()
 def read_onnx(path: str | Path) -> ir.Model:
     """Read an ONNX file; tensors kept beside it as external data are mapped, not copied, sparse ones become dense.
 
@@ -42,6 +45,7 @@ def read_onnx(path: str | Path) -> ir.Model:
     return graph
 
 
+@takes(graph=graph_of)
 def save_onnx(graph: ir.Model, path: str | Path, *, external_above_bytes: int = EXTERNAL_ABOVE_BYTES) -> Path:
     """Write `graph` to `path` and return the path; on failure `path` is as it was.
 

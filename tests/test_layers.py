@@ -31,6 +31,7 @@ LEVELS = [
         "scratch",
         "shapes",
         "state",
+        "taking",
         "tracing",
     },
 ]

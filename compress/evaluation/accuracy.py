@@ -22,11 +22,13 @@ from compress.measures.tally import Tally
 from compress.measures.task import Labelled, Reading
 from compress.progress import track
 from compress.steps import Measure, Measurement
+from compress.taking import takes
 
 # Figures that say how many answers are right, by whatever name their task gives them.
 RIGHT = ("top-1", "accuracy", "pixel accuracy", "token accuracy")
 
 
+@takes()
 def evaluate(
     target: Target,
     loader: Iterable[Any],

@@ -16,12 +16,14 @@ from compress.evaluation.runners import ModuleRunner, Target, model_in, open_run
 from compress.given import named_models
 from compress.progress import track
 from compress.steps import Measurement
+from compress.taking import takes
 
 SHORT_MS = 10.0  # a model faster than this runs several times in a row, so that its own cache state is the usual one
 MOST_REPEATS = 10
 FEWEST_ROUNDS = 5
 
 
+@takes()
 def benchmark(
     targets: Mapping[str, Target] | Any,
     inputs: Any,

@@ -25,6 +25,7 @@ from compress.given import model_of
 from compress.shapes import replace_module
 from compress.state import copied
 from compress.steps import Change, Step
+from compress.taking import takes
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -32,6 +33,7 @@ _LAYERS = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+@takes()
 def fuse(module: nn.Module, example_inputs: Any = None) -> Step:
     """Fold every batch-norm that can be into the layer before it, on a copy of `module`.
 

@@ -29,11 +29,13 @@ from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx, save_onnx
 from compress.state import evaluating, unlogged
 from compress.steps import Change, Step
+from compress.taking import takes
 from compress.tracing import traced, tracing
 
 SIZES_CHECKED = 2  # of each free dimension, besides the example's
 
 
+@takes()
 def export(
     model: nn.Module | torch.export.ExportedProgram,
     example_inputs: Any,

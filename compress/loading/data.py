@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, default_collate
 
-from compress.batches import is_mapping, read_batch
+from compress.batches import Batch, is_mapping, joined, read_batch
 from compress.errors import CompressError, DataError, nearest
+from compress.given import is_list_of_batches, is_pair_of_loaders
 from compress.loading.arrays import as_dataset, check_labels, open_arrays
 from compress.loading.augmentation import Augmentation, AugmentingCollate
 from compress.loading.callables import first_line, import_callable
-from compress.loading.datasets import NamedArrayDataset
+from compress.loading.datasets import ArrayDataset, NamedArrayDataset
 from compress.loading.embedded import EMBEDDED
 from compress.loading.folders import open_folder, read_classes
 from compress.loading.framing import described, framed
 from compress.loading.parts import Parts, Streamed, complete, draw, is_stream, size, subset
 from compress.loading.preprocessing import IMAGENET, Preprocessing, adjusted, size_kept
+from compress.taking import takes
 
 PARTS = ("train", "calibration", "test")
 _FACTORY_PARTS = {"train": "train", "calibration": "calibration", "test": "test", "val": "test", "validation": "test"}
@@ -165,6 +167,7 @@ def _line_of_worker(error: Exception) -> str:
     return (said or lines)[-1]
 
 
+@takes()
 def open_data(
     spec: str | Path | Data | Any,
     *,
@@ -252,7 +255,7 @@ def in_hand(
         DataError: it is none of these, or empty.
     """
     made = value
-    if isinstance(value, (tuple, list)) and len(value) == 2 and not isinstance(value[0], (Tensor, np.ndarray)):
+    if is_pair_of_loaders(value) or (isinstance(value, tuple) and len(value) == 2 and not _is_array(value[0])):
         made = {"train": value[0], "test": value[1]}
     elif is_mapping(value) and not set(value) & {*_FACTORY_PARTS, "whole"}:
         batch = read_batch(value)
@@ -374,9 +377,46 @@ def _as_part(value: Any, where: str) -> Dataset:
         return as_dataset(x.numpy(), y, where, Preprocessing())
     if isinstance(value, (Tensor, np.ndarray)):
         return as_dataset(np.asarray(value), None, where, Preprocessing())
-    if hasattr(value, "__getitem__") and hasattr(value, "__len__"):
+    if isinstance(value, Batch) or (is_list_of_batches(value) and _are_batches(value)):
+        return _one_of([value] if isinstance(value, Batch) else value, where)
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
         return value
     raise DataError(f"{where} is a {type(value).__name__}; return data sets (len and [index]) or pairs of arrays")
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray))
+
+
+def _are_batches(value: Sequence[Any]) -> bool:
+    """A list of batches has as many targets as samples in each; a list of samples has not."""
+    try:
+        first = read_batch(value[0])
+    except DataError:
+        return False
+    several = isinstance(first.target, list) or (isinstance(first.target, Tensor) and first.target.dim() > 0)
+    return several and len(first.target) == first.samples
+
+
+def _one_of(batches: Iterable[Any], where: str) -> Any:
+    """All samples of some batches as one data set.
+
+    Raises:
+        DataError: their shapes differ.
+    """
+    read = list(map(read_batch, batches))
+    try:
+        whole, targets = joined(read), [batch.target for batch in read]
+        listed = [item for target in targets if target is not None for item in target]
+        y = None if targets[0] is None else torch.cat(targets) if isinstance(targets[0], Tensor) else listed
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise DataError(f"{where}: its batches cannot be joined ({first_line(error)}); give a data set") from error
+    if whole.named:
+        return NamedArrayDataset(whole.inputs, y)
+    if len(whole.values) == 1 and (y is None or isinstance(y, Tensor)):
+        return ArrayDataset(whole.values[0], y)
+    samples = [tuple(values) if len(values) > 1 else values[0] for values in zip(*whole.values)]
+    return list(zip(samples, [None] * len(samples) if y is None else y))
 
 
 def _count_classes(parts: Sequence[Dataset]) -> int | None:

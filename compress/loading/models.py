@@ -28,6 +28,7 @@ from compress.loading.untrusted import load_checked
 from compress.loading.whole_modules import check_ultralytics, module_in
 from compress.onnx_files import read_onnx
 from compress.state import copied, seeded, unlogged
+from compress.taking import takes
 
 DEFAULT_WEIGHTS = "DEFAULT"
 WHOLE = (".onnx", ".pt2", ".torchscript")  # files that hold a model with its weights
@@ -67,6 +68,7 @@ class LoadedModel:
     tokenizer: str | None = None  # the folder, or id, of the tokenizer that goes with a text model
 
 
+@takes()
 def load(
     spec: str | Path | nn.Module | ir.Model,
     *,

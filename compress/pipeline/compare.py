@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from compress.reporting.environment import describe
 from compress.reporting.report import Report
 from compress.reporting.words import how_read, interval, plain_words
 from compress.runtimes.runtime import AUTO, DEFAULT, RUNTIMES, find_runtime
+from compress.taking import takes
 
 
+@takes(models=lambda models: sources_of(models))
 def compare(
     models: Sequence[ModelSource | Any],
     data: DataSource | Any = None,
@@ -141,6 +143,13 @@ def _in_runtimes(name: str, target: Target, runtime: str) -> dict[str, Target]:
     if not is_file:
         raise InputError(f"{found.name} runs ONNX files, and {name!r} is none; export it first")
     return {name: Runnable(target, found.name)}  # type: ignore[arg-type]
+
+
+def sources_of(models: Any) -> list[ModelSource]:
+    """Sources of several models: a sequence, a mapping by name, or one alone."""
+    if isinstance(models, Mapping):
+        return [replace(ModelSource.of(model), name=str(name)) for name, model in models.items()]
+    return [ModelSource.of(model) for model in (models if isinstance(models, (list, tuple)) else [models])]
 
 
 def _own_options(sources: Sequence[ModelSource]) -> list[ModelSource]:

@@ -31,6 +31,7 @@ class ModelSource:
     input_shape: tuple[int, ...] | None = None  # with the batch
     trust_pickle: bool = False
     inputs: tuple[str, ...] = ()  # NAME:SHAPE[:DTYPE][=VALUE] of each, see `compress.loading.declared`
+    name: str | None = None  # in reports; default: the file's, or what the specification says
 
     @classmethod
     def of(cls, value: Any) -> ModelSource:
@@ -189,13 +190,14 @@ def open_source(source: ModelSource, *, seed: int = 0) -> LoadedModel:
     """Load the model; a module or graph in hand is taken as it stands."""
     from compress.loading.models import open_model
 
-    return open_model(
+    loaded = open_model(
         source.spec,
         weights=source.weights,
         model_args=dict(source.model_args),
         trust_pickle=source.trust_pickle,
         seed=seed,
     )
+    return loaded if source.name is None else replace(loaded, name=source.name)
 
 
 def _image_size(loaded: LoadedModel, source: ModelSource) -> tuple[int, int] | None:

@@ -52,7 +52,11 @@ class Output:
 
     @classmethod
     def of(cls, value: Output | Path | str) -> Output:
-        return value if isinstance(value, Output) else cls(Path(value))
+        if isinstance(value, Output):
+            return value
+        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+            raise OutputError(f"output must be the path of a folder, got {value!r}")
+        return cls(Path(value))
 
     def check(self) -> None:
         """Refuse a place that exists (without `overwrite`) or cannot be written.

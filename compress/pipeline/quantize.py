@@ -25,12 +25,14 @@ from compress.reporting.report import Report
 from compress.runtimes.runtime import AUTO, DEFAULT
 from compress.scratch import scratch_folder
 from compress.steps import Step
+from compress.taking import takes
 
 UNTIMED = "nothing is timed: the file does not tell the sizes of its inputs; declare them, as in --input x:1,512"
 WORTH = 0.98  # of the weights' bytes: a result that keeps more of them is none
 QUICK_S = 60.0  # timing that takes longer is done on request only
 
 
+@takes()
 def quantize(
     model: ModelSource | Any,
     data: DataSource | Any = None,

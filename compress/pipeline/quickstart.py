@@ -17,6 +17,7 @@ from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, 
 from compress.pipeline.job import Delivery, Job
 from compress.pipeline.outputs import Output, output_folder
 from compress.reporting.report import Report
+from compress.taking import takes
 
 
 class Residual(nn.Module):
@@ -60,6 +61,7 @@ def build() -> nn.Module:
     return DigitNet()
 
 
+@takes()
 def quickstart(
     *,
     output: Output | str | Path,

@@ -28,6 +28,7 @@ from compress.pipeline.rehearsal import rehearsed
 from compress.pipeline.stages import Export, Finetune, Prune, Quantize, Stage, Work, duration
 from compress.reporting.report import Report
 from compress.steps import Step
+from compress.taking import takes
 
 TIMED_BATCH = 32  # of the forward pass that a plan's costs are worked out from
 
@@ -129,6 +130,7 @@ class Pipeline:
         return [*found, Planned("evaluate", "", False, cost)]
 
 
+@takes()
 def run(
     recipe: Recipe | str | Path,
     *,

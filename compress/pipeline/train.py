@@ -26,6 +26,7 @@ from compress.pipeline.outputs import Output, OutputFolder, output_folder
 from compress.reporting.report import Report
 from compress.scratch import scratch_folder
 from compress.steps import Change, Step
+from compress.taking import takes
 from compress.training.distributed import asked_for
 from compress.training.launching import LAUNCHED, check_nproc, launch
 from compress.training.loaders import share_of_batch
@@ -58,6 +59,7 @@ class TrainJob:
     metric: Any = None
 
 
+@takes()
 def train(
     model: ModelSource | Any,
     data: DataSource | Any,

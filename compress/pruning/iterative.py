@@ -18,12 +18,14 @@ from compress.pruning.request import PruneRequest
 from compress.pruning.schedule import next_fraction, schedule
 from compress.pruning.selection import widths
 from compress.steps import Change, Step
+from compress.taking import takes
 
 # Called after each step with the pruned module, the step's number (from 1) and the number of steps;
 # returns the module to go on with, or None for the one it was given.
 Between = Callable[[nn.Module, int, int], "nn.Module | None"]
 
 
+@takes()
 def prune_iteratively(
     module: nn.Module,
     example_inputs: Any,

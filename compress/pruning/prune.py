@@ -24,10 +24,12 @@ from compress.pruning.removal import Removal, Stage, remove_channels
 from compress.pruning.request import PruneRequest
 from compress.pruning.surgery import kept_outputs
 from compress.steps import Step
+from compress.taking import takes
 
 JUDGED = 128  # samples that two prunings are compared on
 
 
+@takes()
 def prune(
     module: nn.Module,
     example_inputs: Any = None,

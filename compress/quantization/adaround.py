@@ -23,6 +23,7 @@ from torch import Tensor
 
 from compress.batches import Batch, first_batches, joined
 from compress.errors import DataError, QuantizationError
+from compress.given import model_of
 from compress.graph.folding import consumers
 from compress.graph.naming import layer_of
 from compress.graph.operator_node import OperatorNode, Run
@@ -33,6 +34,7 @@ from compress.quantization.fake_quantize import WeightFakeQuantize
 from compress.quantization.qat import QuantizedGraph
 from compress.state import seeded
 from compress.steps import Change, Step
+from compress.taking import takes
 
 LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 STRETCH, SHIFT = 1.2, -0.1
@@ -48,6 +50,7 @@ class _Layer:
     quantizer: WeightFakeQuantize
 
 
+@takes(module=model_of)
 def adaround(
     module: QuantizedGraph,
     calibration: Iterable[Any] | None = None,

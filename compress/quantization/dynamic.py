@@ -22,6 +22,7 @@ from compress.quantization.storage import narrow_codes, store_in_four_bits
 from compress.quantization.targets import Target, resolve_target
 from compress.quantization.weights import TARGET
 from compress.steps import Change, Step
+from compress.taking import takes
 
 WEIGHT_TYPES = ("float16", "int8", "uint8")
 OLDEST_OPSET = 11  # DynamicQuantizeLinear
@@ -33,6 +34,7 @@ DEFAULT_INT8 = ("GRU", "Gather", "Gemm", "LSTM", "MatMul", "RNN")
 _QUANTIZED = frozenset({"MatMulInteger", "DynamicQuantizeLSTM", "QLinearConv", "QLinearMatMul", "DequantizeLinear"})
 
 
+@takes()
 def quantize_dynamic(
     model: nn.Module | ir.Model | str | Path,
     options: DynamicOptions | None = None,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from compress.batches import call, read_batch
 from compress.errors import QuantizationError
-from compress.given import batches_of
+from compress.given import batches_of, model_of
 from compress.graph.folding import consumers
 from compress.graph.module import GraphModule, set_initializer
 from compress.graph.plan import Replacement, to_torch
@@ -35,6 +35,7 @@ from compress.quantization.static import fold_weights, quantize_static
 from compress.quantization.weights import LIMIT, bias_of, pairs_saturate_in
 from compress.state import evaluating
 from compress.steps import Change, Step
+from compress.taking import takes
 
 RANGES = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
 AGREEMENT = 0.995  # share of samples whose first class must be the same in ONNX Runtime
@@ -127,6 +128,7 @@ def freeze_ranges(module: nn.Module) -> None:
         part.freeze()
 
 
+@takes()
 def prepare_qat(
     model: nn.Module | ir.Model | str | Path,
     calibration: Iterable[Any],
@@ -162,6 +164,7 @@ def prepare_qat(
     return module
 
 
+@takes(module=model_of)
 def convert(module: nn.Module, inputs: Iterable[Any] | None = None, *, samples: int = 256) -> Step:
     """Return the trained int8 graph, ready to ship, and how well ONNX Runtime agrees with the module.
 

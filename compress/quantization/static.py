@@ -33,12 +33,14 @@ from compress.quantization.rewrites.matching import keep_float, stays_float
 from compress.quantization.targets import resolve_target
 from compress.quantization.weights import fold_weights as _fold
 from compress.steps import Change, Step
+from compress.taking import takes
 
 __all__ = ["calibrate_static", "fold_weights", "quantize_static"]
 PAIRS_OPSET = 13  # QuantizeLinear with an axis
 WANTED_OPSET = 17  # LayerNormalization, where old files have to be raised anyway
 
 
+@takes()
 def quantize_static(
     model: nn.Module | ir.Model | str | Path,
     calibration: Iterable[Any],

@@ -22,8 +22,10 @@ from compress.quantization.rewrites import REWRITES
 from compress.quantization.static import prepare, quantize_static, ready_for_pairs
 from compress.quantization.tuning import Choices, tune_latency
 from compress.steps import Change, Step
+from compress.taking import takes
 
 
+@takes()
 def quantize_tuned(
     model: nn.Module | ir.Model | str | Path,
     calibration: Iterable[Any],

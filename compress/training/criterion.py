@@ -78,6 +78,8 @@ class Criterion:
         """The loss of outputs that are there already."""
         if self.form == BATCH:
             return self.function(output, fed.raw)
+        if self.built_in and fed.target is None:
+            raise TrainingError(f"loss {self.name} needs targets, and the batch has none; yield (inputs, target)")
         return self.function(one_tensor(output) if self.built_in else output, fed.target)
 
     def check(self, output: Any, target: Any) -> None:

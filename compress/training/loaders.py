@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from torch.utils.data import DataLoader, DistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from compress.batches import Batch, is_mapping, known_length
 from compress.errors import DataError, InputError, TrainingError
+from compress.given import is_list_of_batches, is_pair_of_loaders
+from compress.loading.data import open_data
 from compress.training.distributed import World
 from compress.training.options import TrainOptions
 from compress.training.sampling import EpochSampler, ShareSampler
@@ -38,6 +43,18 @@ class Batches:
     classes: int | None = None  # as the data declares them
 
 
+def as_train_data(data: Any) -> Any:
+    """Data with parts, or a pair of loaders, of whatever holds samples: a list of batches has no evaluation part."""
+    if isinstance(data, TrainData) or is_pair_of_loaders(data):
+        return data
+    if is_list_of_batches(data):
+        return data, None
+    arrays = isinstance(data, tuple) and len(data) == 2 and all(isinstance(item, (Tensor, np.ndarray)) for item in data)
+    if arrays or isinstance(data, (str, Path, Dataset, Tensor, np.ndarray, Batch)) or is_mapping(data):
+        return open_data(data)
+    return data
+
+
 def open_batches(data: Any, options: TrainOptions, world: World) -> Batches:
     """Return the loaders of this process for `data`: a `TrainData`, or a pair (training, evaluation or None).
 
@@ -60,7 +77,7 @@ def open_batches(data: Any, options: TrainOptions, world: World) -> Batches:
         raise TrainingError(
             f"{world.size} processes would each read the whole training loader; give it a DistributedSampler, or pass data with parts"
         )
-    count = len(train) if isinstance(train, Sized) else None
+    count = known_length(train)
     if count == 0:
         dropping = isinstance(train, DataLoader) and train.drop_last
         reason = "its batch is larger than the data and drop_last is set" if dropping else "it is empty"

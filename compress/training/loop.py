@@ -18,6 +18,7 @@ from compress.errors import InputError, TrainingError
 from compress.given import model_of
 from compress.measures.opening import Measures, open_measures
 from compress.state import copied
+from compress.taking import takes
 from compress.training.averaging import Average
 from compress.training.batchnorm import Counted, synchronized
 from compress.training.choosing import chosen_weights, comparable, decide_watched, judge_start
@@ -29,7 +30,7 @@ from compress.training.diverging import diverged
 from compress.training.early_stopping import EarlyStopping
 from compress.training.epoch import DivergedError, evaluate_epoch, train_epoch
 from compress.training.history import Record, plot_history, write_history
-from compress.training.loaders import open_batches
+from compress.training.loaders import as_train_data, open_batches
 from compress.training.losses import Loss
 from compress.training.metrics import Tally
 from compress.training.mixup import on_mixed
@@ -86,6 +87,7 @@ class Plan:
     folder: Path | None = None
 
 
+@takes()
 def fit(
     module: nn.Module,
     data: Any,
@@ -126,7 +128,7 @@ def fit(
         TrainingError: the run cannot start, or a loss is not finite (fine-tuning stops instead, and keeps the best).
         OutputError: a checkpoint cannot be written.
     """
-    module = model_of(module)
+    module, data = model_of(module), as_train_data(data)
     if not isinstance(module, nn.Module):
         raise InputError(f"training takes a torch.nn.Module, not a {type(module).__name__}")
     if isinstance(options, Mapping):
