@@ -46,6 +46,11 @@ class Batch:
             return inputs if target is None else replace(inputs, target=target)
         named = is_mapping(inputs)
         values = dict(inputs.items()) if named else dict(enumerate(_sequence(inputs)))
+        # Columns of words (names, texts) beside the numbers are no inputs.
+        words = [name for name, value in values.items() if named and _is_words(value)]
+        if words and len(words) < len(values):
+            _say_dropped("any model", tuple(map(str, words)), ("text is no number",))
+            values = {name: value for name, value in values.items() if name not in words}
         found = {str(name): _tensor(value, str(name)) for name, value in values.items() if value is not None}
         if not found:
             raise DataError("a batch holds no input; yield (inputs, target), with inputs a tensor or a tuple of them")
@@ -85,7 +90,8 @@ class Batch:
         Raises:
             InputError: names that do not fit forward's parameters, both sides named.
         """
-        if not self.named:
+        by_keyword = keyword_only(model)
+        if not self.named and not by_keyword:
             return self.values, {}
         names, needed, open_ended = parameters_of(model)
         if open_ended and not names:
@@ -95,7 +101,7 @@ class Batch:
         bound = self.bound(names, needed=needed, whose=type(model).__name__)
         # In the order of forward: as long as none is left out they may go by position, which every module takes.
         ordered = {name: bound[name] for name in names if name in bound}
-        if list(ordered) == list(names[: len(ordered)]):
+        if list(ordered) == list(names[: len(ordered)]) and not by_keyword & set(ordered):
             return tuple(ordered.values()), {}
         return (), ordered
 
@@ -242,6 +248,18 @@ def parameters_of(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], b
     )
 
 
+def keyword_only(model: nn.Module) -> frozenset[str]:
+    """Names of forward's parameters that stand behind `*`: they cannot go by position."""
+    inner = getattr(model, "_orig_mod", None) or model
+    if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return keyword_only(inner.module)
+    try:
+        parameters = inspect.signature(inner.forward).parameters.values()
+    except (TypeError, ValueError):
+        return frozenset()
+    return frozenset(item.name for item in parameters if item.kind == inspect.Parameter.KEYWORD_ONLY)
+
+
 def known_length(batches: Any) -> int | None:
     """How many batches there are; None where that is not known (a generator, a loader over a stream)."""
     try:
@@ -304,6 +322,12 @@ def _is_numbers(value: Sequence[Any]) -> bool:
     if isinstance(first, (list, tuple)):
         return isinstance(value, list) and _is_numbers(first)
     return isinstance(first, (int, float, np.generic)) and not isinstance(first, Tensor)
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, (str, bytes)) or (
+        isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, (str, bytes)) for item in value)
+    )
 
 
 def _tensor(value: Any, name: str) -> Tensor:

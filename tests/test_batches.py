@@ -140,3 +140,21 @@ def test_models_of_two_inputs_are_quantized(tuned):
     batches = [((torch.randn(8, 16), torch.randn(8, 16)), torch.zeros(8, dtype=torch.long))]
     verb = compress.quantize_tuned if tuned else compress.quantize_static
     assert verb(graph, batches).done
+
+
+def test_parameters_behind_a_star_go_by_keyword():
+    class ByKeyword(torch.nn.Module):
+        def forward(self, x, *, scale):
+            return x * scale
+
+    x, scale = torch.ones(4, 2), torch.full((4, 2), 3.0)
+    for batch in (read_batch({"scale": scale, "x": x}), read_batch(((x, scale), None))):
+        assert torch.equal(call(ByKeyword(), batch), x * scale)
+
+
+def test_columns_of_words_are_no_inputs():
+    with pytest.warns(UserWarning, match="'title'"):
+        batch = read_batch({"title": ["a", "b"], "x": torch.zeros(2, 3), "labels": [0, 1]})
+    assert list(batch.inputs) == ["x"] and batch.samples == 2
+    with pytest.raises(DataError, match="not numbers"):
+        read_batch({"title": ["a", "b"], "labels": [0, 1]})

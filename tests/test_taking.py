@@ -133,7 +133,7 @@ def test_wrong_types_are_one_line(name, strange, module, tmp_path):
     verb = getattr(compress, name)
     parameters = inspect.signature(verb).parameters
     good = {
-        "model": module, "module": module, "target": module, "targets": [module], "graph": compress.Step, "data": BATCHES,
+        "model": module, "module": module, "teacher": module, "target": module, "targets": [module], "graph": compress.Step, "data": BATCHES,
         "loader": BATCHES, "calibration": BATCHES, "example_inputs": X, "inputs": X, "models": [module], "spec": "digits",
         "path": tmp_path / "x.onnx", "recipe": tmp_path / "none.toml", "output": tmp_path / "out",
     }  # fmt: skip
