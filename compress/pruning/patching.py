@@ -48,9 +48,9 @@ def follow_literals(
         stays = {old for old, new in found.items() if new == {old}}
         held = vars(module.get_submodule(place))
         for name, value in list(vars(part).items()):
-            before: Any = held.get(name)
-            if type(before) is int and before != value:  # it followed the parameters already
-                new = before if before in stays else value
+            earlier = held.get(name)
+            if type(earlier) is int and earlier != value:  # it followed the parameters already
+                new = earlier if earlier in stays else value
             else:
                 new = _followed(value, moved)
             if new != value and name != "training":
