@@ -138,3 +138,16 @@ def test_dynamic_quantization_in_four_bits(encoder):
     assert np.abs(got - expected).max() < 0.35 * np.abs(expected).max()
     with pytest.raises(QuantizationError, match="weight_bits 4 goes with weight_type int8, not uint8"):
         quantize_dynamic(encoder, weight_type="uint8", weight_bits=4)
+
+
+def test_tiny_weights_do_not_vanish():
+    """A model in small units (weights around 1e-12) gives small numbers in int8, not zeros."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(1e-6 if value.dim() > 1 else 1e-7)
+    tiny = compress.export(model, (X[:2],), check=False).model
+    expected = Session(tiny, threads=1).run(X)[0]
+    got = Session(quantize_static(tiny, [X], threads=1).model, threads=1).run(X)[0]
+    assert np.square(got - expected).sum() < 1e-2 * np.square(expected).sum()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Below these a product of two scales leaves float32's normal range, and x / s overflows.
-SMALLEST_SCALE = 2.0**-40
+SMALLEST_SCALE = 2.0**-60
 LARGEST_BIAS_CODE = 2.0**30  # one bit of int32 is left for the accumulator itself
 
 CODES = {"uint8": (0, 255), "int8": (-128, 127)}
