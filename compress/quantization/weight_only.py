@@ -8,8 +8,8 @@ All standard ONNX (opset 21); ONNX Runtime fuses the first two to `MatMulNBits`,
 block's largest weight takes the code −8 (−128), so that all sixteen codes are used, and its scale is shrunk to where the
 squared error is least. With data, rounding feeds its errors forward (`repairs/rounding.py`); without, it is to nearest.
 
-A tensor is read, quantized and dropped before the next, and the codes are made when they are written: a file whose weights
-lie beside it as external data needs about three times its largest tensor.
+A tensor is read, quantized and dropped before the next, and the codes are made when they are written, so that memory
+follows the largest tensor of a file whose weights lie beside it, not the whole.
 """
 
 from __future__ import annotations
