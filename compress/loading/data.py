@@ -411,8 +411,11 @@ def _one_of(batches: Iterable[Any], where: str) -> Any:
         y = None if targets[0] is None else torch.cat(targets) if isinstance(targets[0], Tensor) else listed
     except (RuntimeError, KeyError, TypeError) as error:
         raise DataError(f"{where}: its batches cannot be joined ({first_line(error)}); give a data set") from error
-    if whole.named:
+    if whole.named and not isinstance(y, list):
         return NamedArrayDataset(whole.inputs, y)
+    if whole.named:
+        columns = [dict(zip(whole.inputs, values)) for values in zip(*whole.values)]
+        return [{**sample, "labels": target} for sample, target in zip(columns, y or ())]
     if len(whole.values) == 1 and (y is None or isinstance(y, Tensor)):
         return ArrayDataset(whole.values[0], y)
     samples = [tuple(values) if len(values) > 1 else values[0] for values in zip(*whole.values)]
