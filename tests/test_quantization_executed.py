@@ -48,6 +48,33 @@ def test_a_float_layer_runs_in_float_with_its_own_weights(net, layer):
     assert _error_db((written,), (optimized,)) > 30
 
 
+class OneChannel(nn.Module):
+    """Layers that read one channel: a list of one scale is a single scale to ONNX Runtime."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.narrow = nn.Conv2d(3, 1, 3), nn.Conv2d(1, 16, 3)
+        self.thin, self.up, self.last = nn.Conv2d(16, 1, 3), nn.ConvTranspose2d(1, 8, 2, stride=2), nn.Conv2d(8, 4, 3)
+        with torch.no_grad():
+            self.narrow.weight[:1] *= 1000
+            self.up.weight[:, :1] *= 1000
+
+    def forward(self, x):
+        x = torch.relu(self.narrow(torch.relu(self.first(x))))
+        return self.last(torch.relu(self.up(torch.relu(self.thin(x)))))
+
+
+@pytest.mark.parametrize("layer", ["narrow", "up"])
+def test_a_float_layer_that_reads_one_channel_runs_in_float(layer):
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 16, 16)
+    graph = compress.export(OneChannel().eval(), x[:2]).model
+    step = compress.quantize_static(graph, [x], exclude=(f"{layer}*",), target="any")
+    optimized, written = (Session(step.model, optimize=flag).run(x)[0] for flag in (True, False))
+    assert not any(runs_in_integers(kind) for name, kind in executed_operators(step.model).items() if layer in name)
+    assert _error_db((written,), (optimized,)) > 60  # 38 dB with one scale for its weight
+
+
 def test_without_that_form_the_runtime_quantizes_it_and_the_report_says_so(net, monkeypatch):
     graph, x = net
     monkeypatch.setattr(finishing, "keep_float_layers", lambda graph: 0)
