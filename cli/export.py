@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
-from cli.help import Grouped
+from cli.help import Grouped, completing
 from cli.options import data_options, examples, model_options, output_options, report_option, run_options
 from cli.printing import show
+from compress.errors import InputError, nearest
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
+
+FORMATS = ("onnx", "openvino")
 
 
 @click.command(
@@ -33,6 +36,15 @@ from compress.pipeline.outputs import Output
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="A file of fixed shape that takes N samples.")
 @click.option("--static-batch", is_flag=True, help="Fix the batch to that of the input shape.")
 @click.option("--opset", type=int, metavar="N", help="ONNX opset of the file, from 13; default: the exporter's.")
+@click.option(
+    "--format",
+    "form",
+    type=completing(FORMATS),
+    default="onnx",
+    show_default=True,
+    metavar="NAME",
+    help="onnx, or openvino: two files (.xml, .bin), of an ONNX file too.",
+)
 @click.option("--no-check", is_flag=True, help="Do not compare with PyTorch.")
 @report_option
 @run_options
@@ -44,11 +56,22 @@ def command(
     batch: int | None,
     static_batch: bool,
     opset: int | None,
+    form: str,
     no_check: bool,
     report: tuple[Path, ...],
     settings: Settings,
 ) -> None:
     """Export MODEL to an ONNX file and check it against PyTorch."""
+    if form not in FORMATS:
+        raise InputError(f"unknown format {form!r}; {nearest(form, FORMATS)}")
+    if form == "openvino":
+        typed = {"--dynamic": dynamic, "--batch": batch, "--opset": opset, "--static-batch": static_batch}
+        if idle := next((name for name, value in typed.items() if value), None):
+            raise InputError(f"{idle} shapes an ONNX file; export that first, then it with --format openvino")
+        from compress.pipeline.export_openvino import export_openvino
+
+        show(export_openvino(source, data, output=output, settings=settings), settings, report)
+        return
     from compress.pipeline.export import export
 
     result = export(

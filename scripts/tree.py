@@ -1,4 +1,4 @@
-"""Write the file tree of docs/layout.md from each file's own first line; `--check` says whether it is true."""
+"""Write the file tree of docs/layout.md from each file's own first line, or say whether it is true."""
 
 import ast
 import re

@@ -139,3 +139,21 @@ def test_compare_in_both_runtimes(tmp_path, block):
     source = compress.ModelSource(Block(), input_shape=(2, 3, 12, 12))
     with pytest.raises(InputError, match="openvino runs ONNX files"):
         compress.compare([source], rounds=5, settings=compress.Settings(runtime="openvino"))
+
+
+@installed
+def test_openvinos_own_files(tmp_path, block):
+    from compress.pipeline.export_openvino import export_openvino
+
+    graph, x = block
+    step = compress.quantize_static(graph, [x], target="any", accuracy="fast")
+    path = compress.save_onnx(step.model, tmp_path / "int8.onnx")
+    report = export_openvino(path, output=tmp_path / "int8.xml")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.bin", "int8.onnx", "int8.xml"]
+    assert "OpenVINO and ONNX Runtime agree" in report.notes[-1]
+    wanted = find_runtime("onnxruntime").open(path).run(x)
+    assert _error_db(wanted, find_runtime("openvino").open(tmp_path / "int8.xml").run(x)) > 25
+    with pytest.raises(InputError, match=r"does not end in \.xml"):
+        export_openvino(path, output=tmp_path / "int8.onnx")
+    with pytest.raises(InputError, match="exists already"):
+        export_openvino(path, output=tmp_path / "int8.xml")

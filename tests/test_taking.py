@@ -78,7 +78,11 @@ def test_calibration_takes_the_beginning_of_an_endless_stream():
     assert [sum(batch.samples for batch in read) for _ in range(2)] == [512, 512]
 
 
-@pytest.mark.parametrize("form", [Stream(), SET, (X, Y), BATCHES, (DataLoader(Stream(), batch_size=4), None)], ids=["stream", "set", "pair", "batches", "loaders"])
+@pytest.mark.parametrize(
+    "form",
+    [Stream(), SET, (X, Y), BATCHES, (DataLoader(Stream(), batch_size=4), None)],
+    ids=["stream", "set", "pair", "batches", "loaders"],
+)
 def test_what_trains(module, form):
     assert compress.fit(module, form, {"epochs": 1, "lr": 0.01, "batch_size": 4}).steps == 2
 
