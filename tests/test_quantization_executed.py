@@ -43,7 +43,7 @@ def test_a_float_layer_runs_in_float_with_its_own_weights(net, layer):
     graph, x = net
     step = compress.quantize_static(graph, [x], exclude=(f"{layer}*",), target="any")
     (node,) = {change.values["node"] for change in step.skipped if change.layer == layer}
-    assert not runs_in_integers(executed_operators(step.model)[node])
+    assert not runs_in_integers(executed_operators(step.model)[node].operator)
     optimized, written = (Session(step.model, optimize=flag).run(x)[0] for flag in (True, False))
     assert _error_db((written,), (optimized,)) > 30
 
@@ -71,7 +71,7 @@ def test_a_float_layer_that_reads_one_channel_runs_in_float(layer):
     graph = compress.export(OneChannel().eval(), x[:2]).model
     step = compress.quantize_static(graph, [x], exclude=(f"{layer}*",), target="any")
     optimized, written = (Session(step.model, optimize=flag).run(x)[0] for flag in (True, False))
-    assert not any(runs_in_integers(kind) for name, kind in executed_operators(step.model).items() if layer in name)
+    assert not any(runs_in_integers(kind.operator) for name, kind in executed_operators(step.model).items() if layer in name)
     assert _error_db((written,), (optimized,)) > 60  # 38 dB with one scale for its weight
 
 
@@ -114,3 +114,15 @@ def test_error_in_decibels():
     a = np.ones(100)
     assert _error_db((a,), (a + 0.1,)) == pytest.approx(20)
     assert _error_db((a,), (a,)) == 100
+
+
+def test_weights_that_the_runtime_quantizes_behind_a_layers_name_are_told(net, monkeypatch):
+    """A transposed convolution has no integer kernel: its name and operator stay, its weights do not."""
+    graph, x = net
+    monkeypatch.setattr(finishing, "keep_float_layers", lambda graph: 0)
+    step = compress.quantize_static(graph, [x], exclude=("up*",), target="any")
+    found = as_executed(step, graph, [x])
+    (change,) = [
+        change for change in found.changes if change.layer == "up" and "quantizes its weights" in change.reason
+    ]
+    assert not change.skipped and change.action == "weights in int8, computed in float"

@@ -7,6 +7,7 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,16 @@ def _source(model: Path | str | ir.Model, folder: Path) -> str | bytes:
     return ir.to_proto(model).SerializeToString()
 
 
-def executed_operators(model: Path | str | ir.Model) -> dict[str, str]:
-    """Return, by node name, the operator that ONNX Runtime runs for it: its own graph, after fusion, read back.
+@dataclass(frozen=True)
+class Executed:
+    """What ONNX Runtime runs for a node: its own operator, and whether the weights that it reads were quantized."""
+
+    operator: str
+    narrow_weights: bool
+
+
+def executed_operators(model: Path | str | ir.Model) -> dict[str, Executed]:
+    """Return, by node name, what ONNX Runtime runs for it: its own graph, after fusion, read back.
 
     The level of optimization is the one at which quantize/dequantize pairs fuse into integer kernels and nodes keep
     their names; layouts of the processor at hand, which come after, change neither.
@@ -169,7 +178,18 @@ def executed_operators(model: Path | str | ir.Model) -> dict[str, str]:
             ort.InferenceSession(_source(model, folder), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise _load_error(str(model)[:80], error) from error
-        return {node.name or "": node.op_type for node in ir.load(path).graph}
+        return {node.name or "": Executed(node.op_type, _narrow_weights(node)) for node in ir.load(path).graph}
+
+
+def _narrow_weights(node: ir.Node) -> bool:
+    """Whether a layer's weights come out of a DequantizeLinear, which reads a constant or what was made of one."""
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    maker = value.producer() if value is not None else None
+    if maker is None or maker.op_type != "DequantizeLinear" or maker.inputs[0] is None:
+        return False
+    before = maker.inputs[0].producer()
+    codes = maker.inputs[0] if before is None or before.op_type != "QuantizeLinear" else before.inputs[0]
+    return codes is not None and codes.is_initializer()
 
 
 @functools.cache

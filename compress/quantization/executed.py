@@ -7,7 +7,7 @@ in float. Its own optimized graph is read back, and every change that says other
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.batches import Batch, read_batch
-from compress.graph.runtime import VERSION, Session, executed_operators
+from compress.graph.runtime import VERSION, Executed, Session, executed_operators
 from compress.quantization.calibration import all_rows
-from compress.quantization.kernels import HEAVY, MOVING
+from compress.quantization.kernels import HEAVY, MOVING, STORED
 from compress.steps import Change, Step
 
 IN_INT8 = "runs in int8"
@@ -71,17 +71,20 @@ def _as_in_openvino(step: Step) -> Step:
     return replace(step, changes=changes, notes=(*step.notes, *_told(differing, "OpenVINO")))
 
 
-def _corrected(change: Change, operators: dict[str, str]) -> Change:
-    operator = operators.get(str(change.values.get("node")))
-    if operator is None or change.values.get("op_type") in MOVING:
+def _corrected(change: Change, operators: Mapping[str, Executed]) -> Change:
+    found = operators.get(str(change.values.get("node")))
+    if found is None or change.values.get("op_type") in MOVING:
         return change
-    integer = runs_in_integers(operator)
+    operator, integer = found.operator, runs_in_integers(found.operator)
     if change.action == IN_INT8 and not change.skipped and not integer:
         reason = f"ONNX Runtime {VERSION} has no integer kernel for this form and runs it in float"
         return replace(change, action="quantized, computed in float", reason=reason)
     if change.skipped and integer and change.values.get("op_type") is not None:
         reason = f"ONNX Runtime {VERSION} quantizes it when it loads the file ({operator})"
         return replace(change, action=IN_INT8, reason=reason, skipped=False)
+    if change.skipped and found.narrow_weights and change.values.get("op_type") in HEAVY | STORED:
+        reason = f"ONNX Runtime {VERSION} quantizes its weights when it loads the file"
+        return replace(change, action="weights in int8, computed in float", reason=reason, skipped=False)
     return change
 
 
