@@ -30,7 +30,7 @@ def main(argv=None):
     else:
         data = None
         inputs = example_inputs(loaded, input_shape=(2, 3, arguments.side, arguments.side))
-        calibration = [torch.randn_like(inputs[0]) for _ in range(4)]
+        calibration = [torch.randn_like(inputs.values[0]) for _ in range(4)]
 
     exported = compress.export(loaded.model, inputs, path=arguments.out / "float.onnx", overwrite=True)
     step = compress.quantize_static(exported.model, calibration)

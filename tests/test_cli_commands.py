@@ -133,7 +133,7 @@ def test_a_limit_on_what_cannot_be_measured_is_refused(place):
     assert result.exit_code == 2 and "max-drop needs a test part of the data" in result.stderr
 
 
-@pytest.mark.parametrize("method", ["static", "dynamic", "qat"])
+@pytest.mark.parametrize("method", ["static", "qat"])  # dynamic would leave this net's weights as large as they are
 def test_quantize_leaves_the_file_that_it_measured(place, method):
     out = place / method
     more = {"qat": ["--epochs", "1"], "static": ["--no-tune-latency"]}.get(method, [])

@@ -78,10 +78,10 @@ def test_overrides_replace_add_and_are_checked():
     assert recipe.prune.amount == 0.4 and recipe.quantize.method == "dynamic" and recipe.seed == 9
     assert recipe.gates.max_size == 300_000 and recipe.data.mean == (0.5,)
     for override, message in [
-        ("prune.amout=1", r"--set prune.amout: unknown key 'amout' in \[prune\]; did you mean 'amount'"),
+        ("prune.amout=1", r"set prune.amout: unknown key 'amout' in \[prune\]; did you mean 'amount'"),
         ("prine.amount=1", r"unknown table 'prine'; did you mean 'prune'"),
         ("prune.amount", r"is not table.key=value"),
-        ("prune.amount=x", r"--set prune.amount: prune.amount must be a number, got 'x'"),
+        ("prune.amount=x", r"set prune.amount: prune.amount must be a number, got 'x'"),
     ]:
         with pytest.raises(InputError, match=message):
             parse_recipe(RECIPE, overrides=[override])

@@ -107,7 +107,7 @@ def test_dry_run_prints_costs_and_writes_nothing(here):
 
 
 def test_places_that_are_taken(finished, here, monkeypatch):
-    with pytest.raises(InputError, match="no place to write to; give -o DIR"):
+    with pytest.raises(InputError, match="no place to write to; give output DIR"):
         run(Recipe(model=ModelSource("net.py:build")))
     (here.parent / "out" / ".stages").mkdir(parents=True)
     with pytest.raises(OutputError, match="holds an interrupted run; add resume=True"):

@@ -516,7 +516,7 @@ class Branches(nn.Module):
         ({"scope": "globe"}, r"pruning scope 'globe' is unknown"),
         ({"round_to": 0}, r"round_to 0 is not a count of channels"),
         ({"amount": 0.999, "target": "parameters", "round_to": 16}, r"99.9 % of parameters cannot be removed: the closest reached is 8\d %; locked: 7: output of the model"),
-        ({"amount": 0.01}, r"amount 0\.01 of channels removes no channel here: layers keep multiples of 16, .* or a smaller --round-to; locked: 7: output of the model"),
+        ({"amount": 0.01}, r"amount 0\.01 of channels removes no channel here: layers keep multiples of 16, .* or a smaller round_to; locked: 7: output of the model"),
         ({"amount": "x"}, r"amount 'x' is outside"),
         ({"amount": True}, r"amount True is outside"),
         ({"round_to": 2.5}, r"round_to 2\.5 is not a count of channels"),

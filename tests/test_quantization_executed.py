@@ -71,7 +71,9 @@ def test_a_float_layer_that_reads_one_channel_runs_in_float(layer):
     graph = compress.export(OneChannel().eval(), x[:2]).model
     step = compress.quantize_static(graph, [x], exclude=(f"{layer}*",), target="any")
     optimized, written = (Session(step.model, optimize=flag).run(x)[0] for flag in (True, False))
-    assert not any(runs_in_integers(kind.operator) for name, kind in executed_operators(step.model).items() if layer in name)
+    assert not any(
+        runs_in_integers(kind.operator) for name, kind in executed_operators(step.model).items() if layer in name
+    )
     assert _error_db((written,), (optimized,)) > 60  # 38 dB with one scale for its weight
 
 

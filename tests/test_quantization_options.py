@@ -42,7 +42,10 @@ def test_a_typo_is_answered_with_the_nearest(model, verb):
 
 
 def test_options_of_another_verb_are_refused(model):
-    with pytest.raises(InputError, match="quantize_static takes its options as StaticOptions, got DynamicOptions"):
+    with pytest.raises(
+        InputError,
+        match="quantize_static: options takes StaticOptions or a mapping of its fields, got a DynamicOptions",
+    ):
         quantize_static(model, DATA, DynamicOptions())
     with pytest.raises(InputError, match="quantize_dynamic has no option 'weight_types'; did you mean 'weight_type'"):
         quantize_dynamic(model, weight_types="uint8")

@@ -219,7 +219,7 @@ def test_files_that_are_not_ours(tmp_path):
     (tmp_path / "bad.torchscript").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="not written by compress, or is truncated"):
         load_torchscript(tmp_path / "bad.torchscript")
-    whole = save_torchscript(EngineModule(nn.Linear(3, 2), ENGINES[0]), tmp_path / "whole.torchscript", ())
+    whole = save_torchscript(EngineModule(nn.Linear(3, 2), ENGINES[0]), tmp_path / "whole.torchscript", (1, 3))
     (tmp_path / "cut.torchscript").write_bytes(whole.read_bytes()[:-200])
     with pytest.raises(ModelError, match=r"cut\.torchscript"):
         load_torchscript(tmp_path / "cut.torchscript")
@@ -261,7 +261,7 @@ def test_the_command(tmp_path, residual):
         settings=Settings(quiet=True),
     )
     assert any("trained for 2 epochs" in note for note in qat.notes)
-    graph_message = "is an ONNX graph, which PyTorch cannot quantize; use --runtime onnx"
+    graph_message = "is an ONNX graph, which PyTorch cannot quantize; use runtime onnx"
     from compress.graph.exporting import export
 
     with pytest.raises(InputError, match=graph_message):

@@ -178,7 +178,11 @@ def executed_operators(model: Path | str | ir.Model) -> dict[str, Executed]:
             ort.InferenceSession(_source(model, folder), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise _load_error(str(model)[:80], error) from error
-        return {node.name or "": Executed(node.op_type, _narrow_weights(node)) for node in ir.load(path).graph}
+        try:
+            graph = ir.load(path).graph
+        except Exception as error:  # protobuf's own classes share no base
+            raise ModelError(f"its optimized graph could not be written to {name!r} and read back") from error
+        return {node.name or "": Executed(node.op_type, _narrow_weights(node)) for node in graph}
 
 
 def _narrow_weights(node: ir.Node) -> bool:

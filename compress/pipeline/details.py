@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compress.batches import Batch
+from compress.batches import Batch, example_batch
 from compress.evaluation.runners import resized_batch
 from compress.graph.folding import constant_array
 from compress.graph.runtime import Session
@@ -42,6 +42,7 @@ def layer_details(
     `baseline` is the same network in float, `samples` batches to compare the two on (default: `inputs`).
     A figure that cannot be had (an operator that will not be profiled, no baseline) is left out, never guessed.
     """
+    inputs = example_batch(inputs)
     details: dict[str, Any] = {"layers": [], "histograms": []}
     if classes:
         details["classes"] = list(classes)

@@ -180,7 +180,9 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
     """The stages that a recipe asks for. An ONNX file has crossed the border already and is not exported."""
     stages: list[Stage] = []
     if recipe.prune is not None:
-        stages.append(Prune(recipe.prune))
+        # What a fine-tuning that follows would learn anyway is not healed first, unless it was asked for.
+        follows = recipe.finetune is not None and recipe.prune.heal is None and not recipe.prune.masks
+        stages.append(Prune(replace(recipe.prune, heal=0.0) if follows else recipe.prune))
     if recipe.finetune is not None:
         stages.append(Finetune(recipe.finetune, distill=recipe.distill))
     if not str(recipe.model.spec).endswith(".onnx"):
