@@ -408,7 +408,10 @@ def test_what_cannot_be_done_is_said(net, tmp_path):
     for options, message in (
         ({"reconstruct": True}, "reconstruction needs data; give it with data"),
         ({"reconstruct": True, "masks": True, "data": True}, "masks=True keeps what reconstruct=True fits"),
-        ({"reconstruct": True, "recalibrate": True, "data": True}, "recalibrate=True measures anew what reconstruct=True"),
+        (
+            {"reconstruct": True, "recalibrate": True, "data": True},
+            "recalibrate=True measures anew what reconstruct=True",
+        ),
     ):
         data = (smooth(64).numpy(), np.arange(64) % 16) if options.pop("data", False) else None
         np.savez(tmp_path / "d.npz", x=data[0], y=data[1]) if data else None
