@@ -225,9 +225,7 @@ def call(model: nn.Module, batch: Batch) -> Any:
 
 def parameters_of(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
     """Names of forward's parameters, those without a default, and whether it takes any keyword."""
-    inner = getattr(model, "_orig_mod", None) or model  # torch.compile's wrapper
-    if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return parameters_of(inner.module)
+    inner = _unwrapped(model)
     own = getattr(inner, "input_names", None)  # a graph as a module takes its graph's inputs
     if isinstance(own, tuple):
         return own, own, False
@@ -235,10 +233,7 @@ def parameters_of(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], b
     if isinstance(inner, torch.fx.GraphModule) and placed is not None:
         names = tuple(str(node.target) for node in placed.nodes if node.op == "placeholder")
         return names, names, False
-    try:
-        parameters = list(inspect.signature(inner.forward).parameters.values())
-    except (TypeError, ValueError):
-        return (), (), False
+    parameters = _of_forward(inner)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_ONLY)
     plain = [item for item in parameters if item.kind in kinds]
     return (
@@ -250,14 +245,23 @@ def parameters_of(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], b
 
 def keyword_only(model: nn.Module) -> frozenset[str]:
     """Names of forward's parameters that stand behind `*`: they cannot go by position."""
-    inner = getattr(model, "_orig_mod", None) or model
-    if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return keyword_only(inner.module)
-    try:
-        parameters = inspect.signature(inner.forward).parameters.values()
-    except (TypeError, ValueError):
-        return frozenset()
+    parameters = _of_forward(_unwrapped(model))
     return frozenset(item.name for item in parameters if item.kind == inspect.Parameter.KEYWORD_ONLY)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module whose forward is written by somebody: inside torch.compile's wrapper, inside those of processes."""
+    inner: nn.Module = getattr(model, "_orig_mod", None) or model
+    wraps = isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    return _unwrapped(inner.module) if wraps else inner
+
+
+def _of_forward(module: nn.Module) -> Sequence[inspect.Parameter]:
+    """Forward's parameters; none where Python cannot tell them."""
+    try:
+        return list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        return ()
 
 
 def known_length(batches: Any) -> int | None:

@@ -19,7 +19,7 @@ from compress.pipeline.rehearsal import rehearsed
 from compress.reporting.environment import describe
 from compress.reporting.report import Report
 from compress.reporting.words import how_read, interval, plain_words
-from compress.runtimes.runtime import AUTO, DEFAULT, RUNTIMES, find_runtime
+from compress.runtimes.runtime import AUTO, DEFAULT, find_runtime, others_installed
 from compress.taking import takes
 
 
@@ -134,7 +134,7 @@ def _in_runtimes(name: str, target: Target, runtime: str) -> dict[str, Target]:
     """A model in the runtime asked for; with `auto` an ONNX file in each that is installed."""
     is_file = isinstance(target, Path) and target.suffix == ".onnx"
     if runtime == AUTO:
-        others = [other for other in RUNTIMES if other != DEFAULT and RUNTIMES[other].installed()] if is_file else []
+        others = others_installed() if is_file else []
         return {name: target, **{f"{name} ({other})": Runnable(target, other) for other in others}}  # type: ignore[arg-type]
     found = find_runtime(runtime)
     found.check()

@@ -10,10 +10,11 @@ from typing import Any
 from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import Runnable, resized_batch
 from compress.onnx_files import save_onnx
+from compress.pipeline.inputs import Opened
 from compress.pipeline.job import CLOSING_SECONDS, Job
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.quantization.executed import as_executed
-from compress.runtimes.runtime import ALIASES, AUTO, DEFAULT, RUNTIMES, find_runtime
+from compress.runtimes.runtime import ALIASES, AUTO, DEFAULT, find_runtime, others_installed
 from compress.steps import Step
 
 # (graph, job, options) → the step of one runtime
@@ -36,15 +37,16 @@ def quantized_for(
     """Quantize for the runtime that `options` names; return the step and the name of the runtime."""
     if options.runtime != AUTO:
         name = ALIASES.get(options.runtime, options.runtime)
-        return _held(quantize(graph, job, options), graph, job, name), name
-    others = [name for name in RUNTIMES if name != DEFAULT and RUNTIMES[name].installed()]
-    plain = _held(quantize(graph, job, replace(options, runtime=DEFAULT)), graph, job, DEFAULT)
+        return held_to_runtime(quantize(graph, job, options), graph, job.opened, name), name
+    others = others_installed()
+    plain = held_to_runtime(quantize(graph, job, replace(options, runtime=DEFAULT)), graph, job.opened)
     if not others or options.method != "static" or not job.opened.has_inputs:
         why = "no other runtime is installed" if not others else f"{options.method} makes one file for all of them"
         return replace(plain, notes=(*plain.notes, f"runtime onnxruntime: {why}")), DEFAULT
     made = {DEFAULT: plain}
     for name in others:
-        made[name] = _held(quantize(graph, job, replace(options, runtime=name)), graph, job, name)
+        step = quantize(graph, job, replace(options, runtime=name))
+        made[name] = held_to_runtime(step, graph, job.opened, name)
     times = _timed(made, job, scratch)
     best = min(times, key=lambda name: times[name])
     shown = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
@@ -52,9 +54,9 @@ def quantized_for(
     return replace(made[best], notes=(*made[best].notes, note)), best
 
 
-def _held(step: Step, graph: Any, job: Job, runtime: str) -> Step:
+def held_to_runtime(step: Step, graph: Any, opened: Opened, runtime: str = DEFAULT) -> Step:
     """The step as the runtime really runs its graph; outputs are compared where there is data to calibrate with."""
-    batches = job.opened.calibration() if job.opened.calibration_samples else None
+    batches = opened.calibration() if opened.calibration_samples else None
     return as_executed(step, graph, batches, runtime=runtime)
 
 
@@ -68,4 +70,4 @@ def _timed(made: dict[str, Step], job: Job, scratch: Path) -> dict[str, float]:
 
 def in_other_runtimes(path: Path, runtime: str) -> dict[str, Runnable]:
     """The file in the runtimes that it was not made for, where they are installed."""
-    return {name: Runnable(path, name) for name in RUNTIMES if name != runtime and RUNTIMES[name].installed()}
+    return {name: Runnable(path, name) for name in others_installed(runtime)}

@@ -124,13 +124,6 @@ def check_gained(graph: Any, step: Step) -> None:
         )
 
 
-def held_to_runtime(step: Step, graph: Any, opened: Opened) -> Step:
-    """The step as ONNX Runtime really runs its graph; outputs are compared where there is data to calibrate with."""
-    from compress.quantization.executed import as_executed
-
-    return as_executed(step, graph, opened.calibration() if opened.calibration_samples else None)
-
-
 def _float_name(opened: Opened) -> str:
     return opened.name if "float" in opened.name else f"{opened.name} float32"
 

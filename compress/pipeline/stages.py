@@ -16,11 +16,12 @@ from compress.evaluation.size import sparsity
 from compress.files import native_file
 from compress.graph.exporting import to_graph
 from compress.onnx_files import read_onnx, save_onnx
+from compress.pipeline.for_runtime import held_to_runtime
 from compress.pipeline.inputs import Opened, Settings
 from compress.pipeline.prune import check_pruning, pruned, reconstructs, rehearse_finetuning
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.qat import qat_training
-from compress.pipeline.quantize import STEPS, held_to_runtime
+from compress.pipeline.quantize import STEPS
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pipeline.trying import rehearse_training
 from compress.pruning.masks import hold_zeros, make_permanent

@@ -7,7 +7,7 @@ in float. Its own optimized graph is read back, and every change that says other
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,10 +51,15 @@ def as_executed(
     except CompressError as error:  # no room for a second copy: nothing is claimed of what runs, and no work is lost
         note = f"what ONNX Runtime runs of this file could not be read back ({error})"
         return replace(step, notes=(*step.notes, note))
-    changes = tuple(_corrected(change, operators) for change in step.changes)
+    held = _with_changes(step, [_corrected(change, operators) for change in step.changes], "ONNX Runtime")
+    outputs = _outputs_changed(step.model, plain, batches) if batches is not None else ()
+    return replace(held, notes=(*held.notes, *outputs))
+
+
+def _with_changes(step: Step, changes: Sequence[Change], runtime: str) -> Step:
+    """The step with its changes as they run, and a note for each kind that differs from what the file says."""
     differing = [new for old, new in zip(step.changes, changes) if new is not old]
-    notes = [*_told(differing), *(_outputs_changed(step.model, plain, batches) if batches is not None else ())]
-    return replace(step, changes=changes, notes=(*step.notes, *notes))
+    return replace(step, changes=tuple(changes), notes=(*step.notes, *_told(differing, runtime)))
 
 
 def _as_in_openvino(step: Step) -> Step:
@@ -71,9 +76,7 @@ def _as_in_openvino(step: Step) -> Step:
         reason = f"OpenVINO {VERSION} runs it in {seen[0]}"
         return replace(change, action="quantized, computed in float", reason=reason)
 
-    changes = tuple(map(held, step.changes))
-    differing = [new for old, new in zip(step.changes, changes) if new is not old]
-    return replace(step, changes=changes, notes=(*step.notes, *_told(differing, "OpenVINO")))
+    return _with_changes(step, [held(change) for change in step.changes], "OpenVINO")
 
 
 def _corrected(change: Change, operators: Mapping[str, Executed]) -> Change:
@@ -93,7 +96,7 @@ def _corrected(change: Change, operators: Mapping[str, Executed]) -> Change:
     return change
 
 
-def _told(differing: list[Change], runtime: str = "ONNX Runtime") -> Iterator[str]:
+def _told(differing: list[Change], runtime: str) -> Iterator[str]:
     for said in dict.fromkeys(change.action for change in differing):
         names = [change.layer for change in differing if change.action == said]
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

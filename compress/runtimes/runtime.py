@@ -94,6 +94,11 @@ RUNTIMES: Mapping[str, Runtime] = {
 ALIASES = {"onnx": "onnxruntime"}
 
 
+def others_installed(name: str = DEFAULT) -> list[str]:
+    """The runtimes beside `name` that are installed here, in the order of the table."""
+    return [other for other, runtime in RUNTIMES.items() if other != name and runtime.installed()]
+
+
 def find_runtime(name: str) -> Runtime:
     """The runtime of that name.
 
