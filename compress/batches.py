@@ -251,9 +251,10 @@ def keyword_only(model: nn.Module) -> frozenset[str]:
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The module whose forward is written by somebody: inside torch.compile's wrapper, inside those of processes."""
-    inner: nn.Module = getattr(model, "_orig_mod", None) or model
+    inner: Any = getattr(model, "_orig_mod", None) or model
     wraps = isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    return _unwrapped(inner.module) if wraps else inner
+    found: nn.Module = _unwrapped(inner.module) if wraps else inner
+    return found
 
 
 def _of_forward(module: nn.Module) -> Sequence[inspect.Parameter]:

@@ -1,7 +1,7 @@
 """OpenVINO on the CPU, the one door to it: load an ONNX file or graph, run it, time its layers, tell their precision.
 
 Float layers run in float32 (`INFERENCE_PRECISION_HINT`): left to itself OpenVINO takes bf16 where the processor has it,
-and a comparison with another runtime would compare precisions. `precision="auto"` leaves it to OpenVINO.
+and a comparison with another runtime would compare precisions.
 """
 
 from __future__ import annotations
@@ -37,16 +37,14 @@ class Session:
         *,
         threads: int | None = None,
         profile: bool = False,
-        precision: str = "f32",
     ) -> None:
         self._label = repr(str(model)) if isinstance(model, (str, Path)) else f"graph {model.graph.name!r}"
         self._times: dict[str, tuple[str, list[float]]] = {}
         self._profiling = profile
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "PERF_COUNT": profile}
+        options["INFERENCE_PRECISION_HINT"] = "f32"
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
-        if precision != "auto":
-            options["INFERENCE_PRECISION_HINT"] = precision
         try:
             core = ov.Core()
             read = _read(core, model)

@@ -107,3 +107,16 @@ def _number_or_none(value: Any) -> bool:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def named(what: str, name: str, known: Mapping[str, str], refused: Mapping[str, str]) -> str:
+    """The class name of torch that an option's name stands for.
+
+    Raises:
+        InputError: there is none (the nearest is given), or it cannot be used; says why.
+    """
+    if name in refused:
+        raise InputError(f"{what} {name!r} {refused[name]}")
+    if name not in known:
+        raise InputError(f"unknown {what} {name!r}; {nearest(name, known)}")
+    return known[name]

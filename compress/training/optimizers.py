@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-from compress.errors import InputError, TrainingError, nearest
-from compress.training.arguments import accepted, call, check_arguments
+from compress.errors import TrainingError
+from compress.training.arguments import accepted, call, check_arguments, named
 from compress.training.options import OPTIMIZERS, TrainOptions
 
 FIELDS = ("lr", "weight_decay", "nesterov")  # of `TrainOptions`, handed to every class that takes them
@@ -24,11 +24,7 @@ def optimizer_class(name: str) -> type[optim.Optimizer]:
     Raises:
         InputError: there is none, or it cannot be used; says why.
     """
-    if name in REFUSED:
-        raise InputError(f"optimizer {name!r} {REFUSED[name]}")
-    if name not in OPTIMIZERS:
-        raise InputError(f"unknown optimizer {name!r}; {nearest(name, OPTIMIZERS)}")
-    found: type[optim.Optimizer] = getattr(optim, OPTIMIZERS[name])
+    found: type[optim.Optimizer] = getattr(optim, named("optimizer", name, OPTIMIZERS, REFUSED))
     return found
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from torch import optim
 from torch.optim import lr_scheduler
 
-from compress.errors import InputError, nearest
-from compress.training.arguments import call, check_arguments
+from compress.errors import InputError
+from compress.training.arguments import call, check_arguments, named
 from compress.training.options import SCHEDULERS, TrainOptions
 
 BY_STEP = ("cosine", "onecycle", "cyclic")
@@ -67,11 +67,7 @@ def scheduler_class(name: str) -> type:
     Raises:
         InputError: there is none, or it cannot be used; says why.
     """
-    if name in REFUSED:
-        raise InputError(f"scheduler {name!r} {REFUSED[name]}")
-    if name not in SCHEDULERS:
-        raise InputError(f"unknown scheduler {name!r}; {nearest(name, SCHEDULERS)}")
-    found: type = getattr(lr_scheduler, SCHEDULERS[name])
+    found: type = getattr(lr_scheduler, named("scheduler", name, SCHEDULERS, REFUSED))
     return found
 
 
