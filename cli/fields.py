@@ -32,6 +32,33 @@ class NumberOrWord(click.ParamType):
             self.fail(f"{value!r} is neither a number nor {' or '.join(self.words)}", param, ctx)
 
 
+class Amounts(click.ParamType):
+    """A number, or several with commas between them: 0.4, or 0.8,0.6,0.4."""
+
+    name = "F[,F]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | tuple[float, ...]:
+        if not isinstance(value, str):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        try:
+            numbers = tuple(map(float, parts))
+        except ValueError:
+            wrong = next(part for part in parts if not _is_number(part))
+            self.fail(f"{wrong!r} in {value!r} is no number; write 0.4, or several as 0.8,0.6,0.4", param, ctx)
+        return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 class Names(click.ParamType):
     """Comma-separated names: Conv,Gemm."""
 
@@ -74,6 +101,8 @@ def option_of(field: dataclasses.Field) -> Decorator:
         return click.option(
             flag, field.name, multiple=True, metavar="K=V", callback=key_values, help=f"{text} (repeatable)."
         )
+    if field.metadata.get("several"):
+        return click.option(f"--{name}", field.name, type=Amounts(), help=f"{text}. [default: {field.default}]")
     if field.metadata.get("commas"):
         return click.option(f"--{name}", field.name, type=Names(), metavar=field.metadata["metavar"], help=f"{text}.")
     if kind.startswith("tuple"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.fields import given, own_fields, with_options
+from cli.fields import Amounts, given, own_fields, with_options
 from cli.help import Grouped
 from cli.options import (
     data_options,
@@ -45,7 +45,7 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
         values = given(rest, fields)
         values |= _target({name: rest.pop(name) for name in SHORT}, values)
         amount = values.get("amount")
-        if values.get("masks") and amount is not None and amount >= 2 and amount == int(amount):
+        if values.get("masks") and isinstance(amount, float) and amount >= 2 and amount == int(amount):
             values["amount"] = int(amount)  # a number of weights, not a share of them
         typed = {} if lr is None else {"lr": lr}
         if (typed or config) and not values.get("finetune_epochs"):
@@ -58,8 +58,14 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
     tuning = [
         click.option("--lr", type=float, help="Learning rate of fine-tuning; default: what fits."),
         click.option("--config", type=path, metavar="FILE", help="TOML: how to fine-tune."),
-        click.option("--latency", type=float, metavar="F", help="Remove until the measured latency fell by F."),
-        click.option("--macs", type=float, metavar="F", help="Remove until the multiply-accumulates fell by F."),
+        click.option(
+            "--latency", type=Amounts(), help="Remove until the measured latency fell by F; several as --macs."
+        ),
+        click.option(
+            "--macs",
+            type=Amounts(),
+            help="Remove until the multiply-accumulates fell by F; 0.2,0.4 makes a model each.",
+        ),
     ]
     decorated: Callable[..., Any] = wrapper
     for decorate in reversed(tuning):
@@ -67,7 +73,7 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options(decorated, fields)
 
 
-def _target(short: dict[str, float | None], values: dict[str, Any]) -> dict[str, Any]:
+def _target(short: dict[str, float | tuple[float, ...] | None], values: dict[str, Any]) -> dict[str, Any]:
     typed = {name: value for name, value in short.items() if value is not None}
     if len(typed) > 1:
         raise InputError("--latency and --macs are two targets; give one of them")

@@ -45,6 +45,7 @@ _HOMES = {
     "prepare_qat": "compress.quantization.qat",
     "prune": "compress.pruning.prune",
     "prune_iteratively": "compress.pruning.iterative",
+    "prune_sizes": "compress.pruning.sizes",
     "quantize": "compress.pipeline.quantize",
     "quantize_dynamic": "compress.quantization.dynamic",
     "quantize_static": "compress.quantization.static",

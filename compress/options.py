@@ -79,15 +79,20 @@ def _check_type(field: dataclasses.Field, value: Any, what: str) -> None:
     wanted = kind.removesuffix(" | None").removesuffix(" | str")
     fits = {
         "int": isinstance(value, numbers.Integral) and not isinstance(value, bool),
-        "float": isinstance(value, numbers.Real) and not isinstance(value, bool),
+        "float": _is_real(value),
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
+        "float | tuple[float, ...]": _is_real(value) or (isinstance(value, tuple) and all(map(_is_real, value))),
         "tuple[str, ...]": isinstance(value, tuple) and all(isinstance(item, str) for item in value),
         "Mapping[str, Any]": isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
     }[wanted]
     if not fits:
         words = "".join(f" or {word!r}" for word in field.metadata.get("words", ()))
         raise InputError(f"{what} option {field.name} must be {wanted}{words}, got {value!r}")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _check_range(field: dataclasses.Field, value: Any, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +37,18 @@ OURS = (
 )
 
 
+SIZE_FOLDER = re.compile(r"(channels|macs|parameters|latency|blocks)-0(\.[0-9]+)?")  # as `size_folder` names them
+
 FILE_SUFFIXES = (".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".torchscript")
+
+
+def size_folder(target: str, amount: float) -> str:
+    """The folder of one of several models, by what was removed.
+
+    >>> size_folder("macs", 0.4)
+    'macs-0.4'
+    """
+    return f"{target}-{amount:g}"
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,11 @@ class OutputFolder:
         if not (self.path / names["weights"]).exists():
             del names["weights"]
         return {kind: str(self.path / name) for kind, name in names.items()}
+
+    def inner(self, name: str) -> OutputFolder:
+        """A folder in this one, for one of several models."""
+        (self.path / name).mkdir()
+        return OutputFolder(self.path / name, self.final / name)
 
     def save_graph(self, graph: Any, name: str = "model.onnx") -> Path:
         """Write an ONNX graph, load it once as its user will, and return the path that it has now.
@@ -231,8 +248,21 @@ def _move_into_place(path: Path, final: Path) -> None:
         for name in OURS:
             if name not in written:
                 (final / name).unlink(missing_ok=True)
+        for inner in final.iterdir():
+            if inner.name not in written and _is_one_of_several(inner):
+                shutil.rmtree(inner)
     except OSError as error:
         raise OutputError(f"cannot write {str(final)!r}: {cause(error)}") from error
+
+
+def _is_one_of_several(folder: Path) -> bool:
+    """Whether an earlier run that made several models left this one, and nothing else is in it."""
+    return (
+        folder.is_dir()
+        and not folder.is_symlink()
+        and SIZE_FOLDER.fullmatch(folder.name) is not None
+        and all(item.name in OURS for item in folder.iterdir())
+    )
 
 
 def _umask() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from compress.pipeline.closing import closing_report
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.job import Delivery, Job
-from compress.pipeline.outputs import Output, output_folder
+from compress.pipeline.outputs import Output, OutputFolder, output_folder, size_folder
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.rehearsal import rehearsed
 from compress.pipeline.trying import rehearse_training
@@ -33,6 +33,7 @@ from compress.pruning.prune import prune as prune_module
 from compress.pruning.recalibration import recalibrate_batchnorm
 from compress.pruning.request import PruneRequest
 from compress.pruning.scores import SCORES
+from compress.pruning.sizes import each_size
 from compress.reporting.report import Report
 from compress.scratch import scratch_folder
 from compress.steps import Step
@@ -71,38 +72,53 @@ def prune(
     opened = open_inputs(model, data, settings)
     check_pruning(opened, options)
     job = rehearsed(Job(opened, settings, output, gates or Gates(), measures), models=3)
+    several = isinstance(options.amount, tuple)
     with output_folder(output) as folder, scratch_folder() as name:
         scratch = Path(name)
         baseline = scratch / "float.onnx"
         export(opened.model, opened.inputs, path=baseline)
-        with state.threads(settings.threads):
-            step, tuned = pruned(opened, options, settings, scratch, baseline)
-        changes, notes = list(step.changes), list(step.notes)
-        module = tuned if tuned is not None else step.model
-        flushed = flush_denormals(module)
-        if flushed:
-            notes.append(f"{flushed} denormal weights set to zero: processors compute with them many times slower")
-        changes.extend(folder.save_module(module, opened.inputs))
-        shipped = folder.save_graph(export(module, opened.inputs).model)
-        if options.sparse_storage:
-            stored, said = _stored_sparse(shipped, scratch, opened)
-            changes.extend(stored)
-            notes.append(said)
         targets: dict[str, Any] = {f"{opened.name} before": baseline}
-        if tuned is not None:
-            first = "pruned, not fine-tuned" if options.schedule == "one-shot" else "before the last fine-tuning"
-            targets[first] = scratch / "pruned.onnx"
-            export(step.model, opened.inputs, path=scratch / "pruned.onnx")
-        targets["model.onnx"] = shipped
+        steps, files = [], folder.listed()
+        for amount, step, tuned in each_pruned(opened, options, settings, scratch, baseline):
+            size = size_folder(options.target, amount) if several else ""
+            place = folder.inner(size) if several else folder
+            if tuned is not None and not several:
+                first = "pruned, not fine-tuned" if options.schedule == "one-shot" else "before the last fine-tuning"
+                targets[first] = scratch / "pruned.onnx"
+                export(step.model, opened.inputs, path=scratch / "pruned.onnx")
+            done = _saved(step, tuned, place, opened, options, scratch)
+            targets[f"{size}/model.onnx" if several else "model.onnx"] = place.onnx
+            steps.append(replace(done, notes=tuple(f"{size}: {note}" for note in done.notes)) if several else done)
+            files |= {size: str(place.onnx)} if several else folder.listed()
+        if several:
+            files.pop("model", None)
         made = Delivery(
             targets,
             f"{opened.name}, pruned",
-            steps=[replace(step, model=module, changes=tuple(changes), notes=tuple(notes))],
-            files=folder.listed(),
-            shipped=shipped,
+            steps=steps,
+            files=files,
+            shipped=None if several else folder.onnx,
             scratch=scratch,
         )
         return folder.save_report(closing_report(job, made))
+
+
+def _saved(
+    step: Step, tuned: nn.Module | None, folder: OutputFolder, opened: Opened, options: PruneOptions, scratch: Path
+) -> Step:
+    """Write one pruned model's files; return its step with the module that ships, and what was said of the files."""
+    changes, notes = list(step.changes), list(step.notes)
+    module = tuned if tuned is not None else step.model
+    flushed = flush_denormals(module)
+    if flushed:
+        notes.append(f"{flushed} denormal weights set to zero: processors compute with them many times slower")
+    changes.extend(folder.save_module(module, opened.inputs))
+    shipped = folder.save_graph(export(module, opened.inputs).model)
+    if options.sparse_storage:
+        stored, said = _stored_sparse(shipped, scratch, opened)
+        changes.extend(stored)
+        notes.append(said)
+    return replace(step, model=module, changes=tuple(changes), notes=tuple(notes))
 
 
 def check_pruning(opened: Opened, options: PruneOptions) -> None:
@@ -112,6 +128,8 @@ def check_pruning(opened: Opened, options: PruneOptions) -> None:
         raise PruningError(f"pruning score {options.method!r} is unknown; {nearest(options.method, SCORES)}")
     if options.masks and options.target != "channels":
         raise PruningError(f"masks remove no {options.target}; leave --target and --latency out, or leave --masks out")
+    if isinstance(options.amount, tuple):
+        _check_several(options)
     if options.target == "blocks" and options.schedule != "one-shot":
         raise PruningError(f"blocks go in one step; leave --schedule {options.schedule} out")
     needs = {
@@ -132,6 +150,14 @@ def check_pruning(opened: Opened, options: PruneOptions) -> None:
     rehearse_finetuning(opened, options)
 
 
+def _check_several(options: PruneOptions) -> None:
+    """Refuse what makes one model only."""
+    if options.masks:
+        raise InputError("masks keep every size, so several amounts make no several sizes; give one amount")
+    if options.schedule != "one-shot":
+        raise InputError(f"--schedule {options.schedule} prunes one model in steps; give one amount, or leave it out")
+
+
 def rehearse_finetuning(opened: Opened, options: PruneOptions) -> None:
     """Try on one batch how pruning would be mended; the model before it gives outputs of the same form."""
     if options.finetune_epochs and isinstance(opened.model, nn.Module):
@@ -139,40 +165,60 @@ def rehearse_finetuning(opened: Opened, options: PruneOptions) -> None:
         rehearse_training(opened, opened.model, train, teacher=opened.model if options.distill else None)
 
 
+def each_pruned(
+    opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path
+) -> Iterator[tuple[float, Step, nn.Module | None]]:
+    """Prune to each amount of the options in turn; several share one analysis. What is yielded: the amount, then as `pruned`."""
+    if not isinstance(options.amount, tuple):
+        yield options.amount, *pruned(opened, options, settings, scratch, baseline)
+        return
+    request = _request(opened, replace(options, amount=options.sizes[0]), settings, scratch, baseline)
+    with state.threads(settings.threads):
+        for amount, step in each_size(opened.model, opened.inputs, options.sizes, request):
+            yield amount, *_mended(step, opened, options, options.finetune_epochs, [])
+
+
 def pruned(
     opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path
 ) -> tuple[Step, nn.Module | None]:
     """Prune by the schedule; return the step, with the module right after pruning, and the fine-tuned module."""
-    request = _request(opened, options, settings, scratch, baseline)
-    rounds = 1 if options.schedule == "one-shot" else max(options.steps, 1)
-    epochs = _spread(options.finetune_epochs, rounds)
-    tuned: list[nn.Module] = []
-    said: list[str] = []
+    with state.threads(settings.threads):
+        request = _request(opened, options, settings, scratch, baseline)
+        rounds = 1 if options.schedule == "one-shot" else max(options.steps, 1)
+        epochs = _spread(options.finetune_epochs, rounds)
+        said: list[str] = []
 
-    def between(module: nn.Module, number: int, count: int) -> nn.Module | None:
-        if number == count or not epochs[number - 1]:
-            return None
-        return _finetuned(module, opened, options, epochs[number - 1], said)
+        def between(module: nn.Module, number: int, count: int) -> nn.Module | None:
+            if number == count or not epochs[number - 1]:
+                return None
+            return _finetuned(module, opened, options, epochs[number - 1], said)
 
-    if rounds > 1:
-        step = prune_iteratively(
-            opened.model,
-            opened.inputs,
-            request,
-            schedule_kind=options.schedule,
-            steps=rounds,
-            between=between if options.finetune_epochs else None,
-        )
-    else:
-        step = prune_module(opened.model, opened.inputs, request)
+        if rounds > 1:
+            step = prune_iteratively(
+                opened.model,
+                opened.inputs,
+                request,
+                schedule_kind=options.schedule,
+                steps=rounds,
+                between=between if options.finetune_epochs else None,
+            )
+        else:
+            step = prune_module(opened.model, opened.inputs, request)
+        return _mended(step, opened, options, epochs[-1], said)
+
+
+def _mended(
+    step: Step, opened: Opened, options: PruneOptions, epochs: int, said: list[str]
+) -> tuple[Step, nn.Module | None]:
+    """Recalibrate and fine-tune as the options say; return the step before fine-tuning, and the fine-tuned module."""
     if options.recalibrate:
         loader = opened.calibration()
         step = replace(step, model=recalibrate_batchnorm(step.model, loader), notes=(*step.notes, RECALIBRATED))
-    if epochs[-1]:
-        last = hold_zeros(step.model) if options.masks else step.model
-        tuned.append(make_permanent(_finetuned(last, opened, options, epochs[-1], said)))
-        step = replace(step, notes=(*step.notes, *dict.fromkeys(said)))
-    return step, tuned[0] if tuned else None
+    if not epochs:
+        return step, None
+    last = hold_zeros(step.model) if options.masks else step.model
+    tuned = make_permanent(_finetuned(last, opened, options, epochs, said))
+    return replace(step, notes=(*step.notes, *dict.fromkeys(said))), tuned
 
 
 def _request(opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path) -> PruneRequest:

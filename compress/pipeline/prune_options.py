@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from compress.options import check_fields, option
+from compress.pruning.amounts import check_amounts
 from compress.training.options import FinetuneOptions, TrainOptions
 
 
@@ -12,11 +13,14 @@ from compress.training.options import FinetuneOptions, TrainOptions
 class PruneOptions:
     """How to prune. `--finetune-epochs` on the command line is `finetune_epochs` here and in a recipe.
 
-    `amount` is a fraction of `target`; with `masks`, a fraction of weights or a whole number of them. `finetune_epochs`
+    `amount` is a fraction of `target`, or several, each of which makes a model; with `masks`, a fraction of weights or a
+    whole number of them. `finetune_epochs`
     are spread over the steps of the schedule, and `train` says how.
     """
 
-    amount: float = option(0.5, "fraction to remove")
+    amount: float | tuple[float, ...] = option(
+        0.5, "fraction to remove; several (0.2,0.4) make a model each", several=True
+    )
     target: str = option("channels", "what --amount is of: channels, macs, parameters, latency, blocks", metavar="NAME")
     method: str = option("l1", "score; the least go first: l1, l2, random, batchnorm, taylor, fpgm", metavar="NAME")
     scope: str | None = option(
@@ -54,3 +58,10 @@ class PruneOptions:
 
     def __post_init__(self) -> None:
         check_fields(self, "pruning")
+        if isinstance(self.amount, tuple):
+            object.__setattr__(self, "amount", check_amounts(self.amount))  # frozen, and still being made
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """The amounts, the least first; one where one model is made."""
+        return self.amount if isinstance(self.amount, tuple) else (self.amount,)

@@ -77,6 +77,8 @@ TABLES: dict[str, type] = {
 TOP = {"out": str, "seed": int, "threads": int | None}
 # Keys that are read besides the fields of a table's class.
 EXTRA = {"finetune": {"distill": bool}}
+# Types that a recipe takes less of than the class: it makes one model.
+NARROWER = {"prune": {"amount": float}}
 # Fields that another table says, or that a later stage would undo.
 ELSEWHERE = {"prune": {"train", "sparse_storage"}}
 
@@ -179,7 +181,7 @@ def _build(content: dict[str, Any], places: Places) -> Recipe:
 
 
 def _read_table(given: Mapping[str, Any], kind: type, table: str, places: Places) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind) | NARROWER.get(table, {})
     names = [item.name for item in dataclasses.fields(kind) if item.name not in ELSEWHERE.get(table, ())]
     values = {}
     for key, value in given.items():

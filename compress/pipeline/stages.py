@@ -112,6 +112,12 @@ class Prune(ModuleStage):
     options: PruneOptions = field(default_factory=PruneOptions)
     name: str = "prune"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.options.amount, tuple):
+            raise InputError(
+                f"a recipe makes one model, and prune.amount = {list(self.options.amount)} asks for several; give one"
+            )
+
     def rehearse(self, opened: Opened) -> None:
         rehearse_finetuning(opened, self.options)
 

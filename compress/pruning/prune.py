@@ -13,6 +13,7 @@ from compress.batches import Batch, example_batch, first_batches, joined
 from compress.errors import PruningError
 from compress.given import model_of
 from compress.options import spelled_out
+from compress.pruning.analysis import Analysis, analysed
 from compress.pruning.balancing import output_error
 from compress.pruning.block_outputs import kept_of_blocks
 from compress.pruning.blocks import prune_blocks
@@ -98,6 +99,7 @@ def prune_channels(
     request: PruneRequest | None = None,
     *,
     stage: Stage | None = None,
+    analysis: Analysis | None = None,
     **fields: Any,
 ) -> Removal:
     """Remove channels, really: a copy with smaller layers, and what went by its labels.
@@ -105,6 +107,7 @@ def prune_channels(
     The pruned module's outputs are those of the original with everything zeroed that read the removed channels;
     this is checked on `example_inputs` each time. For normalization over channels, zeroed means left out of the
     statistics. With `reconstruct` the result then differs from the zeroed original, for the better.
+    `analysis` is that of an earlier call on the same module, with the same request but for amount and scope.
 
     Raises: as `prune`.
     """
@@ -112,9 +115,9 @@ def prune_channels(
     inputs = _batch(example_inputs)
     request = spelled_out(PruneRequest, request, fields, "prune")
     if request.scope == "auto":
-        return _nearer(module, inputs, request, stage)
+        return _nearer(module, inputs, request, stage, analysis)
     with torch.no_grad():
-        removal = remove_channels(module, inputs, request, stage)
+        removal = remove_channels(module, inputs, request, stage, analysis)
     if request.reconstruct:
         kept = kept_outputs(removal.source, removal.channels, removal.removed)
         removal = replace(removal, step=reconstructed(removal.step, removal.source, request.data, kept))
@@ -129,16 +132,22 @@ def _finished(removal: Removal, request: PruneRequest) -> Removal:
     return removal
 
 
-def _nearer(module: nn.Module, inputs: Batch, request: PruneRequest, stage: Stage | None) -> Removal:
+def _nearer(
+    module: nn.Module, inputs: Batch, request: PruneRequest, stage: Stage | None, analysis: Analysis | None
+) -> Removal:
     """Prune by uniform and by balanced shares; go on with the one whose outputs are nearer to the whole network's."""
     assert request.data is not None
     batches = list(first_batches(request.data, JUDGED))
     if not batches:
         raise PruningError("what each layer costs cannot be measured: the data is empty")
     samples = joined(batches).part(0, JUDGED)
+    with torch.no_grad():
+        analysis = analysis or analysed(module, inputs, request)
     found: dict[str, tuple[float, Removal]] = {}
     for scope in ("uniform", "balanced"):
-        removal = prune_channels(module, inputs, replace(request, scope=scope, heal_s=0.0), stage=stage)
+        removal = prune_channels(
+            module, inputs, replace(request, scope=scope, heal_s=0.0), stage=stage, analysis=analysis
+        )
         found[scope] = output_error(removal.step.model, module, samples), removal
     scope = min(found, key=lambda name: found[name][0])
     errors = ", ".join(f"{name} {error:.3g}" for name, (error, _) in found.items())

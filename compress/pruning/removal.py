@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,19 +9,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from compress.batches import Batch, first_batches, joined
+from compress.batches import Batch
 from compress.errors import PruningError
 from compress.metadata import attributes, remember
-from compress.pruning.baking import bake
-from compress.pruning.balancing import MOST as MOST_SAMPLES
-from compress.pruning.balancing import curves_of, prices
-from compress.pruning.channels import Channels, Family, find_channels
+from compress.pruning.analysis import Analysis, analysed, cost_of, locks
+from compress.pruning.channels import Channels, Family
 from compress.pruning.cost import CostModel
 from compress.pruning.labels import FIXED
-from compress.pruning.naming import check_patterns, matches
 from compress.pruning.patching import follow_literals
 from compress.pruning.request import PruneRequest
-from compress.pruning.scores import score_classes
 from compress.pruning.selection import Selection, choose, group_numbers, reach
 from compress.pruning.surgery import kept_indices, remove
 from compress.pruning.verifying import Agreement, Failure, check, fewest, nearest_passing, passing
@@ -30,7 +25,6 @@ from compress.steps import Change, Step
 
 ATTEMPTS = 40  # each locks at least one family, so this bounds models whose forward fixes many sizes
 FIXED_SIZES = "sizes fixed"
-COMPUTED = re.compile("weight computed in|weight is computed from")  # reasons of layers that baking may free
 NARROW = 12  # sizes that are narrowed down to their families, which takes tries; further ones lock all in the forward
 
 
@@ -54,24 +48,20 @@ class Removal:
     source: nn.Module  # what was pruned: the module handed in, its computed weights baked
 
 
-def remove_channels(module: nn.Module, inputs: Batch, request: PruneRequest, stage: Stage | None = None) -> Removal:
-    """Make a smaller copy of `module`; see `compress.prune`."""
+def remove_channels(
+    module: nn.Module,
+    inputs: Batch,
+    request: PruneRequest,
+    stage: Stage | None = None,
+    analysis: Analysis | None = None,
+) -> Removal:
+    """Make a smaller copy of `module`; see `compress.prune`. Several removals may share one `analysis`."""
     stage = stage or Stage()
     if request.target == "blocks":
         raise PruningError("blocks are removed by compress.prune in one step; a schedule takes channels or masks")
-    channels = find_channels(module, inputs)
-    baked: tuple[str, ...] = ()
-    if request.bake and any(COMPUTED.search(reason) for reason in channels.locked.values()):
-        module, baked = bake(module, channels.program)
-        channels = find_channels(module, inputs) if baked else channels
-    channels = _restrict(channels, module, request)
-    if not any(family.classes.size for family in channels.families):
-        raise PruningError(f"no channel of this model can be removed; {_locks(channels)}")
-    scores, notes = score_classes(
-        module, channels, request.method, data=request.data, loss=request.loss, seed=request.seed
-    )
-    notes = [*notes, *_baked_note(baked)]
-    shares = _shares(module, channels, scores, request) if request.scope == "balanced" and request.amount else None
+    analysis = analysis or analysed(module, inputs, request)
+    module, channels, scores, notes = analysis.module, analysis.channels, analysis.scores, list(analysis.notes)
+    shares = analysis.shares if request.scope == "balanced" and request.amount else None
     patches: set[str] = set()
     for _ in range(ATTEMPTS):
         removed, short = _select(module, channels, scores, request, replace(stage, shares=shares))
@@ -80,7 +70,7 @@ def remove_channels(module: nn.Module, inputs: Batch, request: PruneRequest, sta
         candidate, verdict = _attempt(module, channels, removed, inputs, patches)
         if isinstance(verdict, Agreement):
             if short:
-                raise PruningError(f"{short}; {_locks(channels)}")
+                raise PruningError(f"{short}; {locks(channels)}")
             notes.extend(_notes(channels, removed, request))
             step = Step("prune", candidate, tuple(_changes(channels, removed)), tuple(notes))
             return Removal(step, channels, removed, verdict.error, module)
@@ -95,15 +85,8 @@ def remove_channels(module: nn.Module, inputs: Batch, request: PruneRequest, sta
         return Removal(step, channels, removed, 0.0, module)
     raise PruningError(
         f"amount {request.amount:g} of {request.target} removes no channel here{_rounding(channels, request)}; "
-        f"{_locks(channels)}"
+        f"{locks(channels)}"
     )
-
-
-def _baked_note(names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [f"weights computed from others are stored as they came out (bake=False leaves them): {shown}"]
 
 
 def _rounding(channels: Channels, request: PruneRequest) -> str:
@@ -113,22 +96,6 @@ def _rounding(channels: Channels, request: PruneRequest) -> str:
     multiple = request.round_to
     kept = f"multiples of {multiple}" if multiple else "multiples of 16, of 8 in narrow layers,"
     return f": layers keep {kept} channels, so give a larger amount, or a smaller --round-to"
-
-
-def _restrict(channels: Channels, module: nn.Module, request: PruneRequest) -> Channels:
-    """Lock the families of layers that the user left out, or did not name."""
-    check_patterns(module, *request.include, *request.exclude)
-    reasons: dict[int, str] = {}
-    for family in channels.families:
-        layers = [name.rpartition(".")[0] for name, _ in family.producers]
-        if any(matches(layer, request.exclude) for layer in layers):
-            reason = "excluded by the user"
-        elif request.include and not any(matches(layer, request.include) for layer in layers):
-            reason = "not among the layers asked for"
-        else:
-            continue
-        reasons.update(dict.fromkeys(family.classes.tolist(), reason))
-    return channels.without(reasons) if reasons else channels
 
 
 def _select(
@@ -142,7 +109,7 @@ def _select(
 
     if (request.target == "channels" and stage.shares is None) or request.amount == 0:
         return pick(request.amount), ""
-    cost, steps = _cost(module, channels, request)
+    cost, steps = cost_of(module, channels, request)
     groups = None if request.target == "latency" else group_numbers(channels)
     whole = cost(np.zeros(0, dtype=np.int64))
     removed, left = reach(cost, pick, (1 - request.amount) * whole, steps=steps, groups=groups)
@@ -152,51 +119,6 @@ def _select(
         f"{100 * request.amount:g} % of {request.target} cannot be removed: "
         f"the closest reached is {100 * (1 - left / whole):.0f} %"
     )
-
-
-def _shares(
-    module: nn.Module, channels: Channels, scores: np.ndarray, request: PruneRequest
-) -> Callable[[float], dict[str, float]]:
-    """For an amount from 0 to 1, the share of each family that goes at one price for all; see `balancing`."""
-    assert request.data is not None
-    batches = list(first_batches(request.data, MOST_SAMPLES))
-    if not batches:
-        raise PruningError("what each layer costs cannot be measured: the data is empty")
-    target = "macs" if request.target == "latency" else request.target
-    cost, _ = _cost(module, channels, replace(request, target=target))
-    curves = curves_of(module, channels, scores, joined(batches), cost)
-    price = prices(curves)
-    return lambda amount: {name: curve.share(price(amount)) for name, curve in curves.items()}
-
-
-def _width(channels: Channels) -> Callable[[np.ndarray], float]:
-    """Counts the channels that stay of the families that can lose any, each by its widest layer."""
-    total = sum(family.channels for family in channels.families if family.classes.size)
-    widths = np.zeros(channels.root.size)
-    for family in channels.families:
-        widths[family.classes] = family.width
-    return lambda removed: float(total - widths[removed].sum())
-
-
-def _cost(module: nn.Module, channels: Channels, request: PruneRequest) -> tuple[Callable[[np.ndarray], float], int]:
-    model = CostModel(channels)
-    if request.target == "channels":
-        return _width(channels), 18
-    if request.target == "macs":
-        return model.macs, 18
-    if request.target == "parameters":
-        return model.parameters, 18
-    if request.latency is None:
-        raise PruningError("target 'latency' needs a way to measure it; pass latency=function(module) → milliseconds")
-    measure, known = request.latency, {}
-
-    def latency(removed: np.ndarray) -> float:
-        key = np.sort(removed).tobytes()
-        if key not in known:
-            known[key] = measure(remove(module, channels, removed) if removed.size else module)
-        return known[key]
-
-    return latency, 6
 
 
 def _attempt(
@@ -304,28 +226,3 @@ def beyond_target(
         f"{100 * gone:.0f} % of the {name} went, where {100 * amount:.0f} % were asked for: layers keep "
         f"multiples of {multiple} channels, which run faster; --round-to {max(1, multiple // 4)} comes nearer"
     ]
-
-
-def _locks(channels: Channels) -> str:
-    """Say in a few words what keeps channels where they are."""
-    kinds: dict[str, list[str]] = {}
-    for family in channels.families:
-        held = [
-            channels.locked[int(label)]
-            for label in _all_labels(channels, family.producers)
-            if int(label) in channels.locked
-        ]
-        if held:
-            kinds.setdefault(held[0], []).append(family.name)
-    shown = [
-        f"{names[0]}{f' (+{len(names) - 1})' if len(names) > 1 else ''}: {reason}" for reason, names in kinds.items()
-    ]
-    return "locked: " + ("; ".join(shown[:6]) if shown else "nothing")
-
-
-def _all_labels(channels: Channels, producers: tuple[tuple[str, int], ...]) -> np.ndarray:
-    return (
-        np.unique(np.concatenate([channels.axes[key] for key in producers]))
-        if producers
-        else np.zeros(0, dtype=np.int64)
-    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compress.errors import PruningError, nearest
 from compress.given import batches_of
+from compress.pruning.amounts import check_amount
 from compress.pruning.naming import as_patterns
 from compress.pruning.scores import SCORES
 
@@ -97,9 +98,3 @@ class PruneRequest:
         for name, default in defaults.items():
             if getattr(self, name) != default:
                 raise PruningError(f"{name} {getattr(self, name)!r} {why}")
-
-
-def check_amount(amount: float) -> None:
-    """Raise unless `amount` is a fraction below one."""
-    if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not 0 <= amount < 1:
-        raise PruningError(f"amount {amount!r} is outside [0, 1); give the fraction to remove, such as 0.5")
