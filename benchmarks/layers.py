@@ -123,6 +123,7 @@ def _pools() -> dict[str, Case]:
             found[f"{name}, to 1"] = Case(lambda name=name: getattr(nn, name)(1), shape)
         found[f"LPPool{d}d"] = Case(lambda d=d: getattr(nn, f"LPPool{d}d")(2, 2), shape)
     found["FractionalMaxPool2d"] = Case(lambda: nn.FractionalMaxPool2d(2, output_size=4))
+    found["FractionalMaxPool3d"] = Case(lambda: nn.FractionalMaxPool3d(2, output_size=3), (3, 6, 6, 6))
     return found
 
 
@@ -171,7 +172,8 @@ def _sequences() -> dict[str, Case]:
         lambda: nn.Embedding(20, CHANNELS), lambda m, x: x + m((x.abs() * 5).long().clamp(0, 19)).mean(-2)
     )
     found["EmbeddingBag"] = sequence(
-        lambda: nn.EmbeddingBag(20, CHANNELS), lambda m, x: m((x[:, 0].abs() * 5).long().clamp(0, 19))
+        # indices that no rounding of x can change: another row is another answer, not noise
+        lambda: nn.EmbeddingBag(20, CHANNELS), lambda m, x: x[:, 0] + m((x[:, 1] * 0).long() + torch.arange(CHANNELS))
     )
     return found
 

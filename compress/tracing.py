@@ -7,12 +7,14 @@ break each other ("Trying to pop empty mode stack"), and one that fails can leav
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 _ALONE = threading.RLock()
 _PATCHED = ("__call__", "__getattr__", "__setattr__", "_call_impl", "register_buffer", "register_parameter")
@@ -47,5 +49,40 @@ def traced(
     strict: bool = False,
 ) -> torch.export.ExportedProgram:
     """`torch.export.export`, alone; whatever it raises passes."""
-    with tracing():
+    with tracing(), regular_bags():
         return torch.export.export(module, positional, named, dynamic_shapes=dynamic_shapes, strict=strict)
+
+
+@contextlib.contextmanager
+def regular_bags() -> Iterator[None]:
+    """Trace bags of one length (indices of rank 2) as a look-up and a reduction; torch's own form is a loop in ONNX."""
+    original = functional.embedding_bag
+
+    def run(input: Tensor, weight: Tensor, offsets: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
+        asked = inspect.signature(original).bind(input, weight, offsets, *rest, **named)
+        asked.apply_defaults()
+        if input.dim() != 2 or offsets is not None or asked.arguments["max_norm"] is not None:
+            return original(*asked.args, **asked.kwargs)
+        arguments = asked.arguments
+        return _bag(input, weight, arguments["mode"], arguments["per_sample_weights"], arguments["padding_idx"])
+
+    functional.embedding_bag = run
+    try:
+        yield
+    finally:
+        functional.embedding_bag = original
+
+
+def _bag(indices: Tensor, weight: Tensor, mode: str, factors: Tensor | None, padding: int | None) -> Tensor:
+    """Sum, mean or maximum (N, D) of the rows that indices (N, L) name; entries of `padding` do not count."""
+    rows = functional.embedding(indices, weight)
+    if factors is not None:
+        rows = rows * factors[..., None]
+    if padding is None:
+        return rows.amax(1) if mode == "max" else rows.mean(1) if mode == "mean" else rows.sum(1)
+    kept = (indices != padding % weight.shape[0])[..., None]
+    counted = kept.sum(1).clamp(min=1)
+    if mode == "max":  # a bag of padding alone is 0, as in torch
+        return torch.where(kept.any(1), rows.masked_fill(~kept, torch.finfo(rows.dtype).min).amax(1), 0.0)
+    total = (rows * kept).sum(1)
+    return total / counted if mode == "mean" else total

@@ -9,6 +9,7 @@ from compress.graph.operators_shape import SHAPE
 rng = np.random.default_rng(1)
 X = rng.standard_normal((2, 3, 4)).astype(np.float32)
 IMAGE = rng.standard_normal((2, 8, 4, 6)).astype(np.float32)
+BLOCKS = np.random.default_rng(2).standard_normal((2, 2 * 6, 16)).astype(np.float32)
 
 
 def ints(*values):
@@ -28,6 +29,9 @@ CASES = [
     ("DepthToSpace", (IMAGE,), {"blocksize": 2}, {}),
     ("DepthToSpace", (IMAGE,), {"blocksize": 2, "mode": "CRD"}, {}),
     ("SpaceToDepth", (IMAGE,), {"blocksize": 2}, {}),
+    ("Col2Im", (BLOCKS, ints(5, 6), ints(2, 3)), {}, {}),
+    ("Col2Im", (BLOCKS, ints(4, 5), ints(2, 3)), {"pads": [1, 0, 0, 1]}, {}),
+    ("Col2Im", (BLOCKS[..., :4], ints(5, 6), ints(2, 3)), {"strides": [2, 1], "dilations": [2, 2]}, {}),
     ("Expand", (X, ints(5, 1, 3, 4)), {}, {}),
     ("Expand", (X[:, :1], ints(1, 6, 1)), {}, {}),
     ("EyeLike", (X[0],), {}, {}),

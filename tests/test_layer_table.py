@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import compress
+from compress.tracing import traced
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from layers import CASES, METHODS, row
@@ -23,6 +24,8 @@ LEAST_DB = {"export": 120, "static": 30, "qat": 30}
         ("AdaptiveMaxPool3d", ("export", "prune")),
         ("AdaptiveAvgPool3d", ("export",)),
         ("RReLU", ("export",)),
+        ("EmbeddingBag", ("export", "static", "qat")),  # bags of one length: a look-up and a mean, no loop
+        ("Fold", ("qat",)),
         ("RNN", ("static",)),  # its first state is always 0, and its weights are shared by all steps
     ],
 )
@@ -67,3 +70,15 @@ def test_indices_have_no_onnx_form():
 def test_a_size_that_is_free_cannot_be_pooled_to_several():
     with pytest.raises(compress.CompressError, match="needs a fixed size of dimension 2"):
         compress.export(nn.AdaptiveMaxPool2d(2), torch.randn(2, 3, 6, 6), dynamic="input:0,2")
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 3, -1], ids=["all", "third", "last"])
+def test_bags_of_one_length_are_traced_as_torch_computes_them(mode, padding):
+    bag = nn.EmbeddingBag(20, 4, mode=mode, padding_idx=padding).eval()
+    indices = torch.randint(0, 20, (6, 5), generator=torch.Generator().manual_seed(0))
+    indices[0], indices[1] = 3, 19  # a bag of padding alone
+    program = traced(bag, (indices,))
+    assert all("embedding_bag" not in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(indices), bag(indices))
+    assert nn.functional.embedding_bag.__module__ == "torch.nn.functional"

@@ -14,6 +14,7 @@ from compress.errors import DataError
 from compress.graph.runtime import Session
 from compress.loading.data import open_data
 from compress.loading.models import open_model
+from compress.loading.preprocessing import Preprocessing, from_image_processor
 
 pytest.importorskip("transformers")
 
@@ -149,3 +150,41 @@ def test_truncated_weights_and_unknown_tasks(bert, tmp_path):
     config = json.loads((tmp_path / "bert" / "config.json").read_text())
     (tmp_path / "bert" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForDreams"]}))
     assert "names BertForDreams" in run("export", f"hf:{tmp_path / 'bert'}", "-o", tmp_path / "x.onnx", code=2)
+
+
+def test_an_image_model_reads_its_processor(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTForImageClassification(ViTConfig(**small, image_size=16, patch_size=8)).save_pretrained(tmp_path)
+    processor = tmp_path / "preprocessor_config.json"
+    stored = {"size": {"height": 16, "width": 16}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.2] * 3}
+    processor.write_text(json.dumps(stored))
+    assert open_model(f"hf:{tmp_path}").preprocessing == Preprocessing(
+        (0.5,) * 3, (0.2,) * 3, (16, 16), None, "bicubic", suggested=True
+    )
+    processor.write_text("{")
+    assert "preprocessor_config.json is no JSON" in run("export", f"hf:{tmp_path}", "-o", tmp_path / "x.onnx", code=2)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224}, (256, 224, None, None)),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (256, (224, 224), None, None)),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, ((384, 384), None, None, None)),
+        ({"size": 8, "do_resize": False, "image_mean": [0.5], "image_std": [0.5]}, (None, None, (0.5,), (0.5,))),
+        ({"size": 8, "do_normalize": False, "image_mean": [0.5]}, (8, None, None, None)),
+        # Inception's pixels lie in [−1, 1]: x·255 / 127.5 − 1
+        ({"size": 8, "rescale_factor": 1 / 127.5, "image_mean": [1.0], "image_std": [1.0]}, (8, None, (0.5,), (0.5,))),
+        ({"size": 8, "do_rescale": False, "image_mean": [127.5], "image_std": [51.0]}, (8, None, (0.5,), (0.2,))),
+    ],
+    ids=["crop", "small", "large", "as is", "raw", "factor", "bytes"],
+)
+def test_what_image_processors_store(stored, expected):
+    read = from_image_processor(stored)
+    resize, crop, mean, std = expected
+    assert (read.resize, read.crop) == (resize, crop)
+    assert read.mean == (None if mean is None else pytest.approx(mean)) and read.std == (
+        None if std is None else pytest.approx(std)
+    )

@@ -287,6 +287,24 @@ def space_to_depth(node: OperatorNode) -> Run:
     return run
 
 
+def col2im(node: OperatorNode) -> Run:
+    """Add up blocks (N, C·∏block, L) where they lie in an image: torch's fold, on the padded image where pads differ."""
+    image_of, block_of = node.listed(1), node.listed(2)
+    dilations, strides = node.attribute("dilations", [1, 1]), node.attribute("strides", [1, 1])
+    top, left, bottom, right = node.attribute("pads", [0, 0, 0, 0]) if len(strides) == 2 else [0] * 4
+
+    def run(x: Tensor, image: Tensor, block: Tensor) -> Tensor:
+        size, kernel = image_of(image), block_of(block)
+        if len(size) != 2:
+            raise node.refuse(f"an image of {len(size)} dimensions")
+        height, width = size
+        padded = (height + top + bottom, width + left + right)
+        whole = F.fold(x, padded, kernel, dilation=dilations, stride=strides)
+        return whole[:, :, top : top + height, left : left + width]
+
+    return run
+
+
 def eye_like(node: OperatorNode) -> Run:
     offset = node.attribute("k", 0)
     return lambda x: torch.ones_like(x).tril(offset).triu(offset)
@@ -307,6 +325,7 @@ def reverse_sequence(node: OperatorNode) -> Run:
 
 
 SHAPE: dict[str, Builder] = {
+    "Col2Im": col2im,
     "Concat": concat,
     "ConstantOfShape": constant_of_shape,
     "CumSum": cumulative_sum,

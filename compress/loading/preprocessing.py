@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +115,52 @@ def from_torchvision(preset: Any) -> Preprocessing | None:
         antialias=bool(getattr(preset, "antialias", True)),
         suggested=True,
     )
+
+
+# PIL's numbers, which image processors of transformers store.
+_RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+def from_image_processor(config: Mapping[str, Any]) -> Preprocessing | None:
+    """Return what a `preprocessor_config.json` of transformers describes; None where it is for no images.
+
+    A shorter side below 384 with `crop_pct` (ConvNeXt) is resized to side / crop_pct, then cropped to the side.
+    `rescale_factor` other than 1/255 is folded into mean and std.
+
+    Raises:
+        DataError: sizes or a resampling that it holds are not understood.
+    """
+    if "image_mean" not in config and "size" not in config:
+        return None
+    size = _edges(config.get("size"))
+    resize = size if config.get("do_resize", True) else None
+    crop = _edges(config.get("crop_size")) if config.get("do_center_crop") else None
+    share = config.get("crop_pct")
+    if resize is not None and share and isinstance(resize, int):
+        side = resize
+        resize, crop = (int(side / share), (side, side)) if side < 384 else ((side, side), None)
+    resample = config.get("resample", 2)
+    if not isinstance(resample, int) or not 0 <= resample < len(_RESAMPLING):
+        raise DataError(f"resample {resample!r} of the image processor is unknown; its numbers are 0 to 5")
+    factor = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
+    normal = config.get("do_normalize", True)
+    mean = _values(config.get("image_mean")) if normal else None
+    std = _values(config.get("image_std")) if normal else None
+    if abs(factor - 1) > 1e-6:  # (x·255·f − mean) / std, for x in [0, 1]
+        mean = tuple(value / factor for value in mean or (0.0,))
+        std = tuple(value / factor for value in std or (1.0,))
+    return Preprocessing(mean, std, resize, crop, _RESAMPLING[resample], suggested=True)
+
+
+def _edges(size: Any) -> int | tuple[int, int] | None:
+    """A size of an image processor: a number, {"shortest_edge"}, or {"height", "width"}."""
+    if isinstance(size, Mapping):
+        if {"height", "width"} <= set(size):
+            return int(size["height"]), int(size["width"])
+        if "shortest_edge" not in size:
+            raise DataError(f"size {dict(size)} of the image processor is unknown; give resize and crop")
+        size = size["shortest_edge"]
+    return _side(size)
 
 
 def adjusted(

@@ -16,6 +16,7 @@ from compress.batches import Batch
 from compress.errors import ModelError
 from compress.loading.callables import first_line
 from compress.loading.models import LoadedModel
+from compress.loading.preprocessing import Preprocessing, from_image_processor
 from compress.state import unlogged
 
 WEIGHTS = (
@@ -36,6 +37,7 @@ AUTO_CLASSES = {
     "ForAudioClassification": "AutoModelForAudioClassification",
     "Model": "AutoModel",
 }
+PROCESSOR = "preprocessor_config.json"
 LENGTH = 16  # tokens of the example that traces a text model: any other length is free afterwards
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 
@@ -76,6 +78,7 @@ def build(source: str, arguments: Mapping[str, Any]) -> LoadedModel:
         example=_example(config, getattr(model, "main_input_name", "input_ids"), source),
         notes=notes,
         tokenizer=source,
+        preprocessing=_preprocessing(source),
     )
 
 
@@ -90,6 +93,18 @@ def open_tokenizer(source: str) -> Any:
     if path.is_dir() and not any((path / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(f"{source!r} holds no tokenizer ({', '.join(_TOKENIZER_FILES[:2])}); save it there too")
     return _quietly(source, transformers.AutoTokenizer.from_pretrained, source)
+
+
+def _preprocessing(source: str) -> Preprocessing | None:
+    """What the folder's image processor does to an image; None where there is none."""
+    path = Path(source) / PROCESSOR
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"hf:{source}: {PROCESSOR} is no JSON ({first_line(error)}); save the processor again") from error
+    return from_image_processor(config) if isinstance(config, Mapping) else None
 
 
 def longest(tokenizer: Any, source: str) -> int | None:
