@@ -173,7 +173,8 @@ def _sequences() -> dict[str, Case]:
     )
     found["EmbeddingBag"] = sequence(
         # indices that no rounding of x can change: another row is another answer, not noise
-        lambda: nn.EmbeddingBag(20, CHANNELS), lambda m, x: x[:, 0] + m((x[:, 1] * 0).long() + torch.arange(CHANNELS))
+        lambda: nn.EmbeddingBag(20, CHANNELS),
+        lambda m, x: x[:, 0] + m((x[:, 1] * 0).long() + torch.arange(CHANNELS)),
     )
     return found
 

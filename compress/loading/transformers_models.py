@@ -103,7 +103,9 @@ def _preprocessing(source: str) -> Preprocessing | None:
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
-        raise ModelError(f"hf:{source}: {PROCESSOR} is no JSON ({first_line(error)}); save the processor again") from error
+        raise ModelError(
+            f"hf:{source}: {PROCESSOR} is no JSON ({first_line(error)}); save the processor again"
+        ) from error
     return from_image_processor(config) if isinstance(config, Mapping) else None
 
 
