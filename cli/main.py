@@ -32,6 +32,7 @@ COMMANDS = {
     "quantize": "cli.quantize",
     "quickstart": "cli.quickstart",
     "run": "cli.run",
+    "sensitivity": "cli.sensitivity",
     "train": "cli.train",
 }
 

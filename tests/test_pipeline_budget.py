@@ -193,3 +193,40 @@ def test_outputs_are_set_beside_on_calibration_samples_where_there_is_no_test_pa
     row = report["rows"][1]
     assert row["top1"] is None and row["differences"] and row["agreement"] > 0.2
     assert any("beside" in note and "on 70 calibration samples" in note for note in report["notes"])
+
+
+def test_the_command_lists_the_broken_layer_first(case, tmp_path):
+    arguments = ["--data", case.folder / "data.npz", "--threads", "1", "--report", tmp_path / "layers.html", "--json"]
+    result = CliRunner().invoke(main, ["sensitivity", str(case.folder / "net.onnx"), *map(str, arguments)])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    layers = report["details"]["layers"]
+    assert [layer["name"] for layer in layers[:2]] in (["first", "bad"], ["bad", "first"]) and len(layers) == 4
+    worst = layers[0]
+    assert worst["activations_noise"] > 10 * worst["weights_noise"] and worst["lost"] > 5
+    assert {"own_noise", "bytes_saved", "milliseconds_saved", "agreement"} <= set(worst)
+    page = (tmp_path / "layers.html").read_text()
+    assert "Sensitivity by layer, activations alone" in page and page.count('class="bars"') >= 4
+    shown = CliRunner().invoke(
+        main, ["sensitivity", str(case.folder / "net.onnx"), *map(str, arguments[:4]), "--samples", "8"]
+    )
+    assert shown.exit_code == 0 and shown.stdout.splitlines()[2].startswith(worst["name"])
+
+
+def test_the_command_without_labels_tells_layers_apart_by_noise(case):
+    case.write("plain.npz", calibration=slice(20), labelled=False)
+    arguments = [
+        "sensitivity",
+        case.folder / "net.onnx",
+        "--data",
+        case.folder / "plain.npz",
+        "--threads",
+        "1",
+        "--json",
+    ]
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    report = json.loads(result.stdout)
+    assert result.exit_code == 0 and "lost" not in report["details"]["layers"][0]
+    assert any("no labels" in note for note in report["notes"]) and any(
+        "20 calibration samples are few" in note for note in report["notes"]
+    )

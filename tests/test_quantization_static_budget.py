@@ -5,9 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+import compress
 from compress.errors import DataError, QuantizationError
 from compress.graph.exporting import to_graph
+from compress.graph.folding import constant_array
 from compress.graph.runtime import Session
+from compress.quantization.apart import take_apart
 from compress.quantization.budget import quantize_within
 from compress.quantization.sensitivity import compare_outputs, rank_layers
 from compress.quantization.static import calibrate_static, quantize_static
@@ -42,6 +45,41 @@ def test_the_broken_layer_ranks_first(case):
     assert ranking[0].as_change().values["sensitivity"] == ranking[0].error
     with pytest.raises(DataError, match="the data is empty"):
         rank_layers(calibrated, [])
+
+
+def test_the_error_is_split_into_weights_and_activations(case):
+    graph, data, bad = case
+    calibrated, _ = calibrate_static(graph, data, layer_bits={bad: 4}, correct_bias=False, threads=1)
+    score = fidelity(graph, data)
+    worst = rank_layers(calibrated, data, samples=16, apart=True, score=score, threads=1)[0]
+    assert worst.node == bad and worst.weights > 20 * worst.activations
+    assert worst.weights + worst.activations == pytest.approx(worst.error, rel=0.2)
+    assert worst.own > worst.error > 0
+    assert worst.bytes_saved == 64 * 4 - 32 and worst.lost > 0
+    # By hand: the float network with the bad layer's weight as the four-bit file has it.
+    weights = take_apart(calibrated, bad).weights
+    assert not any("Quantize" in node.op_type for node in weights.graph)
+    floats = {node.name: node for node in calibrated.graph.graph}
+    for node in weights.graph:
+        if node.op_type == "Conv":
+            same = np.array_equal(constant_array(node.inputs[1]), constant_array(floats[node.name].inputs[1]))
+            assert same == (node.name != bad)
+
+
+def test_a_product_without_weights_has_activations_only():
+    class Products(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.left(x) @ self.right(x).transpose(1, 2)
+
+    data = [torch.randn(8, 4, 8)]
+    found = compress.sensitivity(Products().eval(), data, timed=True, threads=1)
+    (product,) = (item for item in found if item.weights is None)
+    assert len(found) == 3 and product.op_type == "MatMul"
+    assert product.activations == pytest.approx(product.error, rel=1e-3) and product.bytes_saved == 0
 
 
 def fidelity(graph, data):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compress.escaping import html as escape
 from compress.measures import deciding
 from compress.measures.figure import LOWER, scale_of
-from compress.reporting import table
+from compress.reporting import layer_table, table
 from compress.reporting.charts import Bubble, histogram, scatter
 from compress.reporting.page import CSS, SCRIPT
 from compress.reporting.words import interval
@@ -42,7 +42,8 @@ def notebook(report: Report) -> str:
 
 
 def body(report: Report) -> str:
-    parts = [_heading(report), cards(report), notes(report), figures(report), picture(report), confusion(report)]
+    parts = [_heading(report), cards(report), notes(report), figures(report), layer_figures(report)]
+    parts += [picture(report), confusion(report)]
     decided = "".join(decisions(step) for step in report.steps)
     parts += [layers(report), histograms(report), f"<h2>Decisions</h2>{decided}" if decided else "", where(report)]
     return "".join(parts)
@@ -199,6 +200,12 @@ def _bubble(row: Measurement, measure: Measure) -> Bubble:
     )
 
 
+def layer_figures(report: Report) -> str:
+    """The table of single layers, where the report is about them."""
+    lines = [] if report.rows else layer_table.cells(report.details.get("layers") or ())
+    return f"<h2>Layers, each alone in int8</h2>{_plain_table(lines[0], lines[1:])}" if len(lines) > 1 else ""
+
+
 def confusion(report: Report) -> str:
     """Classes that lost most between the baseline and the deliverable, and what they are taken for."""
     row = deliverable(report)
@@ -266,6 +273,27 @@ BARS = {  # key of a layer's figures
         "Sensitivity by layer",
         "Noise power at the network's output, as a share of the signal's, with this layer alone in int8.",
         lambda value, layer: f"{value:.3g}",
+    ),
+    "weights_noise": Bars(
+        "Sensitivity by layer, weights alone",
+        "The same with the layer's weights alone in int8, its activations in float.",
+        lambda value, layer: f"{value:.3g}",
+    ),
+    "activations_noise": Bars(
+        "Sensitivity by layer, activations alone",
+        "The same with what the layer reads and writes in int8, its weights in float.",
+        lambda value, layer: f"{value:.3g}",
+    ),
+    "own_noise": Bars(
+        "Error of each layer alone at its own output",
+        "Noise power as a share of the signal's, in the order of the network.",
+        lambda value, layer: f"{value:.3g}",
+        in_order=True,
+    ),
+    "bytes_saved": Bars(
+        "Bytes saved by layer",
+        "What the weights take less.",
+        lambda value, layer: table.size(value) or "",
     ),
     "error": Bars(
         "Rounding error of the weights by layer",

@@ -19,7 +19,7 @@ LONGEST = 40  # changes listed one by one; a bigger list is summed up by reason
 def render(report: Report) -> str:
     """Render the whole report."""
     report = each_text(report, escaping.markdown)
-    parts = [f"# {report.title}", report.table(style="github", details=True)]
+    parts = [f"# {report.title}", report.table(style="github", details=True), report.layer_table(style="github")]
     intervals = [words for row in report.rows if (words := interval(row))]
     if intervals:
         parts.append("\n".join(f"* {words}" for words in intervals))

@@ -11,7 +11,7 @@ from compress import escaping
 from compress.errors import InputError
 from compress.escaping import each_text, without_home
 from compress.files import written_beside
-from compress.reporting import markdown, record, table
+from compress.reporting import layer_table, markdown, record, table
 from compress.reporting.environment import Environment, describe
 from compress.steps import Measurement, Step
 
@@ -101,10 +101,14 @@ class Report:
         marked = [replace(row, name=f"✗ {row.name}") if row.name in failing else row for row in self.rows]
         return table.render(marked, marked[self.rows.index(self.base)], style=style, details=details)
 
+    def layer_table(self, *, style: str = "simple") -> str:
+        """Single layers as a table, where the report is about them: it has no other rows."""
+        return "" if self.rows else layer_table.render(self.details.get("layers") or (), style=style)
+
     def text(self, *, verbose: bool = False, details: bool = False, failures: bool = True) -> str:
         """What a command prints: the table, then sentences; without `failures`, the limits that failed are left to the caller."""
         report = each_text(self, escaping.terminal)
-        parts = [report.table(details=verbose or details)] if report.rows else []
+        parts = [report.table(details=verbose or details) if report.rows else report.layer_table()]
         notes = [*report.notes, *(gate.sentence for gate in report.gates if failures or gate.passed is not False)]
         if verbose:
             parts += [markdown.decisions(step, style="plain") for step in report.steps if step.changes]
