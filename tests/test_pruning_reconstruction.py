@@ -14,7 +14,8 @@ from compress.errors import InputError, PruningError
 from compress.pipeline.inputs import DataSource, ModelSource
 from compress.pipeline.prune import prune as prune_job
 from compress.pipeline.prune_options import PruneOptions
-from compress.pruning import reconstruction
+from compress.pruning import layer_views, lockstep
+from compress.pruning.least_squares import RIDGES, Rows, _Sums, solve
 from compress.pruning.reconstruction import reconstruct
 
 
@@ -48,7 +49,7 @@ class Picked(nn.Module):
 @pytest.mark.parametrize("outputs", [None, [0, 2, 3]])
 def test_a_linear_layer_gets_the_ridge_regression_of_numpy(bias, outputs):
     torch.manual_seed(0)
-    x, kept = correlated(200, 16), [0, 1, 4, 7, 8, 9, 10, 13]
+    x, kept = correlated(192, 16), [0, 1, 4, 7, 8, 9, 10, 13]
     layer = nn.Linear(16, 5, bias=bias)
     whole, smaller = Picked(layer, list(range(16))), Picked(without_inputs(layer, kept), kept)
     if outputs is not None:
@@ -65,7 +66,8 @@ def test_a_linear_layer_gets_the_ridge_regression_of_numpy(bias, outputs):
     missing = target - seen @ start.T - (smaller.layer.bias.detach().double().numpy() if bias else 0)
     x_, e_ = (seen - seen.mean(0), missing - missing.mean(0)) if bias else (seen, missing)
     gram = x_.T @ x_
-    move = np.linalg.solve(gram + reconstruction.RIDGE * gram.trace() / len(gram) * np.eye(len(gram)), x_.T @ e_)
+    ridge = changes[0].values["ridge"]
+    move = np.linalg.solve(gram + ridge * gram.trace() / len(gram) * np.eye(len(gram)), x_.T @ e_)
     np.testing.assert_allclose(fitted.layer.weight.detach().numpy(), start + move.T, rtol=1e-4, atol=1e-5)
     if bias:
         shift = (missing - seen @ move).mean(0)
@@ -77,15 +79,34 @@ def test_a_linear_layer_gets_the_ridge_regression_of_numpy(bias, outputs):
         assert torch.equal(value, before[name])
 
 
-def test_fewer_rows_than_columns_take_the_other_system_and_give_the_same(monkeypatch):
+@pytest.mark.parametrize("intercept", [True, False])
+def test_fewer_rows_than_columns_take_the_other_system_and_give_the_same(intercept):
     torch.manual_seed(0)
-    x, error = torch.randn(2, 12, 30), torch.randn(2, 12, 4)
-    step = reconstruction._ridge(x, error)
-    gram = (x.mT @ x).double()
-    weight = reconstruction.RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
-    expected = torch.linalg.solve(gram + weight[:, None, None] * torch.eye(30), (x.mT @ error).double())
-    assert step.shape == (2, 30, 4)
-    torch.testing.assert_close(step, expected.float(), rtol=1e-3, atol=5e-5)
+    x, error = torch.randn(2, 12, 30) + 3, torch.randn(2, 12, 4) + 1
+    rows = Rows(x, error, 9, intercept)
+    found = solve(rows)
+    expected, shift = _Sums.of(x, error).solution(found.ridge, intercept=intercept)
+    assert found.step.shape == (2, 30, 4)
+    torch.testing.assert_close(found.step, expected.float(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.shift.expand_as(shift).double(), shift, rtol=1e-3, atol=1e-3)
+
+
+def test_the_ridge_is_the_one_that_leaves_least_on_rows_held_back():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(1, 20, 3, generator=generator)
+    for noise, wanted in ((0.0, min), (20.0, max)):
+        x = torch.randn(1, 90, 20, generator=generator)
+        error = x @ truth + noise * torch.randn(1, 90, 3, generator=generator)
+        rows = Rows(x, error, 60, True)
+        found = solve(rows)
+        assert found.ridge == wanted(RIDGES)
+        by_hand = {}
+        for ridge in RIDGES:
+            step, shift = _Sums.of(x[:, :60], error[:, :60]).solution(ridge, intercept=True)
+            by_hand[ridge] = float((error[:, 60:] - x[:, 60:] @ step.float() - shift.float()).square().sum())
+        assert min(by_hand, key=by_hand.get) == found.ridge
+    nothing = Rows(x, torch.randn(1, 90, 3, generator=generator) * (torch.arange(90) >= 60)[None, :, None], 60, False)
+    assert not solve(nothing).helps  # what is held back is no better for it
 
 
 LAYERS = {
@@ -103,7 +124,7 @@ LAYERS = {
 def test_columns_are_what_each_output_is_made_of(name):
     layer, shape = LAYERS[name]
     x = torch.randn(3, *shape)
-    rows = reconstruction._columns(layer, x, reconstruction._Draw(10**6)).unflatten(1, (layer.groups, -1))
+    rows = layer_views.columns_of(layer, x, layer_views.Draw(10**6)).unflatten(1, (layer.groups, -1))
     weight = layer.weight.flatten(1).unflatten(0, (layer.groups, -1))
     made = torch.einsum("rgn,gon->rgo", rows, weight).flatten(1)
     made = made if layer.bias is None else made + layer.bias
@@ -177,11 +198,88 @@ def test_hooks_go_when_a_forward_fails(net):
     assert not any(part._forward_hooks for part in (*net.modules(), *pruned.modules()))
 
 
+def test_side_by_side_and_by_hooks_give_the_same(net, monkeypatch):
+    """Where no branch is fitted to its stream and no batch-norm follows, the two ways see the same rows."""
+    torch.manual_seed(0)
+    module = block()
+    pruned = compress.prune(module, smooth(2), amount=0.5)
+    data = [smooth(32, seed) for seed in range(4)]
+    reconstruct_all = compress.prune(module, smooth(2), amount=0.5, data=data, reconstruct=True).model.state_dict()
+    monkeypatch.setattr(lockstep, "replays", lambda *arguments: None)
+    by_hooks = compress.prune(module, smooth(2), amount=0.5, data=data, reconstruct=True).model.state_dict()
+    assert not torch.equal(reconstruct_all["2.weight"], pruned.model.state_dict()["2.weight"])
+    for name, value in reconstruct_all.items():
+        torch.testing.assert_close(value, by_hooks[name], rtol=1e-3, atol=1e-4)
+
+
+class Stream(nn.Module):
+    """Two residual branches; convolutions without bias in front of batch-norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1, bias=False)
+        self.first, self.second = (
+            nn.Sequential(
+                nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+                nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32),
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        self.head = nn.Conv2d(32, 8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(x + self.first(x))
+        return self.head(torch.relu(x + self.second(x)))
+
+
+@pytest.fixture(scope="module")
+def stream():
+    torch.manual_seed(0)
+    module = Stream().train()
+    for seed in range(20):
+        module(smooth(16, seed))
+    return module.eval()
+
+
+def test_a_branch_is_fitted_to_what_the_stream_lacks_and_batch_norm_takes_the_constant(stream):
+    data, new = [smooth(64, seed) for seed in range(4)], smooth(64, 99)
+    options = {"amount": 0.5, "round_to": 1}
+    fitted = compress.prune(stream, smooth(2), data=data, reconstruct=True, **options).model
+    plain = compress.prune(stream, smooth(2), **options).model
+    with torch.no_grad():
+        wanted = stream(new)
+        cut, found = (float((module(new) - wanted).square().mean() / wanted.var()) for module in (plain, fitted))
+    # Each layer held to its own output alone (by hooks, where no stream is known) leaves more.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lockstep, "replays", lambda *arguments: None)
+        alone = compress.prune(stream, smooth(2), data=data, reconstruct=True, **options).model
+    with torch.no_grad():
+        by_itself = float((alone(new) - wanted).square().mean() / wanted.var())
+    assert found < by_itself < 0.5 * cut
+    moved = fitted.second[4].running_mean - plain.second[4].running_mean
+    assert moved.abs().max() > 1e-4 and fitted.second[3].bias is None
+    assert torch.equal(fitted.second[4].running_var, plain.second[4].running_var)
+
+
+def test_later_batches_catch_up_where_less_is_held(stream, monkeypatch):
+    """Where memory is short, early layers are fitted on fewer batches; the last ones on all."""
+    counts = {}
+    monkeypatch.setattr(lockstep, "MOST_HELD", 8 * 32 * 2 * 16 * 9)  # of the last layer's inputs
+    seen = lockstep._Lockstep.seen
+    monkeypatch.setattr(lockstep._Lockstep, "seen", lambda run, layer: counts.setdefault(layer.name, seen(run, layer)))
+    layers = nn.Conv2d(3, 64, 1), nn.ReLU(), nn.Conv2d(64, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 4, 3)
+    module = nn.Sequential(*layers).eval()
+    data = [smooth(64, seed) for seed in range(4)]
+    compress.prune(module, smooth(2), amount=0.5, data=data, reconstruct=True)
+    assert [len(counts[name].inputs) for name in ("2", "4")] == [4, 8]
+
+
 def test_layers_in_waves_give_what_they_give_at_once(net, monkeypatch):
     data, pruned = [smooth(32)], compress.prune(net, smooth(2), amount=0.5)
     options = {"data": data, "reconstruct": True}
     at_once = compress.prune(net, smooth(2), amount=0.5, **options).model.state_dict()
-    monkeypatch.setattr(reconstruction, "_waves", lambda layers: ([layer] for layer in layers))
+    monkeypatch.setattr(layer_views, "waves", lambda layers: ([layer] for layer in layers))
     one_by_one = compress.prune(net, smooth(2), amount=0.5, **options).model.state_dict()
     assert all(torch.equal(value, one_by_one[name]) for name, value in at_once.items())
     assert not all(torch.equal(value, at_once[name]) for name, value in pruned.model.state_dict().items())
@@ -220,6 +318,34 @@ def test_in_steps(net):
     assert step.model.inner[0].out_channels == 32
     assert any("layers fitted" in note for note in step.notes)
     assert {"inner.0: 64 → 32 channels", "inner.2: weights fitted"} <= {f"{c.layer}: {c.action}" for c in step.changes}
+
+
+def test_steps_are_fitted_to_the_first_network_until_one_is_trained(net, monkeypatch):
+    seen = []
+
+    def watched(step, original, data, outputs):
+        seen.append((original, {name: kept.copy() for name, kept in outputs.items()}))
+        return reconstructed(step, original, data, outputs)
+
+    from compress.pruning import prune as verb
+
+    reconstructed = verb.reconstructed
+    monkeypatch.setattr(verb, "reconstructed", watched)
+    trained = []
+
+    def between(module, number, count):
+        trained.append(copy.deepcopy(module))
+        return trained[-1] if number == 2 else None
+
+    step = compress.prune_iteratively(
+        net, smooth(2), amount=0.75, steps=3, schedule_kind="linear", data=[smooth(32)], reconstruct=True, round_to=1,
+        between=between,
+    )  # fmt: skip
+    assert seen[0][0] is net and seen[1][0] is net and seen[2][0] is trained[1]
+    for (_, kept), module in zip(seen[:2], trained):
+        assert len(kept["inner.0"]) == len(module.inner[0].weight) and kept["inner.0"].max() < 64
+    assert set(seen[1][1]["inner.0"]) < set(seen[0][1]["inner.0"])  # in the numbers of the first network
+    assert len(seen[2][1]["inner.0"]) == step.model.inner[0].out_channels
 
 
 def block() -> nn.Sequential:
@@ -356,10 +482,10 @@ def test_a_bias_of_two_layers_stays():
 
 def test_no_more_samples_than_said(monkeypatch):
     seen = []
-    monkeypatch.setattr(reconstruction, "_columns", lambda part, x, draw: seen.append(len(x)) or torch.zeros(1, 1))
+    monkeypatch.setattr(lockstep, "columns_of", lambda part, x, draw: seen.append(len(x)) or torch.zeros(1, 1))
     module = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
     reconstruct(module, module, [torch.randn(100, 4), torch.randn(1000, 4), torch.randn(5, 4)])
-    assert seen == [100, 156, 100, 156]
+    assert seen == [32] * 16  # 256 for each of the two layers
 
 
 def test_few_or_dull_samples_leave_the_weights():

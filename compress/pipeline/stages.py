@@ -24,8 +24,9 @@ from compress.pipeline.qat import qat_training
 from compress.pipeline.quantize import STEPS
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pipeline.trying import rehearse_training
+from compress.pruning.layer_views import LAYERS
 from compress.pruning.masks import hold_zeros, make_permanent
-from compress.pruning.reconstruction import LAYERS, SAMPLES
+from compress.pruning.reconstruction import SAMPLES
 from compress.state import copied
 from compress.steps import Step
 from compress.training.options import FinetuneOptions, TrainOptions

@@ -13,10 +13,11 @@ from compress.pruning.cost import CostModel
 from compress.pruning.masks import MaskRequest, check_masks, make_permanent, mask_weights
 from compress.pruning.prune import healed, prune_channels
 from compress.pruning.reconstruction import FITTED, fitted_note
-from compress.pruning.removal import Removal, Stage, beyond_target, count_notes, counts
+from compress.pruning.removal import Reference, Removal, Stage, beyond_target, composed, count_notes, counts
 from compress.pruning.request import PruneRequest
 from compress.pruning.schedule import next_fraction, schedule
 from compress.pruning.selection import widths
+from compress.pruning.surgery import kept_outputs
 from compress.steps import Change, Step
 from compress.taking import takes
 
@@ -40,7 +41,7 @@ def prune_iteratively(
 
     Each step takes its share of what the step before left, so the amount is of the module handed in, as in one shot.
     `fields` are those of `PruneRequest` spelled out. Masks stay attached between the steps, and are made permanent at the
-    end. With `reconstruct`, each step is fitted to the network that it found.
+    end. With `reconstruct`, each step is fitted to the module handed in; once `between` has trained, to what it returned.
 
     Raises:
         PruningError: as `compress.prune`; or the schedule is unknown.
@@ -53,6 +54,7 @@ def prune_iteratively(
         return _masks(module, totals, between, request)
     uniform = request.target == "channels" and request.scope == "uniform"
     left, notes, current = 1.0, [], module
+    reference = Reference(module)
     first: dict[str, int] = {}
     original: dict[Any, int] = {}
     layers: dict[str, Change] = {}
@@ -62,7 +64,7 @@ def prune_iteratively(
             current,
             example_inputs,
             replace(request, heal_s=0.0, amount=total if uniform else next_fraction(total, left)),
-            stage=Stage(original or None, may_be_nothing=len(totals) > 1),
+            stage=Stage(original or None, may_be_nothing=len(totals) > 1, reference=reference),
         )
         if number == 1:
             first = counts(removal.channels, removal.removed[:0])
@@ -73,8 +75,11 @@ def prune_iteratively(
         layers = {change.values["parameter"]: _since_start(layers, change) for change in channels}
         notes.append(f"step {number} of {len(totals)}: {100 * (1 - left):.1f} % of {request.target} gone")
         current = removal.step.model
-        if between is not None:
-            current = between(current, number, len(totals)) or current
+        outputs = kept_outputs(removal.source, removal.channels, removal.removed)
+        reference = Reference(reference.module, composed(reference.kept, outputs))
+        trained = between(current, number, len(totals)) if between is not None else None
+        if trained is not None and trained is not current:
+            current, reference = trained, Reference(trained)
     last = counts(removal.channels, removal.removed)
     beyond = beyond_target(first, last, request.target, request.amount, request.round_to)
     kept = [note for note in removal.step.notes if note.startswith("kept whole")]

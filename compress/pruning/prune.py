@@ -21,7 +21,7 @@ from compress.pruning.denormals import flush_denormals
 from compress.pruning.healing import Kept, heal
 from compress.pruning.masks import MaskRequest, mask_weights
 from compress.pruning.reconstruction import reconstructed
-from compress.pruning.removal import Removal, Stage, remove_channels
+from compress.pruning.removal import Reference, Removal, Stage, composed, remove_channels
 from compress.pruning.request import PruneRequest
 from compress.pruning.surgery import kept_outputs
 from compress.steps import Step
@@ -119,9 +119,16 @@ def prune_channels(
     with torch.no_grad():
         removal = remove_channels(module, inputs, request, stage, analysis)
     if request.reconstruct:
-        kept = kept_outputs(removal.source, removal.channels, removal.removed)
-        removal = replace(removal, step=reconstructed(removal.step, removal.source, request.data, kept))
+        reference = _reference(removal, stage)
+        removal = replace(removal, step=reconstructed(removal.step, reference.module, request.data, reference.kept))
     return _finished(removal, request)
+
+
+def _reference(removal: Removal, stage: Stage | None) -> Reference:
+    """What the pruned module is fitted to, and which outputs of it are left."""
+    kept = kept_outputs(removal.source, removal.channels, removal.removed)
+    first = stage.reference if stage is not None and stage.reference is not None else Reference(removal.source)
+    return replace(first, kept=composed(first.kept, kept))
 
 
 def _finished(removal: Removal, request: PruneRequest) -> Removal:
@@ -143,12 +150,13 @@ def _nearer(
     samples = joined(batches).part(0, JUDGED)
     with torch.no_grad():
         analysis = analysis or analysed(module, inputs, request)
+    whole = stage.reference.module if stage is not None and stage.reference is not None else module
     found: dict[str, tuple[float, Removal]] = {}
     for scope in ("uniform", "balanced"):
         removal = prune_channels(
             module, inputs, replace(request, scope=scope, heal_s=0.0), stage=stage, analysis=analysis
         )
-        found[scope] = output_error(removal.step.model, module, samples), removal
+        found[scope] = output_error(removal.step.model, whole, samples), removal
     scope = min(found, key=lambda name: found[name][0])
     errors = ", ".join(f"{name} {error:.3g}" for name, (error, _) in found.items())
     said = f"shares of the layers: {scope} (the outputs' error, of their variance: {errors})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,27 @@ NARROW = 12  # sizes that are narrowed down to their families, which takes tries
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The network that weights are fitted to, and which of its layers' outputs stay in the one that is pruned further."""
+
+    module: nn.Module
+    kept: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def composed(first: Mapping[str, np.ndarray], then: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Indices that stay after two removals, one after the other, in the numbers before the first."""
+    both = {name: first[name][kept] if name in first else kept for name, kept in then.items()}
+    return {**first, **both}
+
+
+@dataclass(frozen=True)
 class Stage:
     """Where a run of several steps stands. In one shot: nowhere in particular."""
 
     original: Mapping[Any, int] | None = None  # `selection.widths` at the start, of which the amount is a fraction
     may_be_nothing: bool = False  # a step too small for a multiple of channels waits for the next
     shares: Callable[[float], Mapping[str, float]] | None = None  # of each family, for an amount, with scope balanced
+    reference: Reference | None = None  # None: the module that is pruned
 
 
 @dataclass(frozen=True)
