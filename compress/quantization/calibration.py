@@ -53,7 +53,9 @@ def calibrate(
         if name in others:
             show(name, values)
 
-    run_streaming(graph, (*tensor_names, *also[0]), batches, look, threads=threads, description=description)
+    # A graph whose weights are stored and nothing else has no range; its data are still run, and checked.
+    names = (*tensor_names, *also[0]) or tuple(str(value.name) for value in graph.graph.outputs)
+    run_streaming(graph, names, batches, look, threads=threads, description=description)
     return observers
 
 
