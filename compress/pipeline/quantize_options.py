@@ -32,7 +32,7 @@ class QuantizeOptions:
         RUNTIMES,
         metavar="NAME",
     )
-    target: str = option("auto", "processor: auto, any, x86-vnni, x86-avx2, arm64", metavar="CPU")
+    target: str = option("auto", "processor: auto, any, x86-vnni, x86-avx2, arm64, tensorrt", metavar="CPU")
     ranges: str = option(
         "minmax",
         "how ranges are chosen: minmax, percentile, entropy, mse",

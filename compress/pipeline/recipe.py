@@ -299,7 +299,7 @@ spec = {data}
 [quantize]
 method = "static"               # static, dynamic, qat
 ranges = "minmax"               # minmax, percentile, entropy, mse
-# target = "auto"               # auto, any, x86-vnni, x86-avx2, arm64
+# target = "auto"               # auto, any, x86-vnni, x86-avx2, arm64, tensorrt
 # exclude = ["head/Gemm"]       # stays float
 # tune_latency = true           # time int8 and float forms here; figures then differ from run to run
 

@@ -56,6 +56,12 @@ def grid_for_range(low: float, high: float, *, signed: bool = False) -> Grid:
     return Grid(scale, zero_point, dtype)
 
 
+def symmetric_grid(low: float, high: float) -> Grid:
+    """The int8 grid with zero point 0 over [−m, m], m the larger of |low| and |high|; codes −127 … 127 hold it."""
+    largest = max(abs(float(low)), abs(float(high))) or 1.0
+    return Grid(float(np.float32(max(largest / 127, SMALLEST_SCALE))), 0, "int8")
+
+
 def symmetric_scales(weight: np.ndarray, axis: int | None, limit: int) -> np.ndarray:
     """One scale for each index along `axis` (a 0-d array where it is None): max|w| / limit, as float32."""
     weight = np.asarray(weight, np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.graph.folding import constant_array
-from compress.quantization.arithmetic import Grid, grid_for_range
+from compress.quantization.arithmetic import Grid
 from compress.quantization.bias_correction import ChannelMeans, channel_axes, correct_biases, input_names, shift_biases
 from compress.quantization.calibration import calibrate
 from compress.quantization.finishing import finish
@@ -41,11 +41,11 @@ class Calibrated:
     notes: tuple[str, ...] = ()  # what was done to the graph before, in sentences
     rounded: Mapping[str, np.ndarray] = field(default_factory=dict)  # node → its weight on the grid of `weights.fixed`
     shifts: Mapping[str, np.ndarray] = field(default_factory=dict)  # node → what is added to its bias where all is int8
-    runtime: str = "onnxruntime"  # whose placement it is
+    profile: str = "onnxruntime"  # whose placement it is
 
     def planned(self, graph: ir.Model, exclude: Collection[ir.Node] = frozenset()) -> Plan:
         """Where `graph`, this one or a clone of it, is quantized for the runtime that it is made for."""
-        return PROFILES[self.runtime].plan(graph, op_types=self.op_types, exclude=exclude)
+        return PROFILES[self.profile].plan(graph, op_types=self.op_types, exclude=exclude)
 
     def quantize(
         self,
@@ -92,6 +92,8 @@ class Calibrated:
 
     def _tables(self, graph: ir.Model, out: Collection[str]) -> dict[str, int]:
         """The bits of each table, by the node that reads it."""
+        if not PROFILES[self.profile].tables:
+            return {}
         return {str(node.name): self.weights.bits_of(node) for node in tables_of(graph) if node.name not in out}
 
 
@@ -131,7 +133,7 @@ def grids_of(plan: Plan, ranges: Mapping[str, tuple[float, float]], target: Targ
     for name, group in plan.tensors.items():
         low, high = spans.get(group, ranges[name])
         spans[group] = min(low, ranges[name][0]), max(high, ranges[name][1])
-    grids = {group: grid_for_range(*found, signed=target.activation_signed) for group, found in spans.items()}
+    grids = {group: target.grid(*found) for group, found in spans.items()}
     factors = carried_factors(plan)
     for site in plan.sites:
         if site.node in factors:
@@ -146,7 +148,7 @@ def grids_of(plan: Plan, ranges: Mapping[str, tuple[float, float]], target: Targ
             if grids[result].scale < grids[source].scale / 128:
                 low, high = spans[result]
                 widest = grids[source].scale / 128 * 255
-                grids[result] = grid_for_range(low, max(high, low + widest), signed=target.activation_signed)
+                grids[result] = target.grid(low, max(high, low + widest))
     return grids
 
 

@@ -12,6 +12,7 @@ from compress.quantization.float_layers import keep_float_layers
 from compress.quantization.naming import Namer
 from compress.quantization.rescaling import carry
 from compress.quantization.storage import narrow_codes, store_in_four_bits, store_tables
+from compress.quantization.weights import wants_of
 
 _ON_CODES = frozenset({"Pad", "Expand"})  # ONNX Runtime moves codes through the others by itself
 
@@ -34,7 +35,8 @@ def finish(graph: ir.Model, *, tables: Mapping[str, int] | None = None) -> ir.Mo
         store_tables(graph, [name for name, wanted in (tables or {}).items() if wanted == bits], bits=bits)
     ir.passes.common.DeduplicateInitializersPass(size_limit=4096)(graph)
     remove_unused(graph)
-    keep_float_layers(graph)
+    if not wants_of(graph, "symmetric"):  # the form has a scale for each channel of an activation, which TensorRT refuses
+        keep_float_layers(graph)
     store_in_four_bits(graph, narrow_codes(graph))
     _drop_notes(graph)
     graph.producer_name = "compress"

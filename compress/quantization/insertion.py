@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.graph.folding import constant_array, remove_unused
-from compress.quantization.arithmetic import Grid, grid_for_range, scales_of_least_error, symmetric_scales
+from compress.quantization.arithmetic import Grid, scales_of_least_error, symmetric_scales
 from compress.quantization.kernels import clip_bounds, weight_axis
 from compress.quantization.naming import Namer
 from compress.quantization.pairs import as_rows, has_pairs, pair_scales
@@ -153,9 +153,7 @@ class _Writer:
             if value is None or array is None:
                 continue
             if value not in done:
-                grid = grid_for_range(
-                    float(array.min()), float(array.max()), signed=self.options.target.activation_signed
-                )
+                grid = self.options.target.grid(float(array.min()), float(array.max()))
                 scale, zero = self._grid(str(value.name), grid)
                 done[value] = self._constant_pair(value, scale, zero, axis=None)
             node.replace_input_with(index, done[value])

@@ -22,7 +22,7 @@ class StaticOptions:
         QuantizationError: unknown target, range method, operator type or bits.
     """
 
-    target: str | Target = "auto"  # what it shall run on: auto (this machine), any, x86-vnni, x86-avx2, arm64
+    target: str | Target = "auto"  # what it shall run on: auto (this machine), any, x86-vnni, x86-avx2, arm64, tensorrt
     ranges: str | RangeMethod = "minmax"  # minmax, percentile, entropy, mse, or options such as Percentile(99.9)
     per_channel: bool = True
     runtime: str = "onnxruntime"  # whose kernels the graph is made for: onnxruntime, openvino (`profiles.PROFILES`)
@@ -61,7 +61,10 @@ class DynamicOptions:
     def __post_init__(self) -> None:
         for name in ("op_types", "exclude"):
             _as_tuple(self, name)
-        resolve_target(self.target)
+        if resolve_target(self.target).profile:
+            raise QuantizationError(
+                f"target {resolve_target(self.target).name} takes static ranges; use static quantization or QAT"
+            )
         weight_limit(self.weight_bits)
         if self.weight_bits != 8 and self.weight_type != "int8":
             raise QuantizationError(
@@ -71,8 +74,10 @@ class DynamicOptions:
 
 def check_runtime(name: str) -> None:
     """Raise QuantizationError where no profile has that name."""
-    if name not in PROFILES:
-        raise QuantizationError(f"unknown runtime {name!r}; {nearest(name, PROFILES)}")
+    known = [key for key, profile in PROFILES.items() if profile.runs_here]
+    if name not in known:
+        target = "; it is a target (target='tensorrt')" if name in PROFILES else ""
+        raise QuantizationError(f"unknown runtime {name!r}; {nearest(name, known)}{target}")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable
 import onnx_ir as ir
 
 from compress.graph.folding import is_constant
-from compress.quantization.kernels import CLIPS, HEAVY, has_weight
+from compress.quantization.kernels import CLIPS, HEAVY, STORED, has_weight
 from compress.quantization.placement import Plan, Planner, Site, check_op_types
 
 OP_TYPES = frozenset({"AveragePool", "Concat", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul"})
@@ -33,13 +33,25 @@ def plan_for_openvino(
     return _OpenVinoPlanner(graph, wanted, frozenset(exclude)).plan()
 
 
+def plan_for_tensorrt(
+    graph: ir.Model, *, op_types: Iterable[str] | None = None, exclude: Collection[ir.Node] = frozenset()
+) -> Plan:
+    """The same for TensorRT, which fuses the same patterns and has no layer that stores weights in int8 alone.
+
+    Its own documentation asks for a pair on the residual branch of an addition and none between a convolution and its
+    activation or addition (TensorRT issues 1992, 3270, 3629).
+    """
+    wanted = OP_TYPES if op_types is None else check_op_types(op_types)
+    return _OpenVinoPlanner(graph, wanted - STORED, frozenset(exclude)).plan()
+
+
 class _OpenVinoPlanner(Planner):
     def __init__(self, graph: ir.Model, op_types: frozenset[str], exclude: frozenset[ir.Node]) -> None:
         super().__init__(graph, op_types, exclude)
         for node in [node for node in self.sites if node.op_type == "MatMul" and not has_weight(node)]:
             # The second operand would have to be signed and symmetric; attention's products stay float.
             self.sites.pop(node)
-            self.reasons[node] = "a product of two activations stays float in OpenVINO"
+            self.reasons[node] = "a product of two activations stays float"
         for node, site in self.sites.items():
             self.sites[node] = Site(node, node.outputs[0], None, None, site.weighted)  # nothing is swallowed
         self.skips = {node: index for node in self.order if (index := self._skip_of(node)) is not None}

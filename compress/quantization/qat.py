@@ -32,7 +32,7 @@ from compress.quantization.kernels import MOVING
 from compress.quantization.options import StaticOptions
 from compress.quantization.pairs import has_pairs
 from compress.quantization.static import fold_weights, quantize_static
-from compress.quantization.weights import LIMIT, bias_of, pairs_saturate_in
+from compress.quantization.weights import LIMIT, bias_of, pairs_saturate_in, wants_of
 from compress.state import evaluating
 from compress.steps import Change, Step
 from compress.taking import takes
@@ -342,7 +342,7 @@ def _replacements(graph: ir.Model, grids: Mapping[str, FakeQuantize]) -> Iterato
 
 def _biases(graph: ir.Model, grids: Mapping[str, FakeQuantize]) -> Iterator[tuple[str, Replacement]]:
     """Yield for each bias that becomes int32 what rounds it to the accumulator's grid."""
-    for node in graph.graph:
+    for node in graph.graph if not wants_of(graph, "float_bias") else ():
         found = bias_of(node)
         if found is None or len(found[2].uses()) != 1:
             continue

@@ -92,7 +92,8 @@ def calibrate_static(
     calibration = batches_of(calibration)
     graph = _own_graph(model, calibration, example_inputs)
     notes = ready_for_pairs(graph, calibration, threads=threads)
-    profile = PROFILES[options.runtime]
+    name = resolve_target(options.target).profile or options.runtime
+    profile = PROFILES[name]
     rewrites = profile.rewrites if options.rewrites is None else options.rewrites
     graph, rewritten = prepare(graph, calibration, rewrites=rewrites, exclude=tuple(options.exclude))
     excluded = [node for node in graph.graph if stays_float(node)]
@@ -113,7 +114,7 @@ def calibrate_static(
             correct_bias=options.correct_bias and options.fold_weights,
             threads=threads,
         )
-        return replace(found, excluded=names, notes=notes, runtime=options.runtime)
+        return replace(found, excluded=names, notes=notes, profile=name)
 
     calibrated, accuracy = observed(graph), resolve_accuracy(options.accuracy)
     if not accuracy.passes or not options.fold_weights:

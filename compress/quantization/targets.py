@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import QuantizationError, nearest
+from compress.quantization.arithmetic import Grid, grid_for_range, symmetric_grid
 
 LIMITS = {8: 127, 7: 64, 6: 31, 5: 15, 4: 7}
 
@@ -19,12 +20,23 @@ class Target:
     `weight_bits`: 7 where the kernel adds two u8·s8 products in 16 saturating bits (`vpmaddubsw`,
     x86 without VNNI): 255·127·2 overflows, 255·64·2 does not, so weights in −64 … 64 are safe there.
     Static quantization keeps most of the eighth bit (`pairs.py`).
+    `symmetric`: zero points are 0, of activations too. `float_bias`: biases stay float, not int32 behind a pair.
+    `profile`: whose placement of pairs it wants where that runtime is not one that runs here (`profiles.PROFILES`).
     """
 
     name: str
     activation_signed: bool
     weight_bits: int
     description: str
+    symmetric: bool = False
+    float_bias: bool = False
+    profile: str = ""
+
+    def grid(self, low: float, high: float) -> Grid:
+        """The grid of an activation over [low, high] and 0."""
+        if self.symmetric:
+            return symmetric_grid(low, high)
+        return grid_for_range(low, high, signed=self.activation_signed)
 
     @property
     def pairs_saturate(self) -> bool:
@@ -36,6 +48,15 @@ TARGETS = {
     "x86-vnni": Target("x86-vnni", False, 8, "x86 with VNNI or AMX (Ice Lake, Zen 4 and later)"),
     "x86-avx2": Target("x86-avx2", False, 7, "x86 without VNNI, whose u8·s8 pairs saturate"),
     "arm64": Target("arm64", True, 8, "64-bit ARM"),
+    "tensorrt": Target(
+        "tensorrt",
+        activation_signed=True,
+        weight_bits=8,
+        description="TensorRT: symmetric int8, zero points 0, float biases; right but slow in ONNX Runtime",
+        symmetric=True,
+        float_bias=True,
+        profile="tensorrt",
+    ),
 }
 # PyTorch's engine names. fbgemm is "x86", whatever its generation, so it takes the one that is right on all of them.
 ALIASES = {"fbgemm": "x86-avx2", "x86": "x86-avx2", "qnnpack": "arm64", "onednn": "x86-vnni"}

@@ -31,13 +31,15 @@ def fold_weights(graph: ir.Model) -> ir.Model:
     """
     graph = graph.clone()
     namer = Namer(graph)
-    _hold_biases(graph)
+    float_bias = wants_of(graph, "float_bias")
+    if not float_bias:
+        _hold_biases(graph)
     saturates = pairs_saturate_in(graph)
     for node in list(graph.graph):
         if node.op_type == "QuantizeLinear" and is_constant(node.inputs[0]):
             _fold(graph, node, namer, saturates=saturates)
     for node in list(graph.graph):
-        bias = bias_of(node)
+        bias = None if float_bias else bias_of(node)
         if bias is not None:
             fold_bias(graph, node, *bias, namer)
     remove_unused(graph)
@@ -79,8 +81,12 @@ def _fold(graph: ir.Model, node: ir.Node, namer: Namer, *, saturates: bool) -> N
 
 def pairs_saturate_in(graph: ir.Model) -> bool:
     """Whether the processor that this graph was quantized for adds u8·s8 products in 16 bits."""
-    target = TARGETS.get(graph.metadata_props.get(TARGET, ""))
-    return target is not None and target.pairs_saturate
+    return wants_of(graph, "pairs_saturate")
+
+
+def wants_of(graph: ir.Model, field: str) -> bool:
+    """A yes-or-no of the target that this graph was quantized for; no where it names none."""
+    return bool(getattr(TARGETS.get(graph.metadata_props.get(TARGET, "")), field, False))
 
 
 def _in_pairs(node: ir.Node, codes: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ from compress.quantization.kernels import CLIPS, clip_bounds
 from compress.quantization.naming import Namer
 from compress.quantization.placement import Site
 from compress.quantization.repairs.judge import Samples
-from compress.quantization.weights import bias_of, fold_bias
+from compress.quantization.weights import bias_of, fold_bias, wants_of
 
 MOST = 48  # samples; means of more differ by less than a step
 ROWS = 16  # samples whose outputs of one layer are in memory
@@ -142,4 +142,5 @@ def _add(graph: ir.Model, node: ir.Node, shift: np.ndarray, namer: Namer) -> Non
         assert old is not None
         fresh = namer.initializer(graph, str(bias.name), (old + shift).astype(np.float32))
         reader.replace_input_with(position, fresh)
-        fold_bias(graph, node, reader, position, fresh, namer)
+        if not wants_of(graph, "float_bias"):
+            fold_bias(graph, node, reader, position, fresh, namer)
