@@ -156,5 +156,5 @@ def test_bad_input(files, tmp_path):
         suits(tmp_path / "float.onnx", "tensorrt")
     with pytest.raises(CompressError, match="target tensorrt takes static ranges"):
         compress.quantize_dynamic(nn.Linear(2, 2), target="tensorrt")
-    with pytest.raises(CompressError, match="unknown runtime 'tensorrt'.*it is a target"):
+    with pytest.raises(CompressError, match=r"unknown runtime 'tensorrt'.*it is a target"):
         compress.quantize_static(nn.Linear(2, 2), [torch.zeros(4, 2)], runtime="tensorrt")

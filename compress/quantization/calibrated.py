@@ -177,7 +177,9 @@ def _notes(plan: Plan, weights: WeightOptions) -> tuple[str, ...]:
         notes.append(f"the weights of {paired} layers are scaled so that no sum of two u8·s8 products leaves 16 bits")
     if plan.stored:
         count = f"{len(plan.stored)} transposed convolution{'s' if len(plan.stored) > 1 else ''}"
-        notes.append(f"the weights of {count} are stored in int8 and computed in float: no runtime here has an int8 kernel")
+        notes.append(
+            f"the weights of {count} are stored in int8 and computed in float: no runtime here has an int8 kernel"
+        )
     floats = [change for change in plan.changes if change.skipped]
     if floats:
         kinds = sorted({str(change.values["op_type"]) for change in floats})

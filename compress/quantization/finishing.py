@@ -35,7 +35,9 @@ def finish(graph: ir.Model, *, tables: Mapping[str, int] | None = None) -> ir.Mo
         store_tables(graph, [name for name, wanted in (tables or {}).items() if wanted == bits], bits=bits)
     ir.passes.common.DeduplicateInitializersPass(size_limit=4096)(graph)
     remove_unused(graph)
-    if not wants_of(graph, "symmetric"):  # the form has a scale for each channel of an activation, which TensorRT refuses
+    if not wants_of(
+        graph, "symmetric"
+    ):  # the form has a scale for each channel of an activation, which TensorRT refuses
         keep_float_layers(graph)
     store_in_four_bits(graph, narrow_codes(graph))
     _drop_notes(graph)

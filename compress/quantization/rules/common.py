@@ -7,7 +7,15 @@ from collections.abc import Collection, Iterator
 import onnx_ir as ir
 
 from compress.graph.folding import is_constant
-from compress.quantization.rules.layers import ends_in_layer, holds_constant, layers_of, name_of, pair_of, source_of
+from compress.quantization.rules.layers import (
+    Pair,
+    ends_in_layer,
+    holds_constant,
+    layers_of,
+    name_of,
+    pair_of,
+    source_of,
+)
 
 OPERATOR_FORMS = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 
@@ -57,9 +65,14 @@ def unequal_concats(graph: ir.Model) -> Iterator[str]:
     """Concats of dequantized tensors whose scales differ."""
     for node in graph.graph:
         pairs = [pair_of(value) for value in node.inputs] if node.op_type == "Concat" else []
-        if len(pairs) > 1 and all(pair is not None and pair.scale is not None for pair in pairs):
-            if len({(float(p.scale.flat[0]), 0 if p.zero is None else int(p.zero.flat[0])) for p in pairs}) > 1:  # type: ignore[union-attr]
-                yield name_of(node)
+        known = [pair for pair in pairs if pair is not None and pair.scale is not None]
+        if len(known) == len(pairs) and len({_grid(pair) for pair in known}) > 1:
+            yield name_of(node)
+
+
+def _grid(pair: Pair) -> tuple[float, int]:
+    assert pair.scale is not None
+    return float(pair.scale.flat[0]), 0 if pair.zero is None else int(pair.zero.flat[0])
 
 
 def half_quantized(graph: ir.Model, types: Collection[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.graph.folding import constant_array, consumers
+from compress.quantization.float_layers import QUANTIZED_AT_LOAD
 from compress.quantization.kernels import HEAVY
 from compress.quantization.rules.common import half_quantized
 from compress.quantization.rules.layers import axis_is_wrong, layers_of, name_of
@@ -41,7 +42,9 @@ def _by_channel(graph: ir.Model) -> Iterator[str]:
 
 
 def _transposed(graph: ir.Model) -> Iterator[str]:
-    yield from (name_of(layer.node) for layer in layers_of(graph) if layer.node.op_type == "ConvTranspose" and layer.weight)
+    yield from (
+        name_of(layer.node) for layer in layers_of(graph) if layer.node.op_type == "ConvTranspose" and layer.weight
+    )
 
 
 def _weight_axes(graph: ir.Model) -> Iterator[str]:
@@ -50,11 +53,12 @@ def _weight_axes(graph: ir.Model) -> Iterator[str]:
 
 def _quantized_at_load(graph: ir.Model) -> Iterator[str]:
     for layer in layers_of(graph):
-        if layer.weighted and layer.weight is None and layer.x is not None and not layer.x.by_channel:
-            readers = consumers(layer.node.outputs[0])
-            if layer.node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(readers) == 1:
-                if readers[0].op_type in ("QuantizeLinear", "Relu", "Clip"):
-                    yield name_of(layer.node)
+        if not layer.weighted or layer.weight is not None or layer.x is None or layer.x.by_channel:
+            continue
+        readers = consumers(layer.node.outputs[0])
+        follows = len(readers) == 1 and readers[0].op_type in ("QuantizeLinear", "Relu", "Clip")
+        if follows and layer.node.op_type in QUANTIZED_AT_LOAD:
+            yield name_of(layer.node)
 
 
 def _mixed_signs(graph: ir.Model) -> Iterator[str]:
