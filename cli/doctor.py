@@ -16,7 +16,7 @@ RUNTIMES = ("onnxruntime", "openvino", "tensorrt")  # quantization.rules.RULES, 
 @click.command(
     cls=Grouped,
     short_help="Versions, CPU, target chosen, what is missing.",
-    epilog=examples("compress doctor", "compress doctor int8/model.onnx --for tensorrt", "compress doctor --json"),
+    epilog=examples("compress doctor --json", "compress doctor quickstart/model.onnx --for tensorrt"),
 )
 @click.argument("file", required=False, metavar="[FILE]", type=click.Path(path_type=Path))
 @click.option(
