@@ -39,19 +39,30 @@ def take_apart(calibrated: Calibrated, name: str) -> Apart:
     paired = calibrated.quantize(only=[name], fold=False).model
     floats, activations = calibrated.graph.clone(), paired.clone()
     whole = calibrated.quantize(only=[name]).model
-    changed, bits = [], calibrated.weights.bits_of(_named(floats, name))
+    changed, bits = changed_by_rounding(floats, paired, name), calibrated.weights.bits_of(_named(floats, name))
+    for node_name, position, before, after in changed:
+        put(floats, node_name, position, after)
+        put(activations, node_name, position, before)
+    weight = constant_array(_named(calibrated.graph, name).inputs[1])
+    saved = 0 if weight is None else weight.nbytes - -(-weight.size * (4 if bits == 4 else 8) // 8)
+    return Apart(whole, floats if changed else None, finish(activations), saved)
+
+
+def changed_by_rounding(
+    floats: ir.Model, paired: ir.Model, name: str
+) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
+    """(node, position, before, after) of each constant of the layer `name` that differs in `paired`, as numbers.
+
+    `paired` has its weights behind quantize/dequantize pairs (`Calibrated.quantize(fold=False)`); the weight is one, a
+    corrected bias another.
+    """
+    found = []
     for node in [_named(floats, name), *_adding(floats, name)]:
         for position, _ in enumerate(node.inputs):
             before, after = constant_array(node.inputs[position]), _value_of(paired, str(node.name), position)
             if before is not None and after is not None and not np.array_equal(before, after):
-                changed.append((str(node.name), position, before, after))
-    for node_name, position, before, after in changed:
-        _put(floats, node_name, position, after)
-        _put(activations, node_name, position, before)
-    remove_unused(activations)
-    weight = constant_array(_named(calibrated.graph, name).inputs[1])
-    saved = 0 if weight is None else weight.nbytes - -(-weight.size * (4 if bits == 4 else 8) // 8)
-    return Apart(whole, floats if changed else None, finish(activations), saved)
+                found.append((str(node.name), position, before, after))
+    return found
 
 
 def own_noise(calibrated: Calibrated, name: str, whole: ir.Model, inputs: Batch, threads: int | None) -> float | None:
@@ -142,8 +153,9 @@ def _value_of(graph: ir.Model, name: str, position: int) -> np.ndarray | None:
     return dequantize(codes, scale, axis=axis_of(source) if scale.ndim else None)
 
 
-def _put(graph: ir.Model, name: str, position: int, values: np.ndarray) -> None:
-    """Let the node read these numbers instead."""
+def put(graph: ir.Model, name: str, position: int, values: np.ndarray) -> None:
+    """Let the node read these numbers instead, in place."""
     node = _named(graph, name)
     fresh = Namer(graph).initializer(graph, f"{name}.{position}", values.astype(np.float32))
     node.replace_input_with(position, fresh)
+    remove_unused(graph)

@@ -28,6 +28,15 @@ from compress.steps import Change, Step
 
 
 @dataclass(frozen=True)
+class Width:
+    """What four bits for the weights of one layer cost at the outputs, and what eight would take more."""
+
+    node: str
+    noise: float  # power, as a share of the signal's
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Calibrated:
     """What `observe` learnt. Any part of what was planned then may be quantized without looking at data again."""
 
@@ -41,6 +50,7 @@ class Calibrated:
     notes: tuple[str, ...] = ()  # what was done to the graph before, in sentences
     rounded: Mapping[str, np.ndarray] = field(default_factory=dict)  # node → its weight on the grid of `weights.fixed`
     shifts: Mapping[str, np.ndarray] = field(default_factory=dict)  # node → what is added to its bias where all is int8
+    widths: tuple[Width, ...] = ()  # layers of four bits, those first that gain most for each byte of eight
     profile: str = "onnxruntime"  # whose placement it is
 
     def planned(self, graph: ir.Model, exclude: Collection[ir.Node] = frozenset()) -> Plan:

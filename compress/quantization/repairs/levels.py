@@ -17,13 +17,15 @@ class Accuracy:
     passes: tuple[str, ...] = ()
     seconds: float = 120.0
     samples: int = 128  # that passes look at, a quarter of them held back to judge by
+    wide_share: float = 0.2  # of the weights, that may keep 8 bits where 4 are asked for
+    mixed_db: float = 20.0  # at the outputs: past it no further layer gets its 8 bits back
     round_bytes: bool = False  # whether weights of eight bits are rounded with error feedback too
 
 
 LEVELS = {
     "fast": Accuracy(),
-    "balanced": Accuracy(("equalize", "round", "bias"), 120.0),
-    "best": Accuracy(("equalize", "round", "bias", "ranges"), 1200.0, samples=256, round_bytes=True),
+    "balanced": Accuracy(("equalize", "round", "widths", "bias"), 120.0),
+    "best": Accuracy(("equalize", "round", "widths", "bias"), 1200.0, samples=256, round_bytes=True),
 }
 
 

@@ -1,6 +1,6 @@
 """The repairs in order, each kept only where it lowers the error at the outputs on samples that it did not see.
 
-rewrite → equalize → place → calibrate → choose ranges → round weights → correct biases → insert → store → check
+rewrite → equalize → place → calibrate → choose ranges → round weights → choose their widths → correct biases → insert → store → check
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from compress.quantization.repairs.equalization import equalize
 from compress.quantization.repairs.judge import Judge, Samples, decibels
 from compress.quantization.repairs.levels import Accuracy
 from compress.quantization.repairs.rounding import round_weights
+from compress.quantization.repairs.widths import all_wide, fitting, kept_wide, narrow_bytes, rank_widths, widened
 from compress.steps import Change
 
 ENOUGH_DB = 33.0  # at the outputs: past it no answer changes that chance would not change, and passes cost time
+SHARES = (0.25, 0.5, 1.0)  # of what may be added for them, tried in turn
 NARROW = 7  # bits of weights up to which they are rounded with error feedback without being asked for `best`
 WORTH = 0.98  # a pass must bring the noise below this share of what it was: less is chance
 
@@ -34,6 +36,10 @@ class Bench:
     accuracy: Accuracy
     threads: int | None = None
 
+    def noise(self, calibrated: Calibrated) -> float:
+        """At the outputs of the graph that would ship, on samples held back."""
+        return self.judge.noise(calibrated.quantize(tables=False).model)
+
 
 @dataclass(frozen=True)
 class Repair:
@@ -41,6 +47,7 @@ class Repair:
 
     action: str
     run: Callable[[Calibrated, Bench], tuple[Calibrated, list[Change]] | None]
+    wide: bool = False  # judged with weights of eight bits: it mends activations, whose error narrow weights would hide
 
 
 def _equalize(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change]] | None:
@@ -60,6 +67,21 @@ def _round(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Chang
     return replace(calibrated, weights=fixed, rounded={**calibrated.rounded, **weights}), []
 
 
+def _widths(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change]] | None:
+    if decibels(bench.noise(calibrated)) >= bench.accuracy.mixed_db:
+        return None
+    order = rank_widths(calibrated, bench.samples, most=bench.accuracy.samples // 8, threads=bench.threads)
+    if not order:
+        return None
+    most, found, wide = bench.accuracy.wide_share * narrow_bytes(calibrated), calibrated, []
+    for share in SHARES:
+        wide = fitting(order, int(share * most))
+        found = widened(calibrated, wide)
+        if decibels(bench.noise(found)) >= bench.accuracy.mixed_db:
+            break
+    return replace(found, widths=order), kept_wide(order, wide)
+
+
 def _bias(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change]] | None:
     found = shifts_in_sequence(calibrated, bench.samples, threads=bench.threads)
     if not found:
@@ -69,8 +91,9 @@ def _bias(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change
 
 
 REPAIRS: Mapping[str, Repair] = {
-    "equalize": Repair("channels brought to one size and centre", _equalize),
+    "equalize": Repair("channels brought to one size and centre", _equalize, wide=True),
     "round": Repair("weights rounded with error feedback", _round),
+    "widths": Repair("widths of weights chosen layer by layer", _widths),
     "bias": Repair("biases corrected in sequence", _bias),
 }
 
@@ -78,7 +101,7 @@ REPAIRS: Mapping[str, Repair] = {
 def repair(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, tuple[Change, ...]]:
     """Run the passes that `bench.accuracy` names; return the best found and one change for each pass, kept or not."""
     end = time.monotonic() + bench.accuracy.seconds
-    noise = bench.judge.noise(calibrated.quantize(tables=False).model)
+    noise = bench.noise(calibrated)
     changes: list[Change] = []
     if bench.samples.few:
         count = bench.samples.fitting.samples + bench.samples.judging.samples
@@ -94,21 +117,31 @@ def repair(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, tuple[Chan
         if start > end:
             changes.append(Change("graph", repair_pass.action, "the time for repairs was up", skipped=True))
             continue
-        made = repair_pass.run(calibrated, bench)
+        narrow = repair_pass.wide and calibrated.weights.narrowest <= NARROW
+        given = all_wide(calibrated) if narrow else calibrated
+        before = bench.noise(given) if narrow else noise
+        made = repair_pass.run(given, bench)
         if made is None:
             continue
         candidate, told = made
-        found = bench.judge.noise(candidate.quantize(tables=False).model)
-        kept = found < WORTH * noise
-        reason = f"{decibels(noise):.1f} → {decibels(found):.1f} dB at the outputs on samples held back"
-        values = {
-            "pass": name,
-            "before_db": round(decibels(noise), 2),
-            "after_db": round(decibels(found), 2),
-            "seconds": round(time.monotonic() - start, 1),
-        }
-        changes.append(Change("graph", repair_pass.action, reason, skipped=not kept, values=values))
+        found = bench.noise(all_wide(candidate) if narrow else candidate)
+        kept = found < WORTH * before
+        changes.append(_outcome(name, (before, found), time.monotonic() - start, kept))
         if kept:
-            calibrated, noise = candidate, found
+            calibrated = _with_bits_of(candidate, calibrated) if narrow else candidate
+            noise = bench.noise(calibrated) if narrow else found
             changes += told
     return calibrated, tuple(changes)
+
+
+def _with_bits_of(candidate: Calibrated, other: Calibrated) -> Calibrated:
+    weights = replace(candidate.weights, bits=other.weights.bits, layer_bits=other.weights.layer_bits)
+    return replace(candidate, weights=weights)
+
+
+def _outcome(name: str, noises: tuple[float, float], seconds: float, kept: bool) -> Change:
+    """What one pass did to the noise at the outputs."""
+    before, after = (decibels(noise) for noise in noises)
+    reason = f"{before:.1f} → {after:.1f} dB at the outputs on samples held back"
+    values = {"pass": name, "before_db": round(before, 2), "after_db": round(after, 2), "seconds": round(seconds, 1)}
+    return Change("graph", REPAIRS[name].action, reason, skipped=not kept, values=values)
