@@ -48,9 +48,7 @@ def take_apart(calibrated: Calibrated, name: str) -> Apart:
     return Apart(whole, floats if changed else None, finish(activations), saved)
 
 
-def changed_by_rounding(
-    floats: ir.Model, paired: ir.Model, name: str
-) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
+def changed_by_rounding(floats: ir.Model, paired: ir.Model, name: str) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
     """(node, position, before, after) of each constant of the layer `name` that differs in `paired`, as numbers.
 
     `paired` has its weights behind quantize/dequantize pairs (`Calibrated.quantize(fold=False)`); the weight is one, a
