@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("find_unused_parameters", "deterministic", "config"),
     ),
     "Distillation": ("distill", "teacher", "distill_weight", "temperature", "feature_layers", "feature_weight"),
-    "Limits": ("metrics", "task", "ignore_label", "max_drop", "require_speedup", "max_size"),
+    "Limits": ("metrics", "task", "ignore_label", "max_drop", "require_speedup", "max_size", "max_latency"),
     "Output": ("out", "overwrite", "report", "as_json", "quiet", "verbose", "tensorboard", "weights_format"),
     "Run": ("threads", "seed", "runtime"),
 }

@@ -32,6 +32,7 @@ COMMANDS = {
     "quantize": "cli.quantize",
     "quickstart": "cli.quickstart",
     "run": "cli.run",
+    "search": "cli.search",
     "sensitivity": "cli.sensitivity",
     "train": "cli.train",
 }

@@ -183,6 +183,17 @@ def model_options(command: Function) -> Function:
     return _with([click.argument("model", metavar="MODEL"), *MODEL], wrapper)
 
 
+def optional_model_options(command: Function) -> Function:
+    """The same, for a command that may be told otherwise what to work on; `source` is then None."""
+
+    @functools.wraps(command)
+    def wrapper(*, model: str | None, **rest: Any) -> Any:
+        source = _model_source(model or "", rest)
+        return command(source=source if model else None, **rest)
+
+    return _with([click.argument("model", metavar="[MODEL]", required=False), *MODEL], wrapper)
+
+
 def models_options(command: Function) -> Function:
     """Add MODEL… (several) and the same options; the command receives `sources: list[ModelSource]`."""
 
@@ -286,26 +297,31 @@ def measure_options(command: Function) -> Function:
     return _with(MEASURES, wrapper)
 
 
+LIMITS = ("max_drop", "require_speedup", "max_size", "max_latency")
+
+
 def gate_options(what: str) -> Function:
     """Add the limits (named `what` in their help); the command receives `gates: Gates`."""
 
     def decorate(command: Function) -> Function:
         @functools.wraps(command)
-        def wrapper(*, max_drop: str | None, require_speedup: float | None, max_size: int | None, **rest: Any) -> Any:
+        def wrapper(**rest: Any) -> Any:
             from compress.pipeline.gates import Gates
 
-            gates = Gates(max_drop=max_drop, require_speedup=require_speedup, max_size=max_size)
-            return command(gates=gates, **rest)
+            return command(gates=Gates(**{name: rest.pop(name) for name in LIMITS}), **rest)
 
-        speed = click.FloatRange(0, min_open=True)
+        positive = click.FloatRange(0, min_open=True)
         limits = [
             click.option(
                 "--max-drop",
                 metavar="X[%]",
                 help=f"{what}: most that may be lost of the figure that decides, in its unit (points of top-1), or in % of it.",
             ),
-            click.option("--require-speedup", type=speed, metavar="X", help=f"{what}: least speed-up."),
+            click.option("--require-speedup", type=positive, metavar="X", help=f"{what}: least speed-up."),
             click.option("--max-size", type=Size(), help=f"{what}: largest file, such as 5MB."),
+            click.option(
+                "--max-latency", type=positive, metavar="MS", help=f"{what}: longest median run, in ms, here."
+            ),
         ]
         return _with(limits, wrapper)
 

@@ -27,6 +27,7 @@ _HOMES = {
     "QuantizeOptions": "compress.pipeline.quantize_options",
     "Recipe": "compress.pipeline.recipe",
     "Report": "compress.reporting.report",
+    "SearchOptions": "compress.pipeline.search.options",
     "Settings": "compress.pipeline.inputs",
     "Step": "compress.steps",
     "TrainOptions": "compress.training.options",
@@ -55,6 +56,7 @@ _HOMES = {
     "read_onnx": "compress.onnx_files",
     "run": "compress.pipeline.run",
     "save_onnx": "compress.onnx_files",
+    "search": "compress.pipeline.search.searching",
     "sensitivity": "compress.quantization.sensitivity",
     "train": "compress.pipeline.train",
 }

@@ -41,6 +41,7 @@ DOORS = {  # library → where it may be imported
     "torchvision": ("compress/loading/",),
     "onnxruntime": ("compress/graph/runtime.py",),
     "openvino": ("compress/runtimes/openvino.py",),
+    "optuna": ("compress/pipeline/search/study.py",),
     "torchmetrics": ("compress/measures/ranked.py",),
     "transformers": ("compress/loading/transformers_models.py",),
     "torch.ao": ("compress/quantization/torch_native.py",),

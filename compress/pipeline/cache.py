@@ -100,8 +100,12 @@ class StageCache:
         if step is not None:
             (half / "step.json").write_text(json.dumps(plain(step_dict(step))))
         final = self.folder(name, key)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(half, final)
+        try:
+            os.replace(half, final)
+        except OSError:
+            if not final.is_dir():
+                raise
+            shutil.rmtree(half, ignore_errors=True)  # another process has finished it meanwhile, and may be reading it
         shutil.rmtree(self.root / f"{name}-{key}.work", ignore_errors=True)
         return final
 

@@ -28,10 +28,16 @@ class Gates:
     max_drop: float | str | None = None
     require_speedup: float | None = None
     max_size: int | None = None  # bytes
+    max_latency: float | None = None  # ms, median
 
     def __post_init__(self) -> None:
         _ = self.drop  # refuses what is no limit
-        for name, limit in (("require-speedup", self.require_speedup), ("max-size", self.max_size)):
+        limits = {
+            "require-speedup": self.require_speedup,
+            "max-size": self.max_size,
+            "max-latency": self.max_latency,
+        }
+        for name, limit in limits.items():
             if limit is not None and not limit > 0:
                 raise InputError(f"{name} must be above 0, got {limit:g}")
 
@@ -73,6 +79,10 @@ class Gates:
         if self.max_size is not None:
             small = row.size_bytes is not None and row.size_bytes <= self.max_size
             yield Gate("max-size", row.name, row.size_bytes, self.max_size, " bytes", small)
+        if self.max_latency is not None:
+            soon = row.p50_ms is not None and row.p50_ms <= self.max_latency
+            passed = None if foreign else soon
+            yield Gate("max-latency", row.name, row.p50_ms, self.max_latency, " ms", passed, unjudged=foreign)
 
 
 def _drop_gate(limit: Limit, row: Measurement, base: Measurement) -> Gate:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from compress import state
-from compress.batches import first_batches
+from compress.batches import example_batch, first_batches
 from compress.errors import InputError, PruningError, nearest
 from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import resized_batch
@@ -26,10 +27,12 @@ from compress.pipeline.outputs import Output, OutputFolder, output_folder, size_
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.rehearsal import rehearsed
 from compress.pipeline.trying import rehearse_training
+from compress.pruning.analysis import Analysis, analysed
 from compress.pruning.denormals import flush_denormals
 from compress.pruning.iterative import prune_iteratively
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.pruning.prune import prune as prune_module
+from compress.pruning.prune import prune_channels
 from compress.pruning.recalibration import recalibrate_batchnorm
 from compress.pruning.request import PruneRequest
 from compress.pruning.scores import SCORES
@@ -205,6 +208,19 @@ def pruned(
         else:
             step = prune_module(opened.model, opened.inputs, request)
         return _mended(step, opened, options, epochs[-1], said)
+
+
+def pruned_alike(opened: Opened, options: PruneOptions, analysis: Analysis | None) -> tuple[Step, Analysis]:
+    """Remove channels in one step, by the analysis of an earlier call that differs in the amount alone.
+
+    Returns:
+        What `pruned` gives for these options, and the analysis for the next call.
+    """
+    check_pruning(opened, options)
+    request = _request(opened, options, Settings(threads=opened.threads, seed=opened.seed), Path(), Path())
+    with torch.no_grad():
+        analysis = analysis or analysed(opened.model, example_batch(opened.inputs), request)
+    return prune_channels(opened.model, opened.inputs, request, analysis=analysis).step, analysis
 
 
 def _mended(

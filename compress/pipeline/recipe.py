@@ -19,6 +19,7 @@ from compress.pipeline.gates import Gates, parse_size
 from compress.pipeline.inputs import DataSource, ModelSource
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.quantize_options import QuantizeOptions
+from compress.pipeline.search.options import SearchOptions
 from compress.training.options import FinetuneOptions, TrainOptions
 
 
@@ -59,6 +60,7 @@ class Recipe:
     quantize: QuantizeOptions | None = None
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     gates: Gates = field(default_factory=Gates)
+    search: SearchOptions | None = None
     out: str | None = None
     seed: int = 0
     threads: int | None = None
@@ -73,6 +75,7 @@ TABLES: dict[str, type] = {
     "quantize": QuantizeOptions,
     "evaluate": EvaluateOptions,
     "gates": Gates,
+    "search": SearchOptions,
 }
 TOP = {"out": str, "seed": int, "threads": int | None}
 # Keys that are read besides the fields of a table's class.
@@ -80,7 +83,7 @@ EXTRA = {"finetune": {"distill": bool}}
 # Types that a recipe takes less of than the class: it makes one model.
 NARROWER = {"prune": {"amount": float}}
 # Fields that another table says, or that a later stage would undo.
-ELSEWHERE = {"prune": {"train", "sparse_storage"}}
+ELSEWHERE = {"prune": {"train", "sparse_storage"}, "search": {"resume"}}
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

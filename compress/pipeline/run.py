@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from compress.pipeline.outputs import Output, output_folder
 from compress.pipeline.quantize import check_runs
 from compress.pipeline.recipe import EvaluateOptions, Recipe, read_recipe
 from compress.pipeline.rehearsal import rehearsed
+from compress.pipeline.search.options import SearchOptions
 from compress.pipeline.stages import Export, Finetune, Prune, Quantize, Stage, Work, duration
 from compress.reporting.report import Report
 from compress.steps import Step
@@ -121,7 +122,7 @@ class Pipeline:
                 key = fingerprint(key, stage)
                 found.append(
                     Planned(
-                        stage.name, _options(stage), cache.has(stage.name, key), stage.cost(_start(opened), seconds)
+                        stage.name, _options(stage), cache.has(stage.name, key), stage.cost(start_of(opened), seconds)
                     )
                 )
         tests = 0 if opened.test is None else len(opened.test.dataset)  # type: ignore[arg-type]
@@ -145,6 +146,8 @@ def run(
         CompressError: one line for whatever is wrong with the recipe, or cannot be used.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, overrides)
+    if recipe.search is not None:
+        return _searched(recipe, recipe.search, output_of(recipe, output), settings_of(recipe, settings), resume=resume)
     return pipeline_of(recipe).run(
         recipe.model,
         recipe.data,
@@ -154,6 +157,37 @@ def run(
         evaluate=recipe.evaluate,
         settings=settings_of(recipe, settings),
     )
+
+
+def _searched(recipe: Recipe, options: SearchOptions, output: Output, settings: Settings, *, resume: bool) -> Report:
+    """A recipe with a table [search] has its other stages chosen by it.
+
+    Raises:
+        InputError: it has stages of its own as well.
+    """
+    from compress.pipeline.search.searching import search
+
+    check_searchable(recipe)
+    return search(
+        recipe.model,
+        recipe.data,
+        output=output,
+        options=replace(options, resume=resume),
+        gates=recipe.gates,
+        metric=recipe.evaluate.measures(),
+        settings=settings,
+    )
+
+
+def check_searchable(recipe: Recipe) -> None:
+    """Refuse a recipe that searches and says itself how to compress.
+
+    Raises:
+        InputError: names the table.
+    """
+    own = [name for name in ("prune", "finetune", "quantize") if getattr(recipe, name) is not None]
+    if own:
+        raise InputError(f"a recipe with [search] has its stages chosen by it; leave [{own[0]}] out, or [search]")
 
 
 def plan(
@@ -166,6 +200,9 @@ def plan(
     """Say what `run` would do and cost; the model and the data are opened, nothing is written."""
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, overrides)
     place = output_of(recipe, output)
+    if recipe.search is not None:
+        check_searchable(recipe)
+        return [Planned("search", _changed(recipe.search), False, f"{recipe.search.minutes:g} min")]
     return pipeline_of(recipe).plan(
         recipe.model,
         recipe.data,
@@ -213,6 +250,11 @@ def settings_of(recipe: Recipe, settings: Settings | None) -> Settings:
 
 def start_key(source: ModelSource, data: DataSource, opened: Opened, settings: Settings) -> str:
     """What every stage depends on: the model, its weights, the data, by content; seed, versions, threads."""
+    return fingerprint(source_key(source, data, opened, settings), environment_key())
+
+
+def source_key(source: ModelSource, data: DataSource, opened: Opened, settings: Settings) -> str:
+    """The model, its weights, the data, by content, and the seed."""
     if isinstance(source.spec, (str, Path)):
         model: Any = [str(source.spec), source.weights, source.model_args, source.input_shape]
     else:
@@ -220,7 +262,7 @@ def start_key(source: ModelSource, data: DataSource, opened: Opened, settings: S
     files = [*paths_in(source.spec), *paths_in(source.weights), *paths_in(data.spec), *paths_in(data.classes)]
     named = data if isinstance(data.spec, (str, Path, type(None))) else [data.spec.name, data.spec.sizes()]
     contents = [content_key(path) for path in files]
-    return fingerprint(model, named, contents, settings.seed, environment_key())
+    return fingerprint(model, named, contents, settings.seed)
 
 
 def _state_key(model: Any) -> str:
@@ -256,7 +298,8 @@ def _check_place(output: Output, *, resume: bool) -> None:
     output.check_folder()
 
 
-def _start(opened: Opened) -> Work:
+def start_of(opened: Opened) -> Work:
+    """The model as it came, before the first stage."""
     return Work(opened, opened.model)
 
 
@@ -264,12 +307,12 @@ def _run_stages(
     stages: Sequence[Stage], opened: Opened, cache: StageCache, key: str
 ) -> tuple[Work, tuple[nn.Module | None, Path | None]]:
     """Run or read back each stage; also return the trained module and its float file, where there are such."""
-    work = _start(opened)
+    work = start_of(opened)
     module: nn.Module | None = None
     float_file: Path | None = None
     for stage in stages:
         key = fingerprint(key, stage)
-        work = work.after(_once(stage, work, cache, key))
+        work = work.after(finished_stage(stage, work, cache, key))
         if isinstance(work.model, nn.Module):
             module = work.model
         elif isinstance(stage, Export):
@@ -277,11 +320,15 @@ def _run_stages(
     return work, (module, float_file)
 
 
-def _once(stage: Stage, work: Work, cache: StageCache, key: str) -> Step:
+def finished_stage(
+    stage: Stage, work: Work, cache: StageCache, key: str, *, run: Callable[[Stage, Work, Path], Step] | None = None
+) -> Step:
+    """A stage's step out of the cache; run (or by `run`, which gives the same) and kept where it is not there yet."""
     if cache.has(stage.name, key):
         return cache.step(stage.name, key, stage.restore(work, cache.folder(stage.name, key)))
     with state.seeded(work.opened.seed):
-        step = stage.run(work, cache.working(stage.name, key))
+        working = cache.working(stage.name, key)
+        step = stage.run(work, working) if run is None else run(stage, work, working)
     half = cache.half()
     stage.save(step, half)
     folder = cache.finish(half, stage.name, key, step)
@@ -350,8 +397,11 @@ def _has(names: Sequence[str], stage: str) -> bool:
 
 def _options(stage: Stage) -> str:
     options = getattr(stage, "options", None)
-    if options is None:
-        return ""
+    return "" if options is None else _changed(options)
+
+
+def _changed(options: Any) -> str:
+    """The options that are not as they are by default."""
     default = type(options)()
     changed = {key: value for key, value in vars(options).items() if value != getattr(default, key)}
     return ", ".join(f"{key}={value}" for key, value in changed.items()) or "defaults"

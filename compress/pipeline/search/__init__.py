@@ -1,0 +1,1 @@
+"""A search under a time limit: files that no other beats in accuracy, latency and size."""
