@@ -71,8 +71,6 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     epilog=examples(
         "compress search compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k"
         " --minutes 10 --max-drop 1 -o front",
-        "compress search compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k"
-        " --minutes 20 --resume -o front",
         "compress search --join front",
     ),
 )
