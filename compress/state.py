@@ -30,6 +30,16 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
             part.training = flags.get(name, part.training)
 
 
+def as_in_training(module: nn.Module) -> None:
+    """Set what is in eval mode to training, but for normalization and dropout, which go on as in eval.
+
+    Detectors give their losses in this mode only, and statistics must not move while a network is judged.
+    """
+    for part in module.modules():
+        still = isinstance(part, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
+        part.training = not still
+
+
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy, also of a module that has just been trained with masks or weight normalization.
 

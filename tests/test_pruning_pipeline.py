@@ -19,6 +19,7 @@ from compress.pipeline.inputs import ModelSource
 from compress.pipeline.outputs import Output
 from compress.pipeline.prune import prune
 from compress.pipeline.prune_options import PruneOptions
+from compress.reporting.report import Report
 from compress.steps import Measurement
 
 SOURCE = """
@@ -111,6 +112,69 @@ def test_latency_target_measures_the_exported_file(place, monkeypatch):
     before, after = (row.size_bytes for row in report.rows)
     assert {sizes["before"] for sizes in seen} == {before} and after in {sizes["after"] for sizes in seen}
     assert after <= 0.7 * 1.03 * before and report.rows[-1].macs < report.rows[0].macs
+
+
+def test_the_runtime_that_will_run_it_is_timed(place, monkeypatch):
+    """Latency target and report both by the runtime that is asked for; in the others, one row more for each result."""
+    seen = []
+
+    def by_size(files, inputs, **options):
+        seen.append(files)
+        return {name: Measurement(name, p50_ms=float(item.model.stat().st_size)) for name, item in files.items()}
+
+    monkeypatch.setattr("compress.pipeline.prune.benchmark", by_size)
+    monkeypatch.setattr("compress.pipeline.prune.in_other_runtimes", lambda path, runtime: {"onnxruntime": path})
+    monkeypatch.setattr("compress.pipeline.prune.check_runtime", lambda name: None)
+    rows = []
+    monkeypatch.setattr(
+        "compress.pipeline.prune.closing_report", lambda job, made: rows.append(made.targets) or Report()
+    )
+    options = PruneOptions(amount=0.3, target="latency", runtime="openvino")
+    prune(f"{place}/net.py:build", f"{place}/data.npz", output=place / "out", options=options)
+    assert {item.runtime for files in seen for item in files.values()} == {"openvino"}
+    assert [getattr(item, "runtime", "") for item in rows[0].values()] == ["openvino", "openvino", ""]
+    assert list(rows[0])[1:] == ["model.onnx", "model.onnx in onnxruntime"]
+
+
+def test_auto_is_the_faster_runtime_of_the_float_file(place, monkeypatch):
+    from compress.pipeline import for_runtime
+
+    monkeypatch.setattr(for_runtime, "others_installed", lambda: ["openvino"])
+    times = {"onnxruntime": 2.0, "openvino": 1.0}
+    monkeypatch.setattr(
+        for_runtime, "benchmark", lambda targets, *_, **__: {n: Measurement(n, p50_ms=times[n]) for n in targets}
+    )
+    opened = compress.pipeline.inputs.open_inputs(ModelSource(f"{place}/net.py:build", input_shape=(2, 1, 8, 8)))
+    best, said = for_runtime.settled_runtime("auto", place / "float.onnx", opened, 1)
+    assert best == "openvino" and "onnxruntime 2 ms, openvino 1 ms" in said[0]
+    assert for_runtime.settled_runtime("onnx", place / "float.onnx", opened, 1) == ("onnxruntime", ())
+
+
+METRIC = """
+def share(outputs, target):
+    return float((outputs.argmax(1) == target).double().mean())
+"""
+
+
+def test_the_users_metric_chooses_the_epoch(place, monkeypatch):
+    from compress.training.loop import fit
+
+    seen = []
+
+    def watched(*arguments, metric=None, **named):
+        seen.append(metric)
+        result = fit(*arguments, metric=metric, **named)
+        seen.append(result.final)
+        return result
+
+    monkeypatch.setattr("compress.pipeline.prune.fit", watched)
+    (place / "metric.py").write_text(METRIC)
+    options = PruneOptions(finetune_epochs=1)
+    source, data = f"{place}/net.py:build", f"{place}/data.npz"
+    prune(source, data, output=place / "own", options=options, metric=f"max:{place}/metric.py:share")
+    assert seen[0].metrics[0].name == "share" and "eval/share" in seen[1]
+    prune(source, data, output=place / "plain", options=options)
+    assert seen[2] is None and "eval/share" not in seen[3]
 
 
 def test_verbose_lists_every_layer(place):

@@ -173,3 +173,41 @@ def test_a_teacher_of_numbers(loss):
     with torch.no_grad():
         gap = (result.module(x) - teacher(x)).square().mean() / teacher(x).var()
     assert gap < 0.1
+
+
+class Detector(torch.nn.Module):
+    """As torchvision's: losses in training mode, boxes in eval mode; statistics and dropout inside."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5))
+        self.head = torch.nn.Linear(8, 1)
+
+    def forward(self, x, targets=None):
+        found = self.head(self.body(x))
+        if not self.training:
+            return [{"boxes": row} for row in found]
+        return {"loss_box": (found - targets).square().mean()}
+
+
+def summed(model, batch):
+    x, y = batch
+    return sum(model(x, y).values())
+
+
+def test_losses_that_exist_in_training_mode_only_are_judged_there():
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+    batches = [(x[i : i + 16], x[i : i + 16, :1] * 3) for i in range(0, 64, 16)]
+    module = Detector().eval()
+    options = TrainOptions(epochs=2, lr=0.05, seed=0)
+    first = fit(module, (batches, batches), options, loss=summed, device="cpu")
+    again = fit(module, (batches, batches), options, loss=summed, device="cpu")
+    assert first.history[-1]["eval/loss"] < first.start["eval/loss"]
+    assert [record["eval/loss"] for record in first.history] == [record["eval/loss"] for record in again.history]
+    assert not first.module.training and not first.module.body[1].training
+    with torch.no_grad():  # batch-norm and dropout as in eval: what is judged is what ships
+        expected = torch.stack(
+            [(first.module.head(first.module.body(a)) - b).square().mean() for a, b in batches]
+        ).mean()
+    assert first.final["eval/loss"] == pytest.approx(float(expected), rel=1e-4)

@@ -28,6 +28,11 @@ class Runnable:
     runtime: str = DEFAULT
 
 
+def run_by(path: Path, runtime: str) -> Path | Runnable:
+    """A file as what measures take: with its runtime where that is not the usual one."""
+    return path if runtime == DEFAULT else Runnable(path, runtime)
+
+
 Target = nn.Module | ir.Model | Path | str | Runnable
 
 

@@ -26,6 +26,11 @@ class Measures:
     reading: Reading | None = None  # found already
     lenient: bool = False  # targets that fit no task leave its figures out, with the reason in a note
 
+    @property
+    def asked(self) -> Measures | None:
+        """These, where the user named the figure that decides; None where the task's first does."""
+        return self if self.metrics or self.leading else None
+
     def settled(self, reading: Reading) -> Measures:
         """The same, read that way whatever the data's first batch looks like."""
         return replace(self, reading=reading)

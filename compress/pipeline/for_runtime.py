@@ -22,14 +22,14 @@ from compress.steps import Step
 Quantize = Callable[[Any, Job, QuantizeOptions], Step]
 
 
-def check_runtime(options: QuantizeOptions) -> None:
+def check_runtime(runtime: str) -> None:
     """Refuse a runtime that is not installed before anything is loaded.
 
     Raises:
         InputError: names the line that installs it.
     """
-    if options.runtime != AUTO:
-        find_runtime(options.runtime).check()
+    if runtime != AUTO:
+        find_runtime(runtime).check()
 
 
 def quantized_for(
@@ -77,3 +77,20 @@ def _timed(made: dict[str, Step], job: Job, scratch: Path) -> dict[str, float]:
 def in_other_runtimes(path: Path, runtime: str) -> dict[str, Runnable]:
     """The file in the runtimes that it was not made for, where they are installed."""
     return {name: Runnable(path, name) for name in others_installed(runtime)}
+
+
+def settled_runtime(name: str, path: Path, opened: Opened, threads: int | None) -> tuple[str, tuple[str, ...]]:
+    """The runtime that is meant, `auto` being the faster of those installed on a float file; and what to say of the choice."""
+    if name != AUTO:
+        return ALIASES.get(name, name), ()
+    names = [DEFAULT, *others_installed()]
+    targets = {name: Runnable(path, name) for name in names}
+    rows = benchmark(
+        targets, resized_batch(opened.inputs, 1), threads=threads, rounds=30, max_seconds=CLOSING_SECONDS / 2
+    )
+    times = {name: rows[name].p50_ms or float("inf") for name in names}
+    best = min(times, key=times.__getitem__)
+    shown = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
+    return best, (
+        f"runtime {best}: the faster here of those installed ({shown}, one sample of the float file, in turns)",
+    )

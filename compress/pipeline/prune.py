@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from compress import state
 from compress.batches import example_batch, first_batches
 from compress.errors import InputError, PruningError, nearest
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import resized_batch
+from compress.evaluation.runners import Runnable, resized_batch, run_by
 from compress.graph.exporting import export
 from compress.graph.parity import compare
 from compress.graph.sparse_storage import store_sparse
-from compress.measures.opening import open_measures
+from compress.measures.opening import Measures, open_measures
 from compress.pipeline.closing import closing_report
+from compress.pipeline.for_runtime import check_runtime, in_other_runtimes, settled_runtime
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.job import Delivery, Job
@@ -38,6 +39,7 @@ from compress.pruning.request import PruneRequest
 from compress.pruning.scores import SCORES
 from compress.pruning.sizes import each_size
 from compress.reporting.report import Report
+from compress.runtimes.runtime import AUTO, DEFAULT
 from compress.scratch import scratch_folder
 from compress.steps import Step
 from compress.training.loop import fit
@@ -74,6 +76,7 @@ def prune(
     output.check_folder()
     opened = open_inputs(model, data, settings)
     check_pruning(opened, options)
+    check_runtime(options.runtime)
     job = rehearsed(Job(opened, settings, output, gates or Gates(), measures), models=3)
     several = isinstance(options.amount, tuple)
     with output_folder(output) as folder, scratch_folder() as name:
@@ -82,7 +85,9 @@ def prune(
         export(opened.model, opened.inputs, path=baseline)
         targets: dict[str, Any] = {f"{opened.name} before": baseline}
         steps, files = [], folder.listed()
-        for amount, step, tuned in each_pruned(opened, options, settings, scratch, baseline):
+        runtime, said = settled_runtime(options.runtime, baseline, opened, settings.threads)
+        work = Pruning(opened, options, settings, scratch, baseline, job.measures, runtime)
+        for amount, step, tuned in each_pruned(work):
             size = size_folder(options.target, amount) if several else ""
             place = folder.inner(size) if several else folder
             if tuned is not None and not several:
@@ -95,10 +100,17 @@ def prune(
             files |= {size: str(place.onnx)} if several else folder.listed()
         if several:
             files.pop("model", None)
+        if runtime != DEFAULT or options.runtime == AUTO:
+            shown = {name: Runnable(path, runtime) for name, path in targets.items()}
+            for name in list(shown)[1:]:
+                others = in_other_runtimes(targets[name], runtime)
+                shown |= {f"{name} in {other}": target for other, target in others.items()}
+            targets = shown
         made = Delivery(
             targets,
             f"{opened.name}, pruned",
             steps=steps,
+            notes=said,
             files=files,
             shipped=None if several else folder.onnx,
             scratch=scratch,
@@ -168,25 +180,36 @@ def rehearse_finetuning(opened: Opened, options: PruneOptions) -> None:
         rehearse_training(opened, opened.model, train, teacher=opened.model if options.distill else None)
 
 
-def each_pruned(
-    opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path
-) -> Iterator[tuple[float, Step, nn.Module | None]]:
+@dataclass(frozen=True)
+class Pruning:
+    """All that pruning one model takes: what was opened, how, where there is room, what measures and what runs the result."""
+
+    opened: Opened
+    options: PruneOptions
+    settings: Settings
+    scratch: Path
+    baseline: Path  # the float file that latencies are measured beside
+    measures: Measures = field(default_factory=Measures)
+    runtime: str = DEFAULT
+
+
+def each_pruned(work: Pruning) -> Iterator[tuple[float, Step, nn.Module | None]]:
     """Prune to each amount of the options in turn; several share one analysis. What is yielded: the amount, then as `pruned`."""
+    opened, options = work.opened, work.options
     if not isinstance(options.amount, tuple):
-        yield options.amount, *pruned(opened, options, settings, scratch, baseline)
+        yield options.amount, *pruned(work)
         return
-    request = _request(opened, replace(options, amount=options.sizes[0]), settings, scratch, baseline)
-    with state.threads(settings.threads):
+    request = _request(replace(work, options=replace(options, amount=options.sizes[0])))
+    with state.threads(work.settings.threads):
         for amount, step in each_size(opened.model, opened.inputs, options.sizes, request):
-            yield amount, *_mended(step, opened, options, options.finetune_epochs, [])
+            yield amount, *_mended(step, work, options.finetune_epochs, [])
 
 
-def pruned(
-    opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path
-) -> tuple[Step, nn.Module | None]:
+def pruned(work: Pruning) -> tuple[Step, nn.Module | None]:
     """Prune by the schedule; return the step, with the module right after pruning, and the fine-tuned module."""
-    with state.threads(settings.threads):
-        request = _request(opened, options, settings, scratch, baseline)
+    opened, options = work.opened, work.options
+    with state.threads(work.settings.threads):
+        request = _request(work)
         rounds = 1 if options.schedule == "one-shot" else max(options.steps, 1)
         epochs = _spread(options.finetune_epochs, rounds)
         said: list[str] = []
@@ -194,7 +217,7 @@ def pruned(
         def between(module: nn.Module, number: int, count: int) -> nn.Module | None:
             if number == count or not epochs[number - 1]:
                 return None
-            return _finetuned(module, opened, options, epochs[number - 1], said)
+            return _finetuned(module, work, epochs[number - 1], said)
 
         if rounds > 1:
             step = prune_iteratively(
@@ -207,7 +230,7 @@ def pruned(
             )
         else:
             step = prune_module(opened.model, opened.inputs, request)
-        return _mended(step, opened, options, epochs[-1], said)
+        return _mended(step, work, epochs[-1], said)
 
 
 def pruned_alike(opened: Opened, options: PruneOptions, analysis: Analysis | None) -> tuple[Step, Analysis]:
@@ -217,27 +240,27 @@ def pruned_alike(opened: Opened, options: PruneOptions, analysis: Analysis | Non
         What `pruned` gives for these options, and the analysis for the next call.
     """
     check_pruning(opened, options)
-    request = _request(opened, options, Settings(threads=opened.threads, seed=opened.seed), Path(), Path())
+    request = _request(Pruning(opened, options, Settings(threads=opened.threads, seed=opened.seed), Path(), Path()))
     with torch.no_grad():
         analysis = analysis or analysed(opened.model, example_batch(opened.inputs), request)
     return prune_channels(opened.model, opened.inputs, request, analysis=analysis).step, analysis
 
 
-def _mended(
-    step: Step, opened: Opened, options: PruneOptions, epochs: int, said: list[str]
-) -> tuple[Step, nn.Module | None]:
+def _mended(step: Step, work: Pruning, epochs: int, said: list[str]) -> tuple[Step, nn.Module | None]:
     """Recalibrate and fine-tune as the options say; return the step before fine-tuning, and the fine-tuned module."""
+    opened, options = work.opened, work.options
     if options.recalibrate:
         loader = opened.calibration()
         step = replace(step, model=recalibrate_batchnorm(step.model, loader), notes=(*step.notes, RECALIBRATED))
     if not epochs:
         return step, None
     last = hold_zeros(step.model) if options.masks else step.model
-    tuned = make_permanent(_finetuned(last, opened, options, epochs, said))
+    tuned = make_permanent(_finetuned(last, work, epochs, said))
     return replace(step, notes=(*step.notes, *dict.fromkeys(said))), tuned
 
 
-def _request(opened: Opened, options: PruneOptions, settings: Settings, scratch: Path, baseline: Path) -> PruneRequest:
+def _request(work: Pruning) -> PruneRequest:
+    opened, options, settings = work.opened, work.options, work.settings
     names = ("amount", "method", "include", "exclude")
     found: dict[str, Any] = {name: getattr(options, name) for name in names} | {"seed": settings.seed}
     if options.masks:
@@ -258,7 +281,7 @@ def _request(opened: Opened, options: PruneOptions, settings: Settings, scratch:
         trains = opened.data is not None and opened.data.train is not None
         found |= {"heal_s": heal_s, "unlabelled": opened.loader("train") if trains else opened.calibration()}
     if options.target == "latency":
-        found["latency"] = _latency_meter(opened, settings, scratch, baseline)
+        found["latency"] = _latency_meter(work)
     return PruneRequest(**found)
 
 
@@ -276,18 +299,19 @@ def reconstructs(opened: Opened, options: PruneOptions) -> bool:
     return opened.calibration_samples is not None and not options.recalibrate
 
 
-def _latency_meter(opened: Opened, settings: Settings, scratch: Path, baseline: Path) -> Callable[[nn.Module], float]:
-    """Measure the exported file, interleaved with the baseline's: a ratio that the machine's moods leave alone."""
+def _latency_meter(work: Pruning) -> Callable[[nn.Module], float]:
+    """Measure the exported file in its runtime, interleaved with the baseline's: a ratio that the machine's moods leave alone."""
+    opened, threads, runtime = work.opened, work.settings.threads, work.runtime
     one = resized_batch(opened.inputs, 1)
 
     def latency(module: nn.Module) -> float:
         if module is opened.model:
             return 1.0
-        path = scratch / "candidate.onnx"
+        path = work.scratch / "candidate.onnx"
         export(module, opened.inputs, path=path, check=False, overwrite=True)
-        rows = benchmark(
-            {"before": baseline, "after": path}, one, rounds=30, threads=settings.threads, max_seconds=LATENCY_SECONDS
-        )
+        files = {"before": work.baseline, "after": path}
+        targets = {name: run_by(file, runtime) for name, file in files.items()}
+        rows = benchmark(targets, one, rounds=30, threads=threads, max_seconds=LATENCY_SECONDS)
         before, after = rows["before"].p50_ms, rows["after"].p50_ms
         assert before is not None and after is not None
         return after / before
@@ -304,12 +328,13 @@ def _spread(epochs: int, rounds: int) -> list[int]:
     return [epochs // rounds + (1 if number >= rounds - epochs % rounds else 0) for number in range(rounds)]
 
 
-def _finetuned(module: nn.Module, opened: Opened, options: PruneOptions, epochs: int, said: list[str]) -> nn.Module:
-    """Train the module on; what the training has to say is added to `said`."""
+def _finetuned(module: nn.Module, work: Pruning, epochs: int, said: list[str]) -> nn.Module:
+    """Train the module on; the user's metric, where there is one, chooses the epoch. What is to be said is added to `said`."""
+    opened, options = work.opened, work.options
     train = replace(options.train, epochs=epochs, batch_size=opened.batch_size)
     teacher = opened.model if options.distill else None
     module.eval()
-    result = fit(module, opened.data, train, teacher=teacher, device="cpu")
+    result = fit(module, opened.data, train, teacher=teacher, metric=work.measures.asked, device="cpu")
     said.extend(result.notes)
     return result.module.eval()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from compress.options import check_fields, option
+from compress.options import check_fields, choice, option
 from compress.pruning.amounts import check_amounts
 from compress.training.options import FinetuneOptions, TrainOptions
 
@@ -54,6 +54,12 @@ class PruneOptions:
     finetune_epochs: int = option(0, "train on, spread over the steps", low=0, metavar="N")
     distill: bool = option(False, "fine-tune with the unpruned model as teacher", only_on=True)
     train: TrainOptions = field(default_factory=FinetuneOptions)
+    runtime: str = choice(
+        "onnxruntime",
+        "what shall run the file, and measures --latency: onnxruntime (or onnx), openvino, auto (the faster here)",
+        ("onnxruntime", "onnx", "openvino", "auto"),
+        metavar="NAME",
+    )
     sparse_storage: bool = option(False, "store mostly-zero weights sparse where that is smaller", only_on=True)
 
     def __post_init__(self) -> None:

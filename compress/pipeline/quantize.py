@@ -66,7 +66,7 @@ def quantize(
         return quantize_torch(
             model, data, output=output, options=options, gates=gates, measures=measures, settings=settings
         )
-    check_runtime(options)
+    check_runtime(options.runtime)
     options.checked()
     opened = open_inputs(model, data, settings, needs_inputs=options.method not in ("dynamic", "weight-only"))
     check_runs(opened)

@@ -15,6 +15,7 @@ from compress import state
 from compress.errors import InputError, OutputError
 from compress.evaluation.runners import open_runner, resized_batch
 from compress.locking import claimed
+from compress.measures.opening import Measures
 from compress.onnx_files import save_onnx
 from compress.pipeline.cache import FOLDER, StageCache, content_key, environment_key, fingerprint, paths_in
 from compress.pipeline.closing import closing_report
@@ -90,7 +91,7 @@ class Pipeline:
             cache.clean()
             start = start_key(ModelSource.of(model), DataSource.of(data), opened, settings)
             baseline = _baseline(opened, cache, start)
-            work, floats = _run_stages(self.stages, opened, cache, start)
+            work, floats = _run_stages(self.stages, job, cache, start)
             report = _deliver(job, work, floats, baseline, cache)
             cache.finished()
             return report
@@ -112,14 +113,14 @@ class Pipeline:
         settings = settings or Settings()
         with state.threads(settings.threads):
             opened = open_inputs(model, data, settings)
-            rehearsed(_job(opened, settings, Output.of(output), gates, evaluate), models=3)
+            job = rehearsed(_job(opened, settings, Output.of(output), gates, evaluate), models=3)
             for stage in self.stages:
                 stage.rehearse(opened)
             cache, found = StageCache(output), []
             key = start_key(ModelSource.of(model), DataSource.of(data), opened, settings)
             seconds = _seconds_per_sample(opened)
             for stage in self.stages:
-                key = fingerprint(key, stage)
+                key = _stage_key(key, stage, job.measures)
                 found.append(
                     Planned(
                         stage.name, _options(stage), cache.has(stage.name, key), stage.cost(start_of(opened), seconds)
@@ -304,20 +305,28 @@ def start_of(opened: Opened) -> Work:
 
 
 def _run_stages(
-    stages: Sequence[Stage], opened: Opened, cache: StageCache, key: str
+    stages: Sequence[Stage], job: Job, cache: StageCache, key: str
 ) -> tuple[Work, tuple[nn.Module | None, Path | None]]:
     """Run or read back each stage; also return the trained module and its float file, where there are such."""
-    work = start_of(opened)
+    work = replace(start_of(job.opened), measures=job.measures)
     module: nn.Module | None = None
     float_file: Path | None = None
     for stage in stages:
-        key = fingerprint(key, stage)
+        key = _stage_key(key, stage, job.measures)
         work = work.after(finished_stage(stage, work, cache, key))
         if isinstance(work.model, nn.Module):
             module = work.model
         elif isinstance(stage, Export):
             float_file = cache.folder(stage.name, key) / "model.onnx"
     return work, (module, float_file)
+
+
+def _stage_key(key: str, stage: Stage, measures: Measures) -> str:
+    """What a stage's result depends on: the stages before it, its options, and where it trains, the figure that decides."""
+    if not stage.trains or measures.asked is None:
+        return fingerprint(key, stage)
+    named = [measures.leading, *(str(metric.spec) for metric in measures.metrics)]
+    return fingerprint(key, stage, named, [content_key(path) for name in named for path in paths_in(name)])
 
 
 def finished_stage(

@@ -15,10 +15,11 @@ from compress.errors import InputError
 from compress.evaluation.size import sparsity
 from compress.files import native_file
 from compress.graph.exporting import to_graph
+from compress.measures.opening import Measures
 from compress.onnx_files import read_onnx, save_onnx
-from compress.pipeline.for_runtime import held_to_runtime
+from compress.pipeline.for_runtime import held_to_runtime, settled_runtime
 from compress.pipeline.inputs import Opened, Settings
-from compress.pipeline.prune import check_pruning, pruned, reconstructs, rehearse_finetuning
+from compress.pipeline.prune import Pruning, check_pruning, pruned, reconstructs, rehearse_finetuning
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.qat import qat_training
 from compress.pipeline.quantize import STEPS
@@ -41,6 +42,7 @@ class Work:
     opened: Opened
     model: nn.Module | ir.Model
     steps: tuple[Step, ...] = ()
+    measures: Measures = field(default_factory=Measures)  # whose figure, where the user named one, chooses the epoch
 
     @property
     def is_graph(self) -> bool:
@@ -67,13 +69,22 @@ class Stage(Protocol):
 
     def cost(self, work: Work, seconds_per_sample: float) -> str: ...
 
+    @property
+    def trains(self) -> bool:
+        """Whether a figure of the user's chooses among its epochs, so that the result depends on it."""
+        ...
+
     def rehearse(self, opened: Opened) -> None:
         """Try on one batch of the float model what the stage would refuse only after the stages before it."""
         ...
 
 
 class Unrehearsed:
-    """A stage that tries nothing before the work."""
+    """A stage that tries nothing before the work, and trains nothing."""
+
+    @property
+    def trains(self) -> bool:
+        return False
 
     def rehearse(self, opened: Opened) -> None:
         return None
@@ -113,6 +124,10 @@ class Prune(ModuleStage):
     options: PruneOptions = field(default_factory=PruneOptions)
     name: str = "prune"
 
+    @property
+    def trains(self) -> bool:
+        return bool(self.options.finetune_epochs)
+
     def __post_init__(self) -> None:
         if isinstance(self.options.amount, tuple):
             raise InputError(
@@ -132,7 +147,12 @@ class Prune(ModuleStage):
         baseline = working / "before.onnx"
         if options.target == "latency":
             save_onnx(to_graph(opened.model, opened.inputs), baseline)
-        step, tuned = pruned(opened, options, settings, working, baseline)
+        runtime = options.runtime
+        said: tuple[str, ...] = ()
+        if options.target == "latency":
+            runtime, said = settled_runtime(options.runtime, baseline, opened, opened.threads)
+        step, tuned = pruned(Pruning(opened, options, settings, working, baseline, work.measures, runtime))
+        step = replace(step, notes=(*said, *step.notes))
         return replace(step, model=tuned if tuned is not None else step.model)
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:
@@ -154,6 +174,10 @@ class Finetune(ModuleStage):
     distill: bool = False
     name: str = "finetune"
 
+    @property
+    def trains(self) -> bool:
+        return True
+
     def rehearse(self, opened: Opened) -> None:
         if isinstance(opened.model, nn.Module):
             rehearse_training(opened, opened.model, self.options, teacher=opened.model if self.distill else None)
@@ -168,7 +192,15 @@ class Finetune(ModuleStage):
             module = hold_zeros(module)  # what masks have zeroed stays zero
         options = replace(self.options, seed=work.opened.seed or self.options.seed)
         begun = (working / "checkpoints" / "last.pt").exists()  # of a run that was killed
-        result = fit(module, work.opened.data, options, teacher=teacher, output=working, resume=begun)
+        result = fit(
+            module,
+            work.opened.data,
+            options,
+            teacher=teacher,
+            metric=work.measures.asked,
+            output=working,
+            resume=begun,
+        )
         trained = make_permanent(result.module) if masked else result.module
         last = result.final
         words = ", ".join(f"{key} {last[key]:.4f}" for key in ("train/loss", "eval/loss", "eval/top1") if key in last)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compress.batches import read_batch
 from compress.errors import CompressError, TrainingError
 from compress.progress import track
-from compress.state import evaluating
+from compress.state import as_in_training, evaluating
 from compress.training.criterion import BATCH, MODEL, Criterion, Fed
 from compress.training.distillation import Objective
 from compress.training.judging import Judge
@@ -264,18 +264,35 @@ def evaluate_epoch(run: Run, module: nn.Module, description: str = "evaluating")
     judge = Judge(run.measures)
     batches = run.batches.evaluation
     assert batches is not None
+    states = run.random() if run.criterion.form == MODEL else None  # what samples its own targets goes on as if unseen
     with evaluating(module):
+        if run.loses_in_training:
+            as_in_training(module)
         for item in track(batches, description) if world.leads else batches:
             batch = fed(item, run)
             check = None
             if run.step == 0:
                 check = functools.partial(check_targets, run.criterion, batch.target, run.batches.classes)
             with autocast(run.options, world.device):
-                output, loss = guarded(run.criterion, module, batch, batch.target, check)
+                output, loss = _judged(run, module, batch, check)
             tally.add(float(loss), batch.count, output, batch.target)
             judge.add(output, batch.target)
+    if states is not None:
+        run.restore_random(states)
     run.start_classes = run.start_classes or tally.classes
     return {**tally.over(world, "eval"), **judge.over(world, "eval")}
+
+
+def _judged(run: Run, module: nn.Module, batch: Fed, check: Callable[[Any], None] | None) -> tuple[Any, Tensor]:
+    """The outputs and the loss of one batch; a loss that runs the model may need it as it is in training."""
+    try:
+        return guarded(run.criterion, module, batch, batch.target, check)
+    except Exception:
+        if run.criterion.form != MODEL or run.loses_in_training:
+            raise
+        run.loses_in_training = True
+        as_in_training(module)
+        return guarded(run.criterion, module, batch, batch.target, check)
 
 
 def check_classes(output: Any, target: Any, declared: int | None = None) -> None:

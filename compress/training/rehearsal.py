@@ -11,8 +11,8 @@ from torch import nn
 
 from compress.errors import CompressError, InputError
 from compress.loading.callables import first_line
-from compress.state import evaluating
-from compress.training.criterion import make_criterion
+from compress.state import as_in_training, evaluating
+from compress.training.criterion import MODEL, make_criterion
 from compress.training.defaults import settled
 from compress.training.distillation import Objective, distilled
 from compress.training.epoch import check_targets, guarded, read
@@ -46,7 +46,13 @@ def rehearse(
             if teacher is not None:
                 objective = stack.enter_context(distilled(module, teacher, criterion, options))
             stack.enter_context(evaluating(module))
-            guarded(objective, module, batch, batch.target, check)
+            try:
+                guarded(objective, module, batch, batch.target, check)
+            except Exception:
+                if criterion.form != MODEL:
+                    raise
+                as_in_training(module)  # detectors give their losses so only
+                guarded(objective, module, batch, batch.target, check)
     except CompressError:
         raise
     except Exception as error:  # the user's own loss may raise anything

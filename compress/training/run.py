@@ -61,6 +61,7 @@ class Run:
     start: Record | None = None  # figures of the network as it came, where there is data to judge it on
     start_classes: int = 0  # of the outputs, where they are class scores
     start_loss: float | None = None  # the objective at the start, on the first batches
+    loses_in_training: bool = False  # the model gives its losses in training mode only, as detectors do
     stopped: str = ""  # why the run stopped before its end, where it diverged
     saved_at: float = field(default_factory=time.monotonic)
     epoch_random: dict[str, Any] = field(default_factory=dict)  # random states before the epoch under way
