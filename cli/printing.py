@@ -34,4 +34,5 @@ def show(report: Report, settings: Settings, paths: Sequence[Path] = (), *, deta
     if failure is not None:
         raise failure
     if report.failed:
-        raise GateError("; ".join(gate.sentence for gate in report.failed))
+        best = f"; the best file found is saved: {report.files['model']}" if "model" in report.files else ""
+        raise GateError("; ".join(gate.sentence for gate in report.failed) + best)

@@ -70,6 +70,12 @@ def save_onnx(graph: ir.Model, path: str | Path, *, external_above_bytes: int = 
     return path
 
 
+def file_bytes(graph: ir.Model) -> int:
+    """Bytes that the file of `graph` takes, its weights alone where they are too many for one message."""
+    weights = sum(tensor.nbytes for _, tensor in _initializers(graph))
+    return weights if weights > EXTERNAL_ABOVE_BYTES else ir.to_proto(graph).ByteSize()
+
+
 def _parse(path: Path) -> ir.Model:
     if not path.is_file():
         raise ModelError(f"ONNX file {str(path)!r} does not exist; check the path")

@@ -8,10 +8,14 @@ from torch import nn
 
 import compress
 from compress.graph.folding import constant_array, stored_bytes
+from compress.graph.runtime import Session
+from compress.onnx_files import file_bytes, read_onnx, save_onnx
+from compress.quantization.budget import Bounds, quantize_within
 from compress.quantization.calibrated import Width
 from compress.quantization.repairs.judge import Judge, Samples, take_samples
 from compress.quantization.repairs.levels import Accuracy
 from compress.quantization.repairs.widths import fitting, narrow_bytes, rank_widths, widened
+from compress.quantization.sensitivity import compare_outputs
 from compress.quantization.static import calibrate_static, quantize_static
 
 LEVEL = Accuracy(("equalize", "round", "widths", "bias"), mixed_db=60.0)
@@ -102,3 +106,65 @@ def test_a_widened_layer_keeps_nothing_of_its_narrow_form(case):
     assert wide.weights.bits_of(next(n for n in wide.graph.graph if n.name == "stem/Conv")) == 8
     assert "stem/Conv" not in {*wide.rounded, *wide.shifts, *wide.weights.fixed}
     assert "wide/Conv" in wide.rounded
+
+
+def fidelity(graph, data):
+    """A score in (−∞, 1]: 1 less the relative error of the output."""
+    expected = Session(graph, threads=1).run(data[0])
+    return lambda candidate: 1 - compare_outputs(expected, Session(candidate, threads=1).run(data[0]))[0]
+
+
+def test_a_drop_is_met_by_wider_weights_before_any_layer_goes_back_to_float(case):
+    graph, data = case
+    score = fidelity(graph, data)
+    narrow, wide = (score(quantize_static(graph, data, weight_bits=bits, threads=1).model) for bits in (4, 8))
+    allowed = 1 - (narrow + 3 * wide) / 4
+    found = quantize_within(graph, data, score, max_drop=allowed, baseline=1.0, weight_bits=4, threads=1)
+    (chosen,) = [change for change in found.step.changes if change.action == "tried for the budget" and not change.skipped]
+    assert found.met and chosen.values["wide_layers"] and not chosen.values["float_layers"]
+    assert found.score == score(found.step.model) >= 1 - allowed
+    assert set(stored_as(found.step.model).values()) == {4, 8}
+    # One layer less does not do, by hand.
+    fewer = [name.split("/")[0] for name in chosen.values["wide_layers"][:-1]]
+    bits = dict.fromkeys(fewer, 8)
+    assert score(quantize_static(graph, data, weight_bits=4, layer_bits=bits, threads=1).model) < 1 - allowed
+
+
+def test_no_trial_is_larger_than_the_file_may_be_and_a_speed_that_is_not_there_is_told(case):
+    graph, data = case
+    narrow, wide = (file_bytes(quantize_static(graph, data, weight_bits=bits, threads=1).model) for bits in (4, 8))
+    bounds = Bounds(max_bytes=(narrow + wide) // 2)
+    found = quantize_within(
+        graph, data, fidelity(graph, data), max_drop=0.0, baseline=1.0, bounds=bounds, weight_bits=4, threads=1
+    )
+    assert not found.met and len(found.trials) > 1
+    assert all(trial.bytes <= bounds.max_bytes for trial in found.trials)
+    assert found.score == max(trial.score for trial in found.trials)
+    slow = Bounds(min_speedup=3.0, speedup=lambda candidate: 1.5)
+    found = quantize_within(graph, data, fidelity(graph, data), max_drop=0.5, baseline=1.0, bounds=slow, threads=1)
+    assert not found.met and "1.50× as fast as float" in found.step.notes[-1]
+
+
+@pytest.mark.parametrize("share", [0.3, -0.5])
+def test_a_size_that_eight_bits_exceed_is_filled_with_four_and_eight(case, tmp_path, share):
+    graph, data = case
+    narrow, wide = (file_bytes(quantize_static(graph, data, weight_bits=bits, threads=1).model) for bits in (4, 8))
+    limit = int(narrow + share * (wide - narrow))
+    save_onnx(graph, tmp_path / "net.onnx")
+    x = data[0].numpy()
+    np.savez(tmp_path / "data.npz", x_calibration=x, x_test=x[:8], y_test=np.zeros(8, np.int64))
+    report = compress.quantize(
+        str(tmp_path / "net.onnx"),
+        str(tmp_path / "data.npz"),
+        output=tmp_path / "out",
+        gates=compress.Gates(max_size=limit),
+        options=compress.QuantizeOptions(tune_latency=False),
+        settings=compress.Settings(threads=1),
+    )
+    model = read_onnx(tmp_path / "out" / "model.onnx")
+    assert any("--max-size: with 8 bits" in note for note in report.notes)
+    if share > 0:
+        assert not report.failed and (tmp_path / "out" / "model.onnx").stat().st_size <= limit
+        assert set(stored_as(model).values()) == {4, 8}
+    else:  # not to be met: the smallest is saved, and the gate fails
+        assert len(report.failed) == 1 and set(stored_as(model).values()) == {4}

@@ -1,4 +1,4 @@
-"""What `--max-drop` chooses on the calibration part: the fewest layers that stay in float."""
+"""What limits choose on the calibration part: bits of weights, and the fewest layers that stay in float."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ import onnx_ir as ir
 
 from compress.batches import read_batch
 from compress.evaluation.accuracy import evaluate_all
+from compress.evaluation.latency import benchmark
+from compress.evaluation.runners import resized_batch
+from compress.graph.folding import stored_bytes
 from compress.measures import deciding
 from compress.measures.opening import Measures
 from compress.pipeline.job import Job
-from compress.quantization.budget import quantize_within
+from compress.quantization.budget import Bounds, quantize_within
 from compress.quantization.options import StaticOptions
+from compress.quantization.repairs.levels import resolve_accuracy
+from compress.quantization.repairs.passes import ENOUGH_DB
 from compress.quantization.static import quantize_static
+from compress.quantization.storage import NARROW
 from compress.reporting.words import counted
 from compress.steps import Measure, Measurement, Step
 
+SECONDS = 10.0  # of timing one candidate
 FEWEST = 100  # labelled samples; with fewer, a single answer is worth more than a point
 
 
@@ -52,6 +59,7 @@ def quantize_to_budget(graph: ir.Model, job: Job, options: StaticOptions) -> Ste
     reason = _undecidable(before, decides)
     if before is None or decides is None or reason:
         return only_checked(quantize_static(graph, calibration, options, threads=threads), reason)
+    bounds = Bounds(job.limits.max_size, job.limits.require_speedup, lambda candidate: _speedup(graph, candidate, job))
     found = quantize_within(
         graph,
         calibration,
@@ -60,10 +68,36 @@ def quantize_to_budget(graph: ir.Model, job: Job, options: StaticOptions) -> Ste
         baseline=deciding.score(before),
         measure=decides,
         scored_on=f"{counted(before).replace(' ', ' calibration ', 1)} (the test part had no say)",
+        bounds=bounds,
         options=options,
         threads=threads,
     )
     return found.step
+
+
+def _speedup(graph: ir.Model, candidate: ir.Model, job: Job) -> float:
+    """How much faster the candidate is than the float graph here, one sample, both in turns."""
+    one = job.opened.inputs if job.opened.declared else resized_batch(job.opened.inputs, 1)
+    targets = {"float": graph, "int8": candidate}
+    rows = benchmark(targets, one, baseline="float", threads=job.settings.threads, rounds=30, max_seconds=SECONDS)
+    return rows["int8"].speedup or 0.0
+
+
+def sized(options: StaticOptions, graph: ir.Model, max_bytes: int | None) -> StaticOptions:
+    """The options with which a file comes out that is no larger than it may be: four bits where eight cannot do.
+
+    Where eight bits would do, or four were asked for, as they are but for the room that wider layers may take.
+    """
+    if max_bytes is None or options.weight_bits not in (NARROW, 8):
+        return options
+    bits = NARROW if stored_bytes(graph) / 4 > max_bytes else options.weight_bits
+    if bits == 8:
+        return options
+    level = resolve_accuracy(options.accuracy)
+    passes = level.passes if "widths" in level.passes else (*level.passes, "widths")
+    filled = replace(level, passes=passes, max_bytes=max_bytes, mixed_db=ENOUGH_DB)
+    return replace(options, weight_bits=bits, accuracy=filled)
+
 
 
 def _needs_float(measures: Measures) -> bool:

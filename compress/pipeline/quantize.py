@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compress.errors import QuantizationError
+from compress.errors import QuantizationError, UnsupportedOperatorError
 from compress.evaluation.runners import Runnable, Target, open_runner
 from compress.graph.exporting import to_graph
 from compress.graph.folding import stored_bytes
 from compress.measures.opening import open_measures
-from compress.onnx_files import save_onnx
+from compress.onnx_files import file_bytes, save_onnx
 from compress.pipeline.closing import closing_report
 from compress.pipeline.for_runtime import check_runtime, in_other_runtimes, quantized_for
 from compress.pipeline.gates import Gates
@@ -26,6 +26,9 @@ from compress.runtimes.runtime import AUTO, DEFAULT
 from compress.scratch import scratch_folder
 from compress.steps import Step
 from compress.taking import takes
+
+if TYPE_CHECKING:
+    from compress.quantization.options import StaticOptions
 
 UNTIMED = "nothing is timed: the file does not tell the sizes of its inputs; declare them, as in --input x:1,512"
 WORTH = 0.98  # of the weights' bytes: a result that keeps more of them is none
@@ -135,29 +138,49 @@ def _float_file(opened: Opened, graph: Any, scratch: Path) -> Path:
 
 
 def _quantized(graph: Any, job: Job, options: QuantizeOptions) -> Step:
+    """The step, with narrower weights where those asked for make the file larger than it may be."""
+    step, limit = _with_bits(graph, job, options), job.limits.max_size
+    size = None if limit is None else file_bytes(step.model)
+    if options.method != "static" or options.weight_bits != 8 or size is None or limit is None or size <= limit:
+        return step
+    try:
+        step = _with_bits(graph, job, replace(options, weight_bits=4))
+    except UnsupportedOperatorError as error:
+        return replace(step, notes=(*step.notes, f"--max-size: four bits are not to be had: {error}"))
+    note = f"--max-size: with 8 bits {size:,} bytes; with 4, layer by layer 8, {file_bytes(step.model):,}"
+    return replace(step, notes=(*step.notes, note))
+
+
+def _with_bits(graph: Any, job: Job, options: QuantizeOptions) -> Step:
     opened, max_drop = job.opened, job.limits.max_drop
     # Tuning times ONNX Runtime's kernels.
     tunes = options.tune_latency is None and options.target == "auto" and options.runtime != "openvino"
-    if options.method == "static" and max_drop is None and tunes:
-        return _tuned(graph, opened, options, only_under_s=QUICK_S)
-    if options.method != "static" or max_drop is None:
+    if options.method != "static":
         return STEPS[options.method](graph, opened, options)
-    from compress.pipeline.budget import only_checked, quantize_to_budget
+    from compress.pipeline.budget import only_checked, quantize_to_budget, sized
 
+    static = sized(options.static(), graph, job.limits.max_size)
+    if max_drop is None and (tunes or options.tune_latency):
+        return _tuned(graph, opened, static, only_under_s=None if options.tune_latency else QUICK_S)
+    if max_drop is None:
+        return _plain(graph, opened, static)
     if options.tune_latency:
-        return only_checked(_static(graph, opened, options), "--tune-latency chooses the layers by their speed")
-    return quantize_to_budget(graph, job, options.static())
+        return only_checked(_tuned(graph, opened, static), "--tune-latency chooses the layers by their speed")
+    return quantize_to_budget(graph, job, static)
 
 
 def _static(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
+    made = _tuned if options.tune_latency else _plain
+    return made(graph, opened, options.static())
+
+
+def _plain(graph: Any, opened: Opened, static: StaticOptions) -> Step:
     from compress.quantization.static import quantize_static
 
-    if options.tune_latency:
-        return _tuned(graph, opened, options)
-    return quantize_static(graph, opened.calibration(), options.static(), threads=opened.threads)
+    return quantize_static(graph, opened.calibration(), static, threads=opened.threads)
 
 
-def _tuned(graph: Any, opened: Opened, options: QuantizeOptions, *, only_under_s: float | None = None) -> Step:
+def _tuned(graph: Any, opened: Opened, static: StaticOptions, *, only_under_s: float | None = None) -> Step:
     from compress.quantization.tuned import quantize_tuned
     from compress.quantization.tuning import HERE
 
@@ -165,7 +188,7 @@ def _tuned(graph: Any, opened: Opened, options: QuantizeOptions, *, only_under_s
         graph,
         opened.calibration(),
         only_under_s=only_under_s,
-        options=options.static(),
+        options=static,
         example_inputs=opened.inputs,
         threads=opened.threads,
     )

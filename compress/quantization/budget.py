@@ -1,16 +1,17 @@
-"""An accuracy budget: leave the layers that cost most in float until the drop is inside it.
+"""An accuracy budget: wider weights, then float layers, until the drop is inside it, within a size and a speed.
 
-    1. everything in int8; inside the budget: done
-    2. rank the layers by the error each makes alone (`sensitivity.py`)
-    3. leave the worst 1, 2, 4, 8 … in float until the score is inside
-    4. bisect between the last count that was outside and the first inside
+    1. everything as asked for; inside the budget: done
+    2. where weights have four bits: give eight back to the layers that gain most for each byte (`repairs/widths.py`)
+    3. rank the layers by the error each makes alone (`sensitivity.py`), leave the worst 1, 2, 4, 8 … in float
+    4. in both, bisect between the last count that was outside and the first inside
 
-Calibration happens once. Every trial is scored on the very graph that would ship.
+No count is tried whose file would be larger than it may be; the one that is chosen is timed. Calibration happens once. Every
+trial is scored on the very graph that would ship.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,46 @@ from torch import nn
 
 from compress.errors import QuantizationError
 from compress.given import batches_of
+from compress.graph.folding import constant_array
 from compress.measures.figure import HIGHER, amount, shown
+from compress.onnx_files import file_bytes
 from compress.options import spelled_out
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.options import StaticOptions
+from compress.quantization.repairs.judge import take_samples
+from compress.quantization.repairs.widths import rank_widths, widened
 from compress.quantization.sensitivity import LayerError, rank_layers
 from compress.quantization.static import calibrate_static
+from compress.quantization.storage import NARROW
 from compress.steps import Change, Measure, Step
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What the file must hold beside the score: `speedup` measures a graph's, where `min_speedup` is set."""
+
+    max_bytes: int | None = None
+    min_speedup: float | None = None
+    speedup: Callable[[ir.Model], float] | None = None
+
+
+@dataclass(frozen=True)
 class Trial:
-    """One graph that was scored: the layers it leaves in float, by node name."""
+    """One graph that was scored: the layers it leaves in float, and those with eight bits instead of four, by node name."""
 
     float_layers: tuple[str, ...]
     score: float
+    wide_layers: tuple[str, ...] = ()
+    bytes: int = 0  # of the file
+
+    def as_change(self, chosen: bool, text: str) -> Change:
+        """The step of the way that this trial was."""
+        values = {"float_layers": list(self.float_layers), "wide_layers": list(self.wide_layers), "bytes": self.bytes}
+        parts = f"{len(self.float_layers)} layers in float" + (
+            f", {len(self.wide_layers)} back in 8 bits" if self.wide_layers else ""
+        )
+        reason = f"{parts}: {text}, {self.bytes:,} bytes"
+        return Change("graph", "tried for the budget", reason, skipped=not chosen, values={**values, "score": self.score})
 
 
 @dataclass(frozen=True)
@@ -47,6 +73,7 @@ class BudgetResult:
     max_drop: float
     trials: tuple[Trial, ...]
     ranking: tuple[LayerError, ...]
+    fits: bool = True  # inside the size and the speed
 
     @property
     def drop(self) -> float:
@@ -54,7 +81,7 @@ class BudgetResult:
 
     @property
     def met(self) -> bool:
-        return self.drop <= self.max_drop + 1e-9
+        return self.fits and self.drop <= self.max_drop + 1e-9
 
 
 def quantize_within(
@@ -68,6 +95,7 @@ def quantize_within(
     ranking_samples: int = 64,
     measure: Measure | None = None,
     scored_on: str = "the samples scored",
+    bounds: Bounds | None = None,
     options: StaticOptions | None = None,
     example_inputs: Any = None,
     threads: int | None = None,
@@ -84,6 +112,7 @@ def quantize_within(
         measure: the float graph's figure that is scored, for the note: its name, its unit, which way is better (where
             less is, the score is its negative). Default: a fraction, shown in %.
         scored_on: what `score` looks at, for the note.
+        bounds: size and speed of the file, which are solved for together with the drop.
         options, fields: as for `quantize_static`, with its `fold_weights` left as it is.
 
     Returns:
@@ -99,56 +128,126 @@ def quantize_within(
     calibrated, rewritten = calibrate_static(
         model, calibration, options, example_inputs=example_inputs, threads=threads
     )
-    search = _Search(calibrated, score)
+    bounds = bounds or Bounds()
+    search = _Search(calibrated, score, bounds.max_bytes)
     reference = score(calibrated.graph) if baseline is None else baseline
     needed = reference - max_drop - 1e-9
     ranking: tuple[LayerError, ...] = ()
-    if search.score_of(()) < needed:
-        ranking = rank_layers(calibrated, calibration, samples=ranking_samples, threads=threads)
-        worst = [item.node for item in ranking][:max_float_layers]
-        search.fewest(worst, needed)
+    first = search.tried((), ())
+    if first.score < needed and search.fits(first):  # whatever is tried then makes the file larger
+        wide = search.fewest([((), wide) for wide in _prefixes(_narrow(calibrated, calibration, threads))], needed)
+        if not any(trial.score >= needed for trial in search.trials.values()):
+            ranking = rank_layers(calibrated, calibration, samples=ranking_samples, threads=threads)
+            worst = [item.node for item in ranking][:max_float_layers]
+            search.fewest([(floats, wide) for floats in _prefixes(worst)], needed)
     best = search.best(needed)
-    step = calibrated.quantize(exclude=best.float_layers)
-    changes = (*rewritten, *_explained(step.changes, best, ranking), *(item.as_change() for item in ranking))
-    result = BudgetResult(
-        replace(step, changes=changes), reference, best.score, max_drop, tuple(search.trials.values()), ranking
-    )
+    step = search.step_of(best)
+    fast = None if bounds.min_speedup is None or bounds.speedup is None else bounds.speedup(step.model)
+    fits = search.fits(best) and (fast is None or fast >= (bounds.min_speedup or 0))
+    trials = tuple(search.trials.values())
+    told = [trial.as_change(trial is best, _shown(trial.score, measure)) for trial in trials]
+    alone = [item.as_change() for item in ranking]
+    changes = (*rewritten, *_explained(step.changes, best, ranking), *(told if len(told) > 1 else ()), *alone)
+    result = BudgetResult(replace(step, changes=changes), reference, best.score, max_drop, trials, ranking, fits)
     note = _note(result, best, measure, scored_on)
+    if not fits:
+        speed = "" if fast is None else f", {fast:.2f}× as fast as float"
+        note += f"; but not within the size and the speed asked for ({best.bytes:,} bytes{speed})"
     return replace(result, step=replace(result.step, notes=(*step.notes, note)))
 
 
+def _narrow(calibrated: Calibrated, calibration: Iterable[Any], threads: int | None) -> list[str]:
+    """The layers whose weights have four bits, those first that gain most for each byte of eight."""
+    if calibrated.weights.bits > NARROW:
+        return []
+    order = calibrated.widths or rank_widths(calibrated, take_samples(calibration), threads=threads)
+    return [item.node for item in order if item.node not in calibrated.weights.layer_bits]
+
+
+def _prefixes(names: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(names[:count]) for count in range(len(names) + 1)]
+
+
+def _shown(score: float, measure: Measure | None) -> str:
+    """A score as the figure that it is of."""
+    if measure is None:
+        return shown(score, "%") or ""
+    return shown(score if measure.better == HIGHER else -score, measure.unit) or ""
+
+
+Config = tuple[tuple[str, ...], tuple[str, ...]]  # layers in float, layers back in eight bits
+
+
 class _Search:
-    def __init__(self, calibrated: Calibrated, score: Callable[[ir.Model], float]) -> None:
-        self.calibrated, self.score = calibrated, score
-        self.trials: dict[tuple[str, ...], Trial] = {}
+    def __init__(self, calibrated: Calibrated, score: Callable[[ir.Model], float], max_bytes: int | None) -> None:
+        self.calibrated, self.score, self.max_bytes = calibrated, score, max_bytes
+        self.trials: dict[Config, Trial] = {}
 
-    def score_of(self, layers: tuple[str, ...]) -> float:
-        if layers not in self.trials:
-            graph = self.calibrated.quantize(exclude=layers).model
-            self.trials[layers] = Trial(layers, self.score(graph))
-        return self.trials[layers].score
+    def step_of(self, trial: Trial) -> Step:
+        wide = widened(self.calibrated, trial.wide_layers) if trial.wide_layers else self.calibrated
+        return wide.quantize(exclude=trial.float_layers)
 
-    def fewest(self, worst: list[str], needed: float) -> None:
-        """Try growing, then bisected, counts of the worst layers."""
-        outside, count = 0, 1
-        while worst and self.score_of(tuple(worst[:count])) < needed:
-            if count >= len(worst):
-                return
-            outside, count = count, min(2 * count, len(worst))
-        inside = count
+    def tried(self, floats: tuple[str, ...], wide: tuple[str, ...]) -> Trial:
+        if (floats, wide) not in self.trials:
+            graph = self.step_of(Trial(floats, 0.0, wide)).model
+            self.trials[floats, wide] = Trial(floats, self.score(graph), wide, file_bytes(graph))
+        return self.trials[floats, wide]
+
+    def fits(self, trial: Trial) -> bool:
+        return self.max_bytes is None or trial.bytes <= self.max_bytes
+
+    def inside(self, floats: tuple[str, ...], wide: tuple[str, ...], needed: float) -> bool:
+        trial = self.tried(floats, wide)
+        return trial.score >= needed and self.fits(trial)
+
+    def _fitting(self, configs: list[Config]) -> list[Config]:
+        """The first of these, none of whose files would be larger than it may be."""
+        if self.max_bytes is None:
+            return configs
+        sizes = {str(node.name): weight_size(node) for node in self.calibrated.graph.graph}
+        nodes = {str(node.name): node for node in self.calibrated.graph.graph}
+        start = self.tried((), ()).bytes
+
+        def added(config: Config) -> float:
+            floats, wide = config
+            narrow = {name: self.calibrated.weights.bits_of(nodes[name]) <= NARROW for name in (*floats, *wide)}
+            kept = sum(sizes[name] * (3.5 if narrow[name] else 3) for name in floats)
+            return kept + sum(sizes[name] / 2 for name in wide if narrow[name] and name not in floats)
+
+        return [config for config in configs if start + added(config) <= self.max_bytes] or configs[:1]
+
+    def fewest(self, configs: list[Config], needed: float) -> tuple[str, ...]:
+        """Try growing, then bisected, places in `configs`, which get better and larger; return the widest tried."""
+        configs = self._fitting(configs)
+        outside, at = 0, 1
+        while len(configs) > 1 and not self.inside(*configs[at], needed):
+            if at >= len(configs) - 1:
+                return configs[at][1]
+            outside, at = at, min(2 * at, len(configs) - 1)
+        inside = at
         while inside - outside > 1:
             middle = (inside + outside) // 2
-            if self.score_of(tuple(worst[:middle])) < needed:
-                outside = middle
-            else:
+            if self.inside(*configs[middle], needed):
                 inside = middle
+            else:
+                outside = middle
+        return configs[min(inside, len(configs) - 1)][1]
 
     def best(self, needed: float) -> Trial:
-        """The fewest float layers that are inside; else the highest score."""
-        inside = [trial for trial in self.trials.values() if trial.score >= needed]
+        """The fewest float and wide layers that are inside; else the highest score of those that fit."""
+        inside = [trial for trial in self.trials.values() if trial.score >= needed and self.fits(trial)]
         if inside:
-            return min(inside, key=lambda trial: (len(trial.float_layers), -trial.score))
-        return max(self.trials.values(), key=lambda trial: (trial.score, -len(trial.float_layers)))
+            return min(inside, key=lambda trial: (len(trial.float_layers), len(trial.wide_layers), -trial.score))
+        fitting = [trial for trial in self.trials.values() if self.fits(trial)]
+        if not fitting:
+            return min(self.trials.values(), key=lambda trial: trial.bytes)
+        return max(fitting, key=lambda trial: (trial.score, -len(trial.float_layers)))
+
+
+def weight_size(node: ir.Node) -> int:
+    """How many weights a node has."""
+    weight = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
+    return 0 if weight is None else weight.size
 
 
 def _explained(changes: tuple[Change, ...], best: Trial, ranking: tuple[LayerError, ...]) -> list[Change]:

@@ -19,6 +19,7 @@ class Accuracy:
     samples: int = 128  # that passes look at, a quarter of them held back to judge by
     wide_share: float = 0.2  # of the weights, that may keep 8 bits where 4 are asked for
     mixed_db: float = 20.0  # at the outputs: past it no further layer gets its 8 bits back
+    max_bytes: int | None = None  # of the file: 8 bits come back as long as it holds, whatever `wide_share` says
     round_bytes: bool = False  # whether weights of eight bits are rounded with error feedback too
 
 

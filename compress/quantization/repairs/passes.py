@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from compress.onnx_files import file_bytes
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.repairs.bias import shifts_in_sequence
 from compress.quantization.repairs.equalization import equalize
@@ -21,6 +22,7 @@ from compress.quantization.repairs.widths import all_wide, fitting, kept_wide, n
 from compress.steps import Change
 
 ENOUGH_DB = 33.0  # at the outputs: past it no answer changes that chance would not change, and passes cost time
+NODE_BYTES = 16  # by which a width may change the file beside its codes
 SHARES = (0.25, 0.5, 1.0)  # of what may be added for them, tried in turn
 NARROW = 7  # bits of weights up to which they are rounded with error feedback without being asked for `best`
 WORTH = 0.98  # a pass must bring the noise below this share of what it was: less is chance
@@ -74,6 +76,9 @@ def _widths(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Chan
     if not order:
         return None
     most, found, wide = bench.accuracy.wide_share * narrow_bytes(calibrated), calibrated, []
+    if bench.accuracy.max_bytes is not None:
+        spare = bench.accuracy.max_bytes - file_bytes(calibrated.quantize().model)
+        most = max(0.0, spare - NODE_BYTES * len(order))
     for share in SHARES:
         wide = fitting(order, int(share * most))
         found = widened(calibrated, wide)
