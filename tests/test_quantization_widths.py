@@ -120,7 +120,9 @@ def test_a_drop_is_met_by_wider_weights_before_any_layer_goes_back_to_float(case
     narrow, wide = (score(quantize_static(graph, data, weight_bits=bits, threads=1).model) for bits in (4, 8))
     allowed = 1 - (narrow + 3 * wide) / 4
     found = quantize_within(graph, data, score, max_drop=allowed, baseline=1.0, weight_bits=4, threads=1)
-    (chosen,) = [change for change in found.step.changes if change.action == "tried for the budget" and not change.skipped]
+    (chosen,) = [
+        change for change in found.step.changes if change.action == "tried for the budget" and not change.skipped
+    ]
     assert found.met and chosen.values["wide_layers"] and not chosen.values["float_layers"]
     assert found.score == score(found.step.model) >= 1 - allowed
     assert set(stored_as(found.step.model).values()) == {4, 8}

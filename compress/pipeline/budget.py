@@ -99,7 +99,6 @@ def sized(options: StaticOptions, graph: ir.Model, max_bytes: int | None) -> Sta
     return replace(options, weight_bits=bits, accuracy=filled)
 
 
-
 def _needs_float(measures: Measures) -> bool:
     """Whether what decides compares outputs with the float model's."""
     return not measures.metrics and measures.reading is not None and measures.reading.task.name == "embedding"

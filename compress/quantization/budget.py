@@ -60,7 +60,9 @@ class Trial:
             f", {len(self.wide_layers)} back in 8 bits" if self.wide_layers else ""
         )
         reason = f"{parts}: {text}, {self.bytes:,} bytes"
-        return Change("graph", "tried for the budget", reason, skipped=not chosen, values={**values, "score": self.score})
+        return Change(
+            "graph", "tried for the budget", reason, skipped=not chosen, values={**values, "score": self.score}
+        )
 
 
 @dataclass(frozen=True)
