@@ -70,8 +70,9 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     short_help="Minutes in, a folder of files out that no other beats.",
     epilog=examples(
         "compress search compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k"
-        " --minutes 10 --max-drop 1 -o front",
-        "compress search --join front",
+        " --minutes 2 --max-drop 1 -o front",
+        "compress search compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k"
+        " --minutes 1 --resume -o front",
     ),
 )
 @optional_model_options

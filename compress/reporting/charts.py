@@ -23,6 +23,7 @@ class Bubble:
     area: float | None = None
     low: float | None = None
     high: float | None = None
+    hint: str = ""  # said when it is hovered over
 
 
 def pareto(points: Sequence[Bubble], *, lower_is_better: bool = False) -> list[Bubble]:
@@ -47,11 +48,19 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def scatter(points: Sequence[Bubble], x_label: str, y_label: str, *, lower_is_better: bool = False) -> str:
-    """Draw bubbles with their Pareto front; each names itself."""
+def scatter(
+    points: Sequence[Bubble],
+    x_label: str,
+    y_label: str,
+    *,
+    lower_is_better: bool = False,
+    limits: Sequence[tuple[str, float, str]] = (),
+) -> str:
+    """Draw bubbles with their Pareto front; each names itself. `limits` are lines: the axis (x or y), the place, the words."""
     # The axis never zooms in below the intervals: a difference inside them must look like one.
     heights = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
-    x0, x1 = _span([p.x for p in points], floor=0.0)
+    heights += [value for axis, value, _ in limits if axis == "y"]
+    x0, x1 = _span([*(p.x for p in points), *(value for axis, value, _ in limits if axis == "x")], floor=0.0)
     y0, y1 = _span(heights, floor=0.0 if min(heights) >= 0 else None)
     largest = max((p.area or 0 for p in points), default=0) or 1
 
@@ -75,11 +84,25 @@ def scatter(points: Sequence[Bubble], x_label: str, y_label: str, *, lower_is_be
     if len(front) > 1:
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
         parts.append(f'<polyline class="front" points="{line}"><title>Pareto front</title></polyline>')
+    parts += [_limit(line, place, (x0, y0)) for line in limits]
     parts += [_interval(point, place) for point in points if point.low is not None and point.high is not None]
     parts += _bubbles(points, place, largest)
     parts.append(f'<text class="soft" x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>')
     parts.append(f'<text class="soft" x="8" y="24">{escape(y_label)}</text></svg>')
     return "".join(parts)
+
+
+def _limit(line: tuple[str, float, str], place, origin: tuple[float, float]) -> str:  # type: ignore[no-untyped-def]
+    """A line across the picture, with its words."""
+    axis, value, words = line
+    if axis == "x":
+        x = place(Bubble("", value, origin[1]))[0]
+        ends, at = f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"', (x + 4, TOP + 10)
+    else:
+        y = place(Bubble("", origin[0], value))[1]
+        ends, at = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"', (LEFT + 4, y - 5)
+    said = f'<text class="soft" x="{at[0]:.1f}" y="{at[1]:.1f}">{escape(words)}</text>'
+    return f'<line class="limit" {ends}><title>{escape(words)}</title></line>{said}'
 
 
 def _interval(point: Bubble, place) -> str:  # type: ignore[no-untyped-def]
@@ -103,7 +126,7 @@ def _bubbles(points: Sequence[Bubble], place, largest: float) -> list[str]:  # t
             at += LINE
         taken.append((x, at))
         anchor = "start" if right else "end"
-        label = f"{point.name}: {point.x:.3g}, {point.y:.4g}"
+        label = f"{point.name}: {point.x:.3g}, {point.y:.4g}" + (f"; {point.hint}" if point.hint else "")
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{escape(label)}</title></circle>')
         text_x = x + (radius + 5 if right else -radius - 5)
         labels.append(

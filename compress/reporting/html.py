@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from compress.escaping import html as escape
@@ -43,7 +43,7 @@ def notebook(report: Report) -> str:
 
 def body(report: Report) -> str:
     parts = [_heading(report), cards(report), notes(report), figures(report), layer_figures(report)]
-    parts += [picture(report), confusion(report)]
+    parts += [picture(report), candidates.as_html(report), confusion(report)]
     decided = "".join(decisions(step) for step in report.steps)
     parts += [layers(report), histograms(report), f"<h2>Decisions</h2>{decided}" if decided else "", where(report)]
     return "".join(parts)
@@ -171,14 +171,16 @@ def _intervals(report: Report) -> str:
 def picture(report: Report) -> str:
     """What decides against latency; where nothing was measured, nothing can be weighed and nothing is drawn."""
     found = [(row, measure) for row in report.rows if (measure := deciding.deciding(row)) is not None]
+    hints = candidates.hints(report)
     points = [
-        _bubble(row, measure) for row, measure in found if row.p50_ms is not None and math.isfinite(measure.value)
+        replace(_bubble(row, measure), hint=hints.get(row.name, "")) for row, measure in found if row.p50_ms is not None and math.isfinite(measure.value)
     ]
     if len(points) < 2:
         return ""
     first = found[0][1]
     label = first.name + (", %" if first.unit == "%" else f", {first.unit}" if first.unit else "")
-    drawn = scatter(points, "median latency, ms", label, lower_is_better=first.better == LOWER)
+    limits = candidates.lines(report)
+    drawn = scatter(points, "median latency, ms", label, lower_is_better=first.better == LOWER, limits=limits)
     way = "Down" if first.better == LOWER else "Up"
     return (
         f'<h2>{escape(first.name)} against latency</h2><div class="figure">{drawn}</div>'

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from compress import escaping
 from compress.escaping import each_text
+from compress.reporting import candidates
 from compress.reporting.words import interval
 from compress.steps import Change, Step
 
@@ -32,6 +33,7 @@ def render(report: Report) -> str:
     notes = [note for note in report.notes if note not in intervals]
     if notes:
         parts.append("\n".join(f"* {note}" for note in notes))
+    parts.append(candidates.as_markdown(report))
     for step in report.steps:
         if step.changes or step.notes:
             parts.append(decisions(step))

@@ -31,6 +31,7 @@ CSS = """
 .cr svg { display:block; width:100%; height:auto; } .cr svg text { fill:var(--ink); font-size:13px; }
 .cr svg .soft { fill:var(--soft); } .cr svg .axis { stroke:var(--line); } .cr svg .front { stroke:var(--accent); fill:none;
   stroke-width:2; stroke-dasharray:6 4; } .cr svg circle { fill:var(--bar); fill-opacity:.55; stroke:var(--accent); }
+.cr svg .limit { stroke:var(--bad); stroke-width:1.5; stroke-dasharray:2 4; }
 .cr svg .interval { stroke:var(--soft); stroke-width:1.5; fill:none; }
 .cr svg .label { paint-order:stroke; stroke:var(--card); stroke-width:4px; stroke-linejoin:round; }
 .cr svg .bar { fill:var(--bar); } .cr svg .bar2 { fill:var(--bar2); }
