@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from cli.printing import show
 from compress.errors import InputError
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
+from compress.pipeline.search.clock import begun
 from compress.pipeline.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ def command(
     OUT/NAME/model.onnx and OUT/NAME/recipe.toml of each file that no other beats in accuracy, latency and size are there
     from the first minute on, and stay usable however the search ends. The best within the limits is OUT/model.onnx.
     """
+    began = time.time()
     from compress.pipeline.search import searching
 
     if join is not None:
@@ -121,9 +124,10 @@ def command(
     if source is None or output is None:
         missing = "MODEL" if source is None else "-o FRONT"
         raise InputError(f"a search needs {missing}, as in compress search MODEL --data DATA --minutes 10 -o front")
-    found = searching.search(
-        source, data, output=output, options=options, gates=gates, metric=measures, settings=settings
-    )
+    with begun(began):
+        found = searching.search(
+            source, data, output=output, options=options, gates=gates, metric=measures, settings=settings
+        )
     show(found, settings, report)
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import compress
 from compress.errors import PruningError
+from compress.pipeline.prune_options import PruneOptions
 from compress.pruning.block_outputs import kept_of_blocks
 from compress.pruning.healing import heal
 from compress.pruning.prune import prune_channels
@@ -91,3 +92,17 @@ def test_refusals():
         heal(net(), net(), [TEST[:3]], budget_s=1)
     with pytest.raises(PruningError, match="healing learns from data"):
         compress.PruneRequest(heal_s=3)
+
+
+def test_as_many_steps_give_the_same_weights():
+    teacher = net()
+    removal = prune_channels(teacher, DATA[0][:2], amount=0.5, round_to=1)
+    pruned, outputs = removal.step.model, kept_of_blocks(removal.channels, removal.removed)
+    one, other = (heal(pruned, teacher, DATA, steps=24, outputs=outputs) for _ in range(2))
+    assert one.changes[0].values["steps"] == 24 + 2  # a short trial of each rate first: the best goes on
+    assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in one.model.state_dict().items())
+    assert apart(one.model, teacher) < apart(pruned, teacher)
+    with pytest.raises(PruningError, match="0 steps heal nothing"):
+        heal(pruned, teacher, DATA, steps=0)
+    with pytest.raises(compress.CompressError, match="heal says for how long, heal_steps how far; give one"):
+        PruneOptions(heal=1.0, heal_steps=3)

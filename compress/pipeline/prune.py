@@ -152,7 +152,7 @@ def check_pruning(opened: Opened, options: PruneOptions) -> None:
         "score 'taylor'": options.method == "taylor",
         "recalibration": options.recalibrate,
         "reconstruction": options.reconstruct,
-        "healing": options.heal,
+        "healing": options.heal or options.heal_steps,
     }
     if any(needs.values()) and opened.data is None:
         what = next(name for name, needed in needs.items() if needed)
@@ -277,9 +277,11 @@ def _request(work: Pruning) -> PruneRequest:
         or (options.target == "blocks" and opened.data is not None)
     ):
         found["data"] = list(first_batches(opened.calibration(), SAMPLES))
-    if heal_s := 60 * heals(opened, options):
+    heal_s = 60 * heals(opened, options)
+    if heal_s or options.heal_steps:
         trains = opened.data is not None and opened.data.train is not None
-        found |= {"heal_s": heal_s, "unlabelled": opened.loader("train") if trains else opened.calibration()}
+        found |= {"heal_s": heal_s, "heal_steps": options.heal_steps}
+        found["unlabelled"] = opened.loader("train") if trains else opened.calibration()
     if options.target == "latency":
         found["latency"] = _latency_meter(work)
     return PruneRequest(**found)
@@ -287,6 +289,8 @@ def _request(work: Pruning) -> PruneRequest:
 
 def heals(opened: Opened, options: PruneOptions) -> float:
     """Minutes: as asked; else where weights are fitted, and no fine-tuning follows."""
+    if options.heal_steps is not None:
+        return 0.0
     if options.heal is not None:
         return options.heal
     return HEAL_MINUTES if reconstructs(opened, options) and not options.finetune_epochs else 0.0

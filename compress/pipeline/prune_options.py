@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from compress.errors import InputError
 from compress.options import check_fields, choice, option
 from compress.pruning.amounts import check_amounts
 from compress.training.options import FinetuneOptions, TrainOptions
@@ -45,6 +46,13 @@ class PruneOptions:
         idle={"masks": (True,)},
         metavar="MINUTES",
     )
+    heal_steps: int | None = option(
+        None,
+        "gradient steps of healing in place of minutes: the file is then the same on a slower machine",
+        low=1,
+        idle={"masks": (True,)},
+        metavar="N",
+    )
     recalibrate: bool = option(False, "measure batch-norm statistics anew after pruning", only_on=True)
     masks: bool = option(False, "zero single weights; methods l1, random, ln, random-structured, 2:4", only_on=True)
     n: float = option(2, "masks: the norm of ln", idle={"masks": (False,)})
@@ -64,6 +72,8 @@ class PruneOptions:
 
     def __post_init__(self) -> None:
         check_fields(self, "pruning")
+        if self.heal is not None and self.heal_steps is not None:
+            raise InputError("--heal says for how long, --heal-steps how far; give one of them")
         if isinstance(self.amount, tuple):
             object.__setattr__(self, "amount", check_amounts(self.amount))  # frozen, and still being made
 

@@ -1,4 +1,4 @@
-"""Healing: a pruned network learns to give again what the unpruned one gave, without labels, within a budget of time.
+"""Healing: a pruned network learns to give again what the unpruned one gave, without labels, within a budget of time or steps.
 
     L = |ŷ − y|² / var(y)  +  mean over blocks of  |ĥ − h|² / var(h)
 
@@ -78,6 +78,7 @@ def heal(
     data: Iterable[Any],
     *,
     budget_s: float = 120.0,
+    steps: int | None = None,
     outputs: Mapping[str, Kept] | None = None,
     seed: int = 0,
 ) -> Step:
@@ -87,6 +88,7 @@ def heal(
         module: a pruned network. It is not touched.
         teacher: the network before pruning; blocks are matched by name.
         data: batches of inputs, of which up to 8,192 samples are used. Targets are not looked at.
+        steps: gradient steps, in place of the time: as many give the same weights on a slower machine, too.
         outputs: of the blocks whose outputs became narrower, the places that stay in each dimension. Others are
             matched where their shapes are equal.
 
@@ -95,6 +97,9 @@ def heal(
     """
     if not budget_s > 0:
         raise PruningError(f"a budget of {budget_s:g} seconds heals nothing; give more, or leave healing out")
+    if steps is not None and steps < 1:
+        raise PruningError(f"{steps} steps heal nothing; give more, or leave healing out")
+    budget_s = budget_s if steps is None else math.inf
     deadline = time.monotonic() + budget_s
     pool = _pool(data, seed)
     teacher, twin = copied(teacher), copied(module)
@@ -105,9 +110,11 @@ def heal(
         twin.eval()
         pairs = _Pairs(twin, teacher, outputs or {}, pool.judge[0])
         before = pairs.judged(pool.judge)
-        best = _best_rate(twin, pairs, pool, budget_s, before, seed)
+        trial = max(1, _passes(pool, 1)) if steps is None else max(1, round(TRIAL * steps))
+        best = _best_rate(twin, pairs, pool, (TRIAL * budget_s, trial), before, seed)
         if best is not None:
-            _run(best, pairs, pool, deadline, seed)
+            part = _passes(pool, PASSES) // LOOKS + 1 if steps is None else -(-steps // LOOKS)
+            _run(best, pairs, pool, deadline, part, seed)
             _with_statistics(best, pairs, pool)
     if best is None or not best.best < before:
         values = {"error_before": before, "error_after": before}
@@ -241,9 +248,13 @@ def _outputs_apart(given: Any, wanted: Any) -> Tensor:
 
 
 def _best_rate(
-    module: nn.Module, pairs: _Pairs, pool: _Pool, budget_s: float, before: float, seed: int
+    module: nn.Module, pairs: _Pairs, pool: _Pool, trial: tuple[float, int], before: float, seed: int
 ) -> _Course | None:
-    """Try each rate for a short while from the same start; return the best course, its weights in the module."""
+    """Try each rate for a short while, of so many seconds and steps, from the same start.
+
+    Returns:
+        The best course, its weights in the module.
+    """
     start = {name: value.detach().clone() for name, value in module.state_dict().items()}
     best: _Course | None = None
     ends: dict[int, tuple[float, dict[str, Any]]] = {}
@@ -251,7 +262,7 @@ def _best_rate(
         module.load_state_dict(start)
         parameters = [value for value in module.parameters() if value.requires_grad]
         course = _Course(module, torch.optim.AdamW(parameters, rate, weight_decay=0.0), rate)
-        _steps(course, pairs, pool, time.monotonic() + TRIAL * budget_s, seed, most=max(1, _passes(pool, 1)))
+        _steps(course, pairs, pool, time.monotonic() + trial[0], seed, most=trial[1])
         judged = pairs.judged(pool.judge)
         ends[id(course)] = (judged, {name: value.detach().clone() for name, value in module.state_dict().items()})
         if math.isfinite(judged) and (best is None or PATIENCE * judged < ends[id(best)][0]):
@@ -271,12 +282,12 @@ def _passes(pool: _Pool, count: int) -> int:
     return count * -(-pool.learn.samples // pool.size)
 
 
-def _run(course: _Course, pairs: _Pairs, pool: _Pool, deadline: float, seed: int) -> None:
-    left = deadline - time.monotonic()
+def _run(course: _Course, pairs: _Pairs, pool: _Pool, deadline: float, most: int, seed: int) -> None:
+    """Go on in parts of at most so many steps, to the deadline at most; look after each."""
+    start = time.monotonic()
     for part in track(range(LOOKS), "healing", unit="look"):
-        until = deadline - left * (LOOKS - 1 - part) / LOOKS
-        most = _passes(pool, PASSES) // LOOKS + 1
-        _steps(course, pairs, pool, until, seed + 1 + part, most=most, span=(deadline - left, deadline), part=part)
+        until = start + (deadline - start) * (part + 1) / LOOKS
+        _steps(course, pairs, pool, until, seed + 1 + part, most=most, span=(start, deadline), part=part)
         course.look(pairs.judged(pool.judge))
 
 

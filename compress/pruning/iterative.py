@@ -63,7 +63,7 @@ def prune_iteratively(
         removal = prune_channels(
             current,
             example_inputs,
-            replace(request, heal_s=0.0, amount=total if uniform else next_fraction(total, left)),
+            replace(request, heal_s=0.0, heal_steps=None, amount=total if uniform else next_fraction(total, left)),
             stage=Stage(original or None, may_be_nothing=len(totals) > 1, reference=reference),
         )
         if number == 1:

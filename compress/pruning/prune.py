@@ -132,7 +132,7 @@ def _reference(removal: Removal, stage: Stage | None) -> Reference:
 
 
 def _finished(removal: Removal, request: PruneRequest) -> Removal:
-    if request.heal_s:
+    if request.heals:
         outputs = kept_of_blocks(removal.channels, removal.removed)
         removal = replace(removal, step=healed(removal.step, removal.source, request, outputs))
     flush_denormals(removal.step.model)
@@ -154,7 +154,7 @@ def _nearer(
     found: dict[str, tuple[float, Removal]] = {}
     for scope in ("uniform", "balanced"):
         removal = prune_channels(
-            module, inputs, replace(request, scope=scope, heal_s=0.0), stage=stage, analysis=analysis
+            module, inputs, replace(request, scope=scope, heal_s=0.0, heal_steps=None), stage=stage, analysis=analysis
         )
         found[scope] = output_error(removal.step.model, whole, samples), removal
     scope = min(found, key=lambda name: found[name][0])
@@ -166,10 +166,11 @@ def _nearer(
 
 
 def healed(step: Step, teacher: nn.Module, request: PruneRequest, outputs: Mapping[str, Kept] | None = None) -> Step:
-    """The same step with its module healed for as long as the request says; see `healing.heal`."""
+    """The same step with its module healed for as long, or for as many steps, as the request says; see `healing.heal`."""
     inputs = request.inputs_to_heal_on
-    if not request.heal_s or inputs is None:
+    if not request.heals or inputs is None:
         return step
-    done = heal(step.model, teacher, inputs, budget_s=request.heal_s, outputs=outputs, seed=request.seed)
+    budget: dict[str, Any] = {"steps": request.heal_steps} if request.heal_steps else {"budget_s": request.heal_s}
+    done = heal(step.model, teacher, inputs, **budget, outputs=outputs, seed=request.seed)
     remembered = replace(step, model=done.model, changes=(*step.changes, *done.changes))
     return replace(remembered, notes=(*step.notes, *done.notes))

@@ -17,7 +17,7 @@ from compress.pruning.scores import SCORES
 TARGETS = ("channels", "macs", "parameters", "latency", "blocks")
 SCOPES = ("uniform", "global", "balanced", "auto")
 # Fields that only channels, only masks, or neither whole blocks nor masks have a use for, with their defaults.
-OF_CHANNELS = {"target": "channels", "round_to": None, "loss": None, "latency": None, "heal_s": 0}
+OF_CHANNELS = {"target": "channels", "round_to": None, "loss": None, "latency": None, "heal_s": 0, "heal_steps": None}
 OF_MASKS = {"n": 2, "dim": 0, "permanent": True}
 NOT_OF_BLOCKS = {"method": "l1", "scope": "uniform", "round_to": None}
 
@@ -46,6 +46,7 @@ class PruneRequest:
     latency: Callable[[nn.Module], float] | None = None  # measures a module, in any unit; for target latency
     reconstruct: bool = False  # fit the weights that stay to what their layers gave before, on `data`
     heal_s: float = 0.0  # seconds of healing at the end: outputs of the unpruned network matched, without labels
+    heal_steps: int | None = None  # gradient steps of healing in place of seconds
     unlabelled: Iterable[Any] | None = None  # inputs to heal on; None: those of `data`
     bake: bool = True  # weights computed from others (weight_norm, any parametrization) become plain ones first
     seed: int = 0  # of random scores and masks
@@ -60,7 +61,7 @@ class PruneRequest:
         for name in ("data", "unlabelled"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, batches_of(getattr(self, name)))
-        if self.heal_s and self.inputs_to_heal_on is None:
+        if self.heals and self.inputs_to_heal_on is None:
             raise PruningError("healing learns from data; pass data=… (inputs are enough), or leave heal_s out")
         if self.target not in TARGETS:
             raise PruningError(f"pruning target {self.target!r} is unknown; {nearest(str(self.target), TARGETS)}")
@@ -82,6 +83,10 @@ class PruneRequest:
         multiple = self.round_to
         if multiple is not None and (not isinstance(multiple, int) or multiple < 1):
             raise PruningError(f"round_to {multiple!r} is not a count of channels; give 1, 8, 16, …")
+
+    @property
+    def heals(self) -> bool:
+        return bool(self.heal_s or self.heal_steps)
 
     @property
     def inputs_to_heal_on(self) -> Iterable[Any] | None:

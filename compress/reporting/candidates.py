@@ -62,7 +62,15 @@ def as_html(report: Report) -> str:
 
 
 def _html_row(item: Mapping[str, Any]) -> str:
-    sort = (item["number"], item["name"], item["state"], item["snr_db"], item["size_bytes"], item["seconds"], item["reason"])
+    sort = (
+        item["number"],
+        item["name"],
+        item["state"],
+        item["snr_db"],
+        item["size_bytes"],
+        item["seconds"],
+        item["reason"],
+    )
     cells = "".join(
         f'<td{" class=text" if place in TEXT else ""} data-v="{escape("" if value is None else str(value))}">{escape(cell)}</td>'
         for place, (cell, value) in enumerate(zip(_cells(item), sort, strict=True))

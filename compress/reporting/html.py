@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compress.escaping import html as escape
 from compress.measures import deciding
 from compress.measures.figure import LOWER, scale_of
-from compress.reporting import layer_table, table
+from compress.reporting import candidates, layer_table, table
 from compress.reporting.charts import Bubble, histogram, scatter
 from compress.reporting.page import CSS, SCRIPT
 from compress.reporting.words import interval
@@ -173,7 +173,9 @@ def picture(report: Report) -> str:
     found = [(row, measure) for row in report.rows if (measure := deciding.deciding(row)) is not None]
     hints = candidates.hints(report)
     points = [
-        replace(_bubble(row, measure), hint=hints.get(row.name, "")) for row, measure in found if row.p50_ms is not None and math.isfinite(measure.value)
+        replace(_bubble(row, measure), hint=hints.get(row.name, ""))
+        for row, measure in found
+        if row.p50_ms is not None and math.isfinite(measure.value)
     ]
     if len(points) < 2:
         return ""

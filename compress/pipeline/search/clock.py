@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import signal
 import threading
 import time
@@ -17,6 +18,19 @@ class TimeIsUp(BaseException):
     """The search's time has come to its end. No `Exception`: whatever is at work must not take it for a failure."""
 
 
+_BEGAN: contextvars.ContextVar[float | None] = contextvars.ContextVar("began", default=None)
+
+
+@contextlib.contextmanager
+def begun(moment: float) -> Iterator[None]:
+    """Count the time of a search in this block from an earlier moment of `time.time`: a command's imports take seconds."""
+    token = _BEGAN.set(moment)
+    try:
+        yield
+    finally:
+        _BEGAN.reset(token)
+
+
 @dataclass(frozen=True)
 class Clock:
     """When the search began and when it must be over, in seconds of `time.time` (which other machines have, too)."""
@@ -26,8 +40,8 @@ class Clock:
 
     @classmethod
     def of(cls, minutes: float) -> Clock:
-        now = time.time()
-        return cls(now, now + 60 * minutes)
+        began = _BEGAN.get() or time.time()
+        return cls(began, began + 60 * minutes)
 
     @property
     def total(self) -> float:

@@ -161,24 +161,32 @@ def _told(
     """The report with its winner, its limits, its table of candidates, its files."""
     limits, shown = session.job.limits, verdict.winner or verdict.nearest
     gates = limits.check([report.row(shown)], report.base)
-    files = {name: str(session.front.model(name)) for name in verdict.front}
+    root = session.front.root
+    files = {name: str(session.front.model(name)) for name in verdict.front} | {"page": str(root / "report.html")}
+    rows = [row if row.name in verdict.front else replace(row, path=None) for row in report.rows]
+    rows.sort(key=lambda row: (row.name != report.base.name, row.name == shown))  # the page is about the last
     if verdict.winner is not None:
-        files = {"model": str(session.front.root / MODEL), **files}
-    files["page"] = str(session.front.root / "report.html")
-    rows = tuple(row if row.name in verdict.front else replace(row, path=None) for row in report.rows)
+        files = {"model": str(root / MODEL), **files}
+        rows = [replace(row, path=files["model"]) if row.name == verdict.winner else row for row in rows]
     details = {
         "search": {
             "winner": verdict.winner,
             "nearest": verdict.nearest,
             "limits": _limits(limits, report),
-            "candidates": [_line(item, verdict, names, session.front) for item in tried],
+            "candidates": [_line(item, verdict, names, tried, session.front) for item in tried],
         }
     }
     notes = [_winner_note(verdict, session, report), *_kind_notes(session, tried), *session.opened.notes]
     notes += [*of_metrics(session.job), *how_read(rows), *plain_words((report.base, report.row(shown)), report.base)]
     title = f"{session.opened.name}: search, {len(tried)} candidates in {words(session.clock.elapsed)}"
     return replace(
-        report, rows=rows, gates=gates, files=files, details=details, notes=tuple(dict.fromkeys(notes)), title=title
+        report,
+        rows=tuple(rows),
+        gates=gates,
+        files=files,
+        details=details,
+        notes=tuple(dict.fromkeys(notes)),
+        title=title,
     )
 
 
@@ -196,13 +204,26 @@ def _limits(limits: Gates, report: Report) -> dict[str, float]:
     return found
 
 
-def _line(item: Candidate, verdict: Verdict, names: Mapping[str, Candidate], front: Front) -> dict[str, Any]:
+def _why_unmeasured(item: Candidate, tried: Sequence[Candidate]) -> str:
+    """Why a candidate that was judged to the end is not among those that were measured."""
+    mine, runtime = item.values, runtime_of(item.choices)
+    for other in tried:
+        if other.stands and other.number != item.number and runtime_of(other.choices) == runtime and mine:
+            assert other.values is not None
+            if beats(other.values, mine) or (other.values == mine and other.number < item.number):
+                return f"beaten by {other.name} in outputs, size and work"
+    return "not measured: no time was left; --resume with more --minutes measures it"
+
+
+def _line(
+    item: Candidate, verdict: Verdict, names: Mapping[str, Candidate], tried: Sequence[Candidate], front: Front
+) -> dict[str, Any]:
     """One candidate as plain values: what it was, what it came to, why it fell out."""
     why = item.reason
     if item.stands and item.name in names:
         why = verdict.fell.get(item.name, "")
     elif item.stands:
-        why = "beaten on the samples that judge, or no time was left to measure it"
+        why = _why_unmeasured(item, tried)
     state = "winner" if item.name == verdict.winner else "front" if item.name in verdict.front else "out"
     return {
         "number": item.number,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from compress import state
 from compress.errors import InputError, OutputError
@@ -37,6 +38,7 @@ from compress.pipeline.search.writing import recipe_text
 from compress.reporting.report import Report
 from compress.taking import takes
 
+PRODUCTS = 0.2  # share of the weights
 KEY, SPACE = "fingerprint", "space"  # of the study
 
 
@@ -174,7 +176,19 @@ def _begun(recipe: Recipe, job: Job, options: SearchOptions, front: Front, clock
 
 
 def _space(opened: Opened) -> Space:
-    return space_of(is_module=opened.loaded.kind != "onnx", calibrates=opened.calibration_samples is not None)
+    return space_of(
+        is_module=opened.loaded.kind != "onnx",
+        calibrates=opened.calibration_samples is not None,
+        products=_multiplies(opened.model),
+    )
+
+
+def _multiplies(model: Any) -> bool:
+    """Whether a good part of the weights is in matrix products, which weight-only quantization stores in blocks."""
+    if not isinstance(model, nn.Module):
+        return any(node.op_type in ("MatMul", "Gemm") for node in model.graph)
+    linear = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
+    return linear > PRODUCTS * sum(value.numel() for value in model.parameters())
 
 
 def _check_same(study: Study, recipe: Recipe, opened: Opened, settings: Settings, front: Front) -> None:

@@ -26,7 +26,7 @@ from compress.pipeline.search.writing import recipe_text
 
 STOP_AT = "stop_at"  # of the study: when the search ends and the measuring begins, in seconds of `time.time`
 MOST = 16  # files that are measured in the end
-SHARE = 0.35  # of the time that measuring may take at most
+SHARE = 0.5  # of the time that measuring may take at most
 INTERVALS_S = 0.6  # that resampling takes for each file
 CLOSING_S = 4.0  # that reports take
 TIMING_S = 20.0

@@ -14,6 +14,7 @@ from compress.runtimes.runtime import DEFAULT, others_installed
 
 WHOLE = 0.0  # share of the multiply-accumulates removed: none
 REMOVED = (WHOLE, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+HEAL = (0, 200, 800)  # gradient steps
 FLOAT = "float32"
 # Kind of numbers → the options of quantization that it stands for.
 KINDS: dict[str, dict[str, Any]] = {
@@ -72,7 +73,7 @@ class Space:
         order = [kind for kind in (FLOAT, "dynamic", "int8", "float16", "weights8", "int4") if kind in self.kind]
         plain = [self._plain(kind) for kind in order]
         best = "int8" if "int8" in self.kind else "dynamic"
-        healed = {"heal": self.heal[-1]} if len(self.heal) > 1 else {}
+        healed = {"heal": self.heal[1]} if len(self.heal) > 1 else {}
         amounts = [amount for amount in self.removed if amount != WHOLE][1::2]
         cut = [{**self._plain(best), "removed": amount, **healed} for amount in amounts]
         repaired = [{**self._plain("int8"), "accuracy": self.accuracy[-1]}] if "int8" in self.kind else []
@@ -117,6 +118,7 @@ def space_of(*, is_module: bool, calibrates: bool, products: bool = True) -> Spa
     return Space(
         kind=tuple(kinds),
         removed=REMOVED if is_module else (WHOLE,),
+        heal=HEAL if is_module and calibrates else (0,),
         runtime=(DEFAULT, *others_installed()),
     )
 
@@ -124,7 +126,9 @@ def space_of(*, is_module: bool, calibrates: bool, products: bool = True) -> Spa
 def recipe_of(choices: Mapping[str, Any], base: Recipe) -> Recipe:
     """The recipe that makes this candidate from the model and the data of `base`."""
     removed = choices.get("removed", WHOLE)
-    prune = PruneOptions(target="macs", amount=removed, scope="uniform", heal=0.0) if removed else None
+    steps = choices.get("heal") or None
+    healing: dict[str, Any] = {"heal_steps": steps} if steps else {"heal": 0.0}
+    prune = PruneOptions(target="macs", amount=removed, scope="uniform", **healing) if removed else None
     options = dict(KINDS[choices["kind"]])
     if choices["kind"] in STATIC:
         options |= {"accuracy": choices.get("accuracy", ACCURACY[0]), "ranges": choices.get("ranges", RANGES[0])}
