@@ -17,6 +17,12 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def tell(text: str) -> None:
+    """One line on stderr, at once, unless this process is quiet."""
+    if not _quiet:
+        print(f"compress: {text}", file=sys.stderr, flush=True)
+
+
 def track(items: Iterable[Any] | None, description: str, *, total: int | None = None, unit: str = "batch") -> tqdm:
     """Return a tqdm bar over `items` on stderr; shown only where stderr is a terminal."""
     hidden = _quiet or not sys.stderr.isatty()

@@ -11,7 +11,7 @@ from compress.graph.runtime import Session
 from compress.quantization.placement import plan_placement
 from compress.quantization.repairs import passes
 from compress.quantization.repairs.equalization import equalize, spans_of
-from compress.quantization.repairs.levels import Accuracy
+from compress.quantization.repairs.levels import Accuracy, resolve_accuracy
 from compress.quantization.repairs.rounding import feed_back
 from compress.quantization.sensitivity import rank_layers
 from compress.quantization.static import calibrate_static, prepare, quantize_static
@@ -166,3 +166,26 @@ def test_four_bits_gain_by_error_feedback_and_few_samples_are_told(broken):
 def test_an_unknown_level_is_answered_with_the_nearest():
     with pytest.raises(QuantizationError, match=r"unknown accuracy 'balance'; did you mean 'balanced'\?"):
         quantize_static(nn.Linear(3, 2), [torch.randn(2, 3)], accuracy="balance")
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["best", "balanced"])
+def test_ctrl_c_in_best_delivers_what_was_found_until_then(broken, monkeypatch, capsys, keeps):
+    graph, x, _ = broken
+
+    def stopped(calibrated, bench):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        passes, "REPAIRS", {**passes.REPAIRS, "bias": passes.Repair("biases corrected in sequence", stopped)}
+    )
+    level = Accuracy(("equalize", "bias"), keeps=keeps)
+    if not keeps:
+        with pytest.raises(KeyboardInterrupt):
+            quantize_static(graph, [x[:300]], accuracy=level, threads=1)
+        return
+    step = quantize_static(graph, [x[:300]], accuracy=level, threads=1)
+    before = quantize_static(graph, [x[:300]], accuracy=Accuracy(("equalize",)), threads=1)
+    np.testing.assert_array_equal(*(Session(s.model, threads=1).run(x[:8])[0] for s in (before, step)))
+    assert "the best found until then is saved" in capsys.readouterr().err
+    assert any("stopped by Ctrl-C" in note for note in step.notes)
+    assert resolve_accuracy("best").keeps and not resolve_accuracy("balanced").keeps

@@ -15,6 +15,7 @@ the errors of activations, ranges and earlier layers are in it as well.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,7 @@ from compress.quantization.weights import bias_of, fold_bias, wants_of
 MOST = 48  # samples; means of more differ by less than a step
 ROWS = 16  # samples whose outputs of one layer are in memory
 FEW = 8  # so many positions are imagined without error, so that a channel that hardly fires is hardly moved
+FETCH_BYTES = 256 << 20  # of float tensors that are in memory
 NO_BOUNDS = (-math.inf, math.inf)
 
 
@@ -59,14 +61,15 @@ def shifts_in_sequence(
     namer, shifts = Namer(graph), {}
     nodes = {str(node.name): node for node in graph.graph}
     sites = [site for site in corrected_sites(plan.sites) if site.node.name not in calibrated.excluded]
-    for place in track([_place(site) for site in sites], "correcting biases", unit="layer"):
-        if place.layer not in nodes or place.node not in nodes:
-            continue
+    places, inputs = [], samples.fitting.part(0, MOST)
+    for place in map(_place, sites):
+        node = nodes.get(place.layer)
+        if node is not None and place.node in nodes and (bias_of(node) or _folded_bias(node)) is not None:
+            places.append(place)
+    wanted = _in_float(calibrated.graph, [str(floats[place.node].outputs[0].name) for place in places], inputs, threads)
+    for place, values in track(zip(places, wanted), "correcting biases", total=len(places), unit="layer"):
         node = nodes[place.layer]
-        if bias_of(node) is None and _folded_bias(node) is None:
-            continue
-        pair = (calibrated.graph, floats[place.node]), (graph, nodes[place.node])
-        shift = _mean_error(pair, place, samples.fitting.part(0, MOST), threads)
+        shift = _mean_error(values, (graph, nodes[place.node]), place, inputs, threads)
         if np.any(shift):
             shifts[place.layer] = shift
             _add(graph, node, shift, namer)
@@ -86,20 +89,28 @@ def _place(site: Site) -> Place:
     return Place(str(site.node.name), str(reader.name), (clip and clip_bounds(clip)) or NO_BOUNDS, axis)
 
 
+def _in_float(graph: ir.Model, names: Sequence[str], inputs: Batch, threads: int | None) -> Iterator[np.ndarray]:
+    """What each tensor is in float, one after the other; as many are fetched in one run as a budget of memory holds."""
+    if not names:
+        return
+    one = inputs.part(0, 1)
+    sizes = [value.nbytes * inputs.samples for value in all_rows(Session(graph, outputs=names, threads=threads), one)]
+    while names:
+        count = max(1, int(np.searchsorted(np.cumsum(sizes), FETCH_BYTES, side="right")))
+        cut = Session(with_outputs(graph, names[:count]), outputs=names[:count], threads=threads, arena=False)
+        yield from all_rows(cut, inputs)
+        names, sizes = names[count:], sizes[count:]
+
+
 def _mean_error(
-    pair: tuple[tuple[ir.Model, ir.Node], tuple[ir.Model, ir.Node]],
-    place: Place,
-    inputs: Batch,
-    threads: int | None,
+    float_values: np.ndarray, cut: tuple[ir.Model, ir.Node], place: Place, inputs: Batch, threads: int | None
 ) -> np.ndarray:
-    """E[y − ŷ] of each channel where the float y is inside its bounds; both graphs are cut off behind the place."""
-    sessions = [
-        Session(with_outputs(graph, [str(node.outputs[0].name)]), threads=threads, arena=False) for graph, node in pair
-    ]
+    """E[y − ŷ] of each channel where the float y is inside its bounds; the graph is cut off behind the place."""
+    session = Session(with_outputs(cut[0], [str(cut[1].outputs[0].name)]), threads=threads, arena=False)
     total, count = np.zeros(1), np.zeros(1)
     for first in range(0, inputs.samples, ROWS):
-        piece = inputs.part(first, first + ROWS)
-        (wanted,), (found,) = (all_rows(session, piece) for session in sessions)
+        (found,) = all_rows(session, inputs.part(first, first + ROWS))
+        wanted = float_values[first : first + ROWS]
         inside = (wanted > place.bounds[0]) & (wanted < place.bounds[1])
         others = tuple(i for i in range(wanted.ndim) if i != place.axis % wanted.ndim)
         total = total + ((wanted - found) * inside).sum(others, dtype=np.float64)

@@ -20,13 +20,14 @@ class Accuracy:
     wide_share: float = 0.2  # of the weights, that may keep 8 bits where 4 are asked for
     mixed_db: float = 20.0  # at the outputs: past it no further layer gets its 8 bits back
     max_bytes: int | None = None  # of the file: 8 bits come back as long as it holds, whatever `wide_share` says
+    keeps: bool = False  # Ctrl-C ends the repairs, and what they have come to is delivered; else it ends the work
     round_bytes: bool = False  # whether weights of eight bits are rounded with error feedback too
 
 
 LEVELS = {
     "fast": Accuracy(),
     "balanced": Accuracy(("equalize", "round", "widths", "bias"), 120.0),
-    "best": Accuracy(("equalize", "round", "widths", "bias"), 1200.0, samples=256, round_bytes=True),
+    "best": Accuracy(("equalize", "round", "widths", "bias"), 1200.0, samples=256, keeps=True, round_bytes=True),
 }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from compress.onnx_files import file_bytes
+from compress.progress import tell
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.repairs.bias import shifts_in_sequence
 from compress.quantization.repairs.equalization import equalize
@@ -25,6 +26,7 @@ ENOUGH_DB = 33.0  # at the outputs: past it no answer changes that chance would 
 NODE_BYTES = 16  # by which a width may change the file beside its codes
 SHARES = (0.25, 0.5, 1.0)  # of what may be added for them, tried in turn
 NARROW = 7  # bits of weights up to which they are rounded with error feedback without being asked for `best`
+STOPPED = "the best found until then is saved"
 WORTH = 0.98  # a pass must bring the noise below this share of what it was: less is chance
 
 
@@ -125,11 +127,20 @@ def repair(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, tuple[Chan
         narrow = repair_pass.wide and calibrated.weights.narrowest <= NARROW
         given = all_wide(calibrated) if narrow else calibrated
         before = bench.noise(given) if narrow else noise
-        made = repair_pass.run(given, bench)
-        if made is None:
-            continue
-        candidate, told = made
-        found = bench.noise(all_wide(candidate) if narrow else candidate)
+        try:
+            made = repair_pass.run(given, bench)
+            if made is None:
+                continue
+            candidate, told = made
+            found = bench.noise(all_wide(candidate) if narrow else candidate)
+        except KeyboardInterrupt:
+            if not bench.accuracy.keeps:
+                raise
+            tell(f"stopped; {STOPPED} (Ctrl-C again leaves without it)")
+            changes.append(Change("graph", repair_pass.action, "stopped by Ctrl-C", skipped=True))
+            note = f"stopped by Ctrl-C before the end of '{repair_pass.action}': {STOPPED}"
+            calibrated = replace(calibrated, notes=(*calibrated.notes, note))
+            break
         kept = found < WORTH * before
         changes.append(_outcome(name, (before, found), time.monotonic() - start, kept))
         if kept:
