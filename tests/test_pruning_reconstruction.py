@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import compress
+from compress.batches import Batch
 from compress.errors import InputError, PruningError
 from compress.pipeline.inputs import DataSource, ModelSource
 from compress.pipeline.prune import prune as prune_job
 from compress.pipeline.prune_options import PruneOptions
-from compress.pruning import layer_views, lockstep
+from compress.pruning import layer_views, lockstep, reconstruction
 from compress.pruning.least_squares import RIDGES, Rows, _Sums, solve
 from compress.pruning.reconstruction import reconstruct
 
@@ -262,6 +263,14 @@ def test_a_branch_is_fitted_to_what_the_stream_lacks_and_batch_norm_takes_the_co
     assert torch.equal(fitted.second[4].running_var, plain.second[4].running_var)
 
 
+def test_small_networks_are_fitted_on_more_samples_than_large_ones():
+    small, large = nn.Linear(4, 2), nn.Conv2d(3, 64, 7, padding=3)
+    images = Batch.of(torch.randn(4, 3, 512, 512))
+    assert layer_views.work_of(large, images) == 4 * 64 * 512 * 512 * 3 * 49
+    assert reconstruction._affordable(small, Batch.of(torch.randn(8, 4))) == 1024
+    assert reconstruction._affordable(large, images) == 256
+
+
 def test_later_batches_catch_up_where_less_is_held(stream, monkeypatch):
     """Where memory is short, early layers are fitted on fewer batches; the last ones on all."""
     counts = {}
@@ -485,7 +494,7 @@ def test_no_more_samples_than_said(monkeypatch):
     monkeypatch.setattr(lockstep, "columns_of", lambda part, x, draw: seen.append(len(x)) or torch.zeros(1, 1))
     module = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
     reconstruct(module, module, [torch.randn(100, 4), torch.randn(1000, 4), torch.randn(5, 4)])
-    assert seen == [32] * 16  # 256 for each of the two layers
+    assert sum(seen) == 2 * 1024  # for each of the two layers
 
 
 def test_few_or_dull_samples_leave_the_weights():

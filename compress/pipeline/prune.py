@@ -47,7 +47,9 @@ from compress.training.loop import fit
 RECALIBRATED = "batch-norm statistics were measured anew on the calibration data"
 WEIGHED = ("macs", "parameters", "latency")  # targets that leave open from which layer how much goes
 HEAL_MINUTES = 2.0  # where nothing is said
-SAMPLES = 512  # that scores and reconstruction look at, at most
+SAMPLES = 512  # of the calibration part that scores and reconstruction look at, at most
+FITTED_ON = 1024  # samples, with those of the training part, where they are small
+MOST_ELEMENTS = 2**26  # of them, in memory
 LATENCY_SECONDS = 6.0  # for one measurement on the way to a latency target
 
 
@@ -276,7 +278,7 @@ def _request(work: Pruning) -> PruneRequest:
         or found["scope"] in ("balanced", "auto")
         or (options.target == "blocks" and opened.data is not None)
     ):
-        found["data"] = list(first_batches(opened.calibration(), SAMPLES))
+        found["data"] = _samples(opened, options)
     heal_s = 60 * heals(opened, options)
     if heal_s or options.heal_steps:
         trains = opened.data is not None and opened.data.train is not None
@@ -285,6 +287,18 @@ def _request(work: Pruning) -> PruneRequest:
     if options.target == "latency":
         found["latency"] = _latency_meter(work)
     return PruneRequest(**found)
+
+
+def _samples(opened: Opened, options: PruneOptions) -> list[Any]:
+    """The calibration samples; where those are few, training samples after them: neither is tested on."""
+    found = list(first_batches(opened.calibration(), SAMPLES))
+    have = sum(batch.samples for batch in found)
+    data = opened.data
+    if data is None or data.train is None or data.calibration is None or options.method == "taylor" or not have:
+        return found  # gradients of more would take long
+    each = sum(value.numel() for value in found[0].values) // max(found[0].samples, 1)
+    missing = min(FITTED_ON, MOST_ELEMENTS // max(each, 1)) - have
+    return found + (list(first_batches(opened.loader("train"), missing)) if missing > 0 else [])
 
 
 def heals(opened: Opened, options: PruneOptions) -> float:

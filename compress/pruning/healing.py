@@ -32,7 +32,8 @@ from compress.state import copied, evaluating, slow_attention
 from compress.steps import Change, Step
 
 HEALED = "healed"  # the action of a change
-RATES = (1e-3, 3e-4, 1e-4)
+RATES = (2e-3, 1e-3, 3e-4)
+TOGETHER = 32  # samples of a step, at most: where time is short, more steps are worth more than surer ones
 PATIENCE = 1.25  # a larger rate starts worse and ends better, unless it starts as many times worse as this
 TRIAL = 0.08  # of the budget, for each rate
 PASSES = 20  # over the inputs, at most: small networks need no minutes
@@ -145,7 +146,7 @@ def _pool(data: Iterable[Any], seed: int) -> _Pool:
     held = min(HELD_BACK, whole.samples // 5)
     if whole.samples < FEWEST:
         raise PruningError(f"{whole.samples} samples are too few to heal a network on; give {FEWEST} or more")
-    size = max(2, min(64, batches[0].samples, (whole.samples - held) // 2))
+    size = max(2, min(TOGETHER, batches[0].samples, (whole.samples - held) // 2))
     if _is_of_images(whole):
         whole = whole.map(lambda value: value.contiguous(memory_format=torch.channels_last))
     back = _taken(whole, order[:held])

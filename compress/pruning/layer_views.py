@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from compress.batches import Batch, call
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-MOST_ROWS = 16_384  # samples of one layer: places in images, tokens
+MOST_ROWS = 65_536  # samples of one layer: places in images, tokens
+WIDE_ROWS = 16_384  # the same, where columns are so many that each row is dear
+MOST_PRODUCTS = 2**36  # rows times columns squared, beyond which a layer is such
 MOST_ELEMENTS = 2**27  # of X̂, and of all Y held at once: half a gigabyte each
 
 
@@ -102,9 +104,23 @@ def layers_of(module: nn.Module, batches: Sequence[Batch], outputs: Mapping[str,
     return found
 
 
+def work_of(module: nn.Module, batch: Batch) -> int:
+    """Multiply-accumulates of the convolutions and linear layers that run on a batch."""
+    total = 0
+
+    def count(part: Any, args: Any, kwargs: Any, output: Any) -> None:
+        nonlocal total
+        total += output.numel() * part.weight[0].numel()
+
+    with hooks({part: count for part in module.modules() if isinstance(part, LAYERS)}):
+        call(module, batch)
+    return total
+
+
 def most_rows(columns: int) -> int:
     """Rows that one layer is fitted on at most."""
-    return min(MOST_ROWS, MOST_ELEMENTS // columns)
+    dear = max(MOST_PRODUCTS // columns**2, WIDE_ROWS)
+    return min(MOST_ROWS, MOST_ELEMENTS // columns, dear)
 
 
 def _is_plain(part: Any, owners: Mapping[int, int]) -> bool:

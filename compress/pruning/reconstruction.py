@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from compress.batches import Batch, first_batches
 from compress.errors import PruningError
 from compress.progress import track
-from compress.pruning.layer_views import Layer, Seen, layers_of
+from compress.pruning.layer_views import Layer, Seen, layers_of, work_of
 from compress.pruning.least_squares import Rows, solve
 from compress.pruning.lockstep import views
 from compress.state import copied, evaluating, own_buffers, slow_attention
@@ -34,7 +34,8 @@ from compress.steps import Change, Step
 
 FITTED = "weights fitted"  # the action of a change
 FEWEST_ROWS = 32  # fewer say too little about a layer
-SAMPLES = 256  # of the data; twice as many change the accuracy by chance only
+SAMPLES, MOST_SAMPLES = 256, 1024  # of the data; between the two as many as the work allows
+WORK = 2**37  # multiply-accumulates that the unpruned and the pruned network may each take
 TINY = 1e-6  # of the largest scale of a batch-norm: an output that counts for nothing behind it keeps its weights
 SAME = 1e-10  # of the outputs' mean square: a layer that nothing was taken from
 
@@ -70,16 +71,17 @@ def reconstruct(
 
     Args:
         original: the network before pruning; layers are matched by name.
-        data: batches of inputs, of which the first 256 samples are used. Targets are not looked at.
+        data: batches of inputs, of which the first 256 to 1,024 samples are used, by the network's size. Targets are not
+            looked at.
         outputs: for each layer that lost outputs, the indices of those that stay.
 
     Raises:
         PruningError: the data is empty.
     """
-    batches = _samples(data)
+    twin = copied(pruned)
+    batches = _samples(data, twin)
     if not batches:
         raise PruningError("weights cannot be reconstructed: the data is empty")
-    twin = copied(pruned)
     original = own_buffers(original)
     before, changes = dict(original.named_modules()), []
     with slow_attention(), evaluating(original), evaluating(twin):
@@ -91,12 +93,24 @@ def reconstruct(
     return twin, tuple(change for change in changes if change is not None)
 
 
-def _samples(data: Iterable[Any]) -> list[Batch]:
-    found, left = [], SAMPLES
-    for batch in first_batches(data, SAMPLES):
+def _samples(data: Iterable[Any], module: nn.Module) -> list[Batch]:
+    found: list[Batch] = []
+    left = MOST_SAMPLES
+    for batch in first_batches(data, MOST_SAMPLES):
+        if not found:
+            left = _affordable(module, batch)
         found.append(batch.part(0, left))
         left -= batch.samples
+        if left <= 0:
+            break
     return found
+
+
+def _affordable(module: nn.Module, batch: Batch) -> int:
+    """How many samples to fit on: small networks take more of them."""
+    with slow_attention(), evaluating(module):
+        each = work_of(module, batch.part(0, 2)) // min(batch.samples, 2)
+    return min(MOST_SAMPLES, max(SAMPLES, WORK // max(each, 1)))
 
 
 def _fit(layer: Layer, seen: Seen) -> Change | None:
