@@ -6,7 +6,8 @@
 All three have the same space, the same shared stages, the same judge and the same measuring at the end; they differ in
 what draws the candidates (`--sampler`), and in the list that a search tries first. The hypervolume is of the files measured,
 in (share of the float figure kept, share of its bytes saved, share of its latency saved), each from 0 to 1: the float model is
-the corner (1, 0, 0) and adds nothing, a point counts with how much it keeps beyond half of the float figure. Needs ../shared/data.
+the corner (1, 0, 0) and adds nothing, a point counts with how much it keeps beyond half of the float figure. "Without latency" is
+the area of the first two, which other work on the machine does not move. Needs ../shared/data.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def main() -> int:
     options = parser.parse_args()
     if not SHARED.is_dir():
         sys.exit("needs ../shared/data with the checkpoints")
-    print("| sampler | seed | hypervolume | candidates | measured | minutes | winner |\n|---|---|---|---|---|---|---|")
+    print("| sampler | seed | hypervolume | without latency | candidates | measured | minutes | winner |")
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         for seed, sampler in itertools.product(options.seeds.split(","), options.samplers.split(",")):
             report, took = searched(options.model, sampler, int(seed), options.minutes, Path(name))

@@ -17,13 +17,15 @@ from tiny_recipe import prepare
 import compress
 from cli.main import main
 from compress.errors import InputError, OutputError
+from compress.pipeline.cache import StageCache
 from compress.pipeline.gates import Gates
-from compress.pipeline.inputs import DataSource, ModelSource, Settings
+from compress.pipeline.inputs import DataSource, ModelSource, Settings, open_inputs
 from compress.pipeline.recipe import EvaluateOptions, Recipe, parse_recipe
-from compress.pipeline.run import plan, run
+from compress.pipeline.run import plan, run, start_key
 from compress.pipeline.search.candidate import Candidate, beaten_early, front_of, spread
 from compress.pipeline.search.clock import TimeIsUp, ending_at
 from compress.pipeline.search.closing import judge_rows
+from compress.pipeline.search.making import Maker
 from compress.pipeline.search.options import SearchOptions
 from compress.pipeline.search.searching import search
 from compress.pipeline.search.space import Space, name_of, recipe_of, space_of
@@ -86,6 +88,20 @@ def test_each_file_of_the_front_has_a_recipe_that_gives_it_again(found, monkeypa
     run(folder / "front" / name / "recipe.toml", output=tmp_path / "again", settings=QUICK)
     made, again = folder / "front" / name / "model.onnx", tmp_path / "again" / "model.onnx"
     assert made.read_bytes() == again.read_bytes()
+
+
+def test_a_pruned_and_healed_candidate_is_what_its_recipe_gives(here):
+    base = Recipe(ModelSource("net.py:build"), DATA, threads=1)
+    opened = open_inputs(base.model, base.data, QUICK)
+    key = start_key(base.model, base.data, opened, QUICK)
+    maker = Maker(opened, base, StageCache(here / "front"), key)
+    for removed in (0.3, 0.5):  # the second with the first one's analysis
+        choices = {"kind": "int8", "removed": removed, "heal": 20}
+        made = maker.file(choices, here / f"{removed}.onnx")
+    (here / "recipe.toml").write_text(recipe_text(recipe_of(choices, base)))
+    report = run("recipe.toml", output=here / "again", settings=QUICK)
+    assert made.read_bytes() == (here / "again" / "model.onnx").read_bytes()
+    assert any("healed without labels in" in note for step in report.steps for note in step.notes)
 
 
 def test_the_report_says_why_each_candidate_fell_out(found):

@@ -69,15 +69,15 @@ class Space:
         return name != "heal" or choices.get("removed", WHOLE) != WHOLE
 
     def first(self) -> list[dict[str, Any]]:
-        """What is tried before the sampler has a say: each kind as it stands, then several amounts in int8."""
-        order = [kind for kind in (FLOAT, "dynamic", "int8", "float16", "weights8", "int4") if kind in self.kind]
+        """What is tried before the sampler has a say: each kind as it stands, several amounts in int8, repairs."""
+        order = [kind for kind in (FLOAT, "int8", "int4", "float16", "dynamic", "weights8") if kind in self.kind]
         plain = [self._plain(kind) for kind in order]
         best = "int8" if "int8" in self.kind else "dynamic"
         healed = {"heal": self.heal[1]} if len(self.heal) > 1 else {}
         amounts = [amount for amount in self.removed if amount != WHOLE][1::2]
         cut = [{**self._plain(best), "removed": amount, **healed} for amount in amounts]
-        repaired = [{**self._plain("int8"), "accuracy": self.accuracy[-1]}] if "int8" in self.kind else []
-        return [*plain, *repaired, *cut]
+        repaired = [{**self._plain(kind), "accuracy": self.accuracy[-1]} for kind in STATIC[::-1] if kind in self.kind]
+        return [*plain, *cut, *repaired]
 
     def _plain(self, kind: str) -> dict[str, Any]:
         found: dict[str, Any] = {"kind": kind}
