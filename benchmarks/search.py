@@ -106,11 +106,10 @@ def main() -> int:
         for seed, sampler in itertools.product(options.seeds.split(","), options.samplers.split(",")):
             report, took = searched(options.model, sampler, int(seed), options.minutes, Path(name))
             told = report.details["search"]
-            volume = hypervolume([point(row, report.base) for row in report.rows])
-            line = (
-                f"| {sampler} | {seed} | {volume:.4f} | {len(told['candidates'])} | {len(report.rows)} | {took:.2f} |"
-            )
-            print(f"{line} {told['winner']} |", flush=True)
+            points = [point(row, report.base) for row in report.rows]
+            volume, area = hypervolume(points), hypervolume([(kept, saved, 1.0) for kept, saved, _ in points])
+            counts = f"{len(told['candidates'])} | {len(report.rows)} | {took:.2f} | {told['winner']}"
+            print(f"| {sampler} | {seed} | {volume:.4f} | {area:.4f} | {counts} |", flush=True)
             for row in report.rows:
                 print(
                     f"  {row.name}: {deciding.value(row)}, {row.size_bytes} bytes, {row.p50_ms:.3g} ms", file=sys.stderr
