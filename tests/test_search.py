@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from tiny_recipe import prepare
@@ -27,10 +28,12 @@ from compress.pipeline.search.clock import TimeIsUp, ending_at
 from compress.pipeline.search.closing import judge_rows
 from compress.pipeline.search.making import Maker
 from compress.pipeline.search.options import SearchOptions
-from compress.pipeline.search.searching import search
+from compress.pipeline.search.searching import join, search
+from compress.pipeline.search.session import STOP_AT
 from compress.pipeline.search.space import Space, name_of, recipe_of, space_of
 from compress.pipeline.search.study import INTERRUPTED, JOURNAL, Study
 from compress.pipeline.search.writing import recipe_text
+from compress.reporting.report import Report
 from compress.steps import Measure, Measurement
 
 pytest.importorskip("optuna")
@@ -268,6 +271,44 @@ def test_limits_that_none_keeps_to_exit_3_with_the_nearest(here):
     assert list((here / "front").glob("*/model.onnx"))
 
 
+def test_data_without_labels_is_searched_by_the_outputs_and_said(here):
+    held = np.load("data.npz")
+    np.savez("bare.npz", x_train=held["x_train"], x_test=held["x_test"])
+    report = search("net.py:build", "bare.npz", output="front", options=SearchOptions(5, trials=3), settings=QUICK)
+    assert any(
+        note.startswith("no labels: files are told apart by how far their outputs moved") for note in report.notes
+    )
+    page = (here / "front" / "report.html").read_text()
+    assert "Outputs against latency" in page and page.count("<circle") == 2
+    with pytest.raises(InputError, match=r"max.drop has no figure"):
+        search("net.py:build", "bare.npz", output="other", gates=Gates(max_drop=1), settings=QUICK)
+
+
+def test_the_page_draws_the_limits_and_names_the_recipes():
+    told = {
+        "limits": {"figure": 0.89, "latency_ms": 3.0},
+        "candidates": [
+            {
+                "number": place,
+                "name": item.name,
+                "state": "front",
+                "reason": "",
+                "choices": {"kind": "<b>"},
+                "recipe": f"front/{item.name}/recipe.toml",
+                "snr_db": 30.0,
+                "size_bytes": 100,
+                "seconds": 1.0,
+            }
+            for place, item in enumerate(ROWS)
+        ],
+    }
+    report = Report(rows=ROWS, details={"search": told})
+    page = report.html()
+    assert page.count('class="limit"') == 2 and "at most 3 ms" in page and "most that may be lost" in page
+    assert "front/int8/recipe.toml</title>" in page and "&lt;b&gt;" in page and "<b>;" not in page
+    assert "small" in report.markdown().partition("## Candidates")[2]
+
+
 @pytest.mark.parametrize(
     ("options", "gates", "text"),
     [
@@ -298,6 +339,20 @@ def test_places_and_processes_that_cannot_be(here):
     assert result.exit_code == 2 and "holds no search to join" in result.stderr
     result = CliRunner().invoke(main, ["search", "net.py:build"])
     assert result.exit_code == 2 and "a search needs -o FRONT" in result.stderr
+
+
+def test_another_process_takes_part_until_the_first_stops(here):
+    search("net.py:build", DATA, output="front", options=SearchOptions(5, trials=1), settings=QUICK)
+    toml = here / "front" / "search.toml"
+    toml.write_text(toml.read_text().replace("trials = 1", "trials = 3"))
+    study = Study(here / "front", seed=0)
+    study.set(STOP_AT, time.time() - 1)
+    with pytest.raises(InputError, match="is over; go on with"):
+        join("front", settings=QUICK)
+    study.set(STOP_AT, time.time() + 300)
+    assert join("front", settings=QUICK) == 3
+    assert [item.reason for item in study.tried()] == ["", "", ""]
+    assert {item.parent.name for item in (here / "front").glob("*/recipe.toml")} >= {study.tried()[-1].name}
 
 
 def test_a_kill_leaves_whole_files_and_the_search_goes_on(here):

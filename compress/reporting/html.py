@@ -178,7 +178,7 @@ def picture(report: Report) -> str:
         if row.p50_ms is not None and math.isfinite(measure.value)
     ]
     if len(points) < 2:
-        return ""
+        return _noise_picture(report, hints)
     first = found[0][1]
     label = first.name + (", %" if first.unit == "%" else f", {first.unit}" if first.unit else "")
     limits = candidates.lines(report)
@@ -188,6 +188,23 @@ def picture(report: Report) -> str:
         f'<h2>{escape(first.name)} against latency</h2><div class="figure">{drawn}</div>'
         f'<p class="soft">{way} and to the left is better. The area of a bubble is the size of the file, a bar the 95 % interval; '
         "the dashed line joins the models that no other beats in both.</p>"
+    )
+
+
+def _noise_picture(report: Report, hints: Mapping[str, str]) -> str:
+    """The files of a search without labels: how near their outputs are to the float model's, against latency."""
+    points = [
+        Bubble(row.name, row.p50_ms, min(noise), row.size_bytes, hint=hints[row.name])
+        for row in report.rows
+        if row.name in hints and row.p50_ms is not None
+        if (noise := [item.snr_db for item in row.differences if item.snr_db is not None])
+    ]
+    if len(points) < 2:
+        return ""
+    drawn = scatter(points, "median latency, ms", "signal to noise of the outputs, dB", limits=candidates.lines(report))
+    return (
+        f'<h2>Outputs against latency</h2><div class="figure">{drawn}</div><p class="soft">Up and to the left is better. '
+        "The area of a bubble is the size of the file; the dashed line joins the files that no other beats in both.</p>"
     )
 
 

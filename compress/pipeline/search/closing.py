@@ -176,7 +176,7 @@ def _told(
             "candidates": [_line(item, verdict, names, tried, session.front) for item in tried],
         }
     }
-    notes = [_winner_note(verdict, session, report), *_kind_notes(session, tried), *session.opened.notes]
+    notes = [_winner_note(verdict, session, report), *_kind_notes(session, tried, report), *session.opened.notes]
     notes += [*of_metrics(session.job), *how_read(rows), *plain_words((report.base, report.row(shown)), report.base)]
     title = f"{session.opened.name}: search, {len(tried)} candidates in {words(session.clock.elapsed)}"
     return replace(
@@ -247,16 +247,15 @@ def _winner_note(verdict: Verdict, session: Session, report: Report) -> str:
     return f"the winner is {verdict.winner}{value}: {session.front.root / MODEL}"
 
 
-def _kind_notes(session: Session, tried: Sequence[Candidate]) -> list[str]:
+def _kind_notes(session: Session, tried: Sequence[Candidate], report: Report) -> list[str]:
     """What the reader must know of how the candidates were judged."""
     notes = [
         f"{len(tried)} candidates judged by their outputs on {session.judge.samples} samples without labels, "
         f"{len(front_of(tried))} of them beaten by none; those that were measured saw the test part once"
     ]
-    if session.opened.test is None:
-        notes.append(
-            "there is no test part: files are told apart by how far their outputs moved, on calibration samples"
-        )
+    if deciding.deciding(report.base) is None:
+        where = "calibration samples, for there is no test part" if session.opened.test is None else "the test part"
+        notes.append(f"no labels: files are told apart by how far their outputs moved, in decibels, on {where}")
     cut = sum(item.reason == INTERRUPTED for item in tried)
     if cut:
         notes.append(f"{cut} candidate{'s were' if cut > 1 else ' was'} cut off by the end of the time")

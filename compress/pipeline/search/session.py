@@ -28,7 +28,7 @@ STOP_AT = "stop_at"  # of the study: when the search ends and the measuring begi
 MOST = 16  # files that are measured in the end
 SHARE = 0.5  # of the time that measuring may take at most
 INTERVALS_S = 0.6  # that resampling takes for each file
-CLOSING_S = 4.0  # that reports take
+CLOSING_S = 6.0  # that reports take
 TIMING_S = 20.0
 TIMING_SHARE = 0.06  # of the whole time, for latencies
 
@@ -81,7 +81,7 @@ class Session:
         """What measuring these in the end will take, about."""
         test = self.tests or self.judge.samples
         runs = sum(item.run_s for item in survivors)
-        return 1.2 * test * (self.judge.reading_s + runs) + INTERVALS_S * len(survivors) + self.timing_s + CLOSING_S
+        return 1.1 * test * (self.judge.reading_s + runs) + INTERVALS_S * len(survivors) + self.timing_s + CLOSING_S
 
     def stop_at(self, tried: Sequence[Candidate]) -> float:
         """When to stop drawing candidates; the first process tells the others."""
