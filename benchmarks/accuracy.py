@@ -30,6 +30,7 @@ from compress.graph.runtime import Session
 from compress.measures.intervals import paired_interval
 from compress.quantization.calibration import all_rows
 from compress.quantization.repairs.levels import LEVELS
+from compress.quantization.repairs.passes import ENOUGH_DB
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BATCH = 32
@@ -154,6 +155,9 @@ def make(way: str, source: Path, case: Case, target: Path, given: argparse.Names
         quantized_by_nncf(source, case.calibration, target)
     else:
         level = LEVELS[way] if given.seconds is None else replace(LEVELS[way], seconds=given.seconds)
+        if given.size is not None:
+            most = int(given.size * source.stat().st_size)
+            level = replace(level, max_bytes=most, mixed_db=ENOUGH_DB)
         options = {"ranges": "mse", "accuracy": level, "weight_bits": given.bits}
         step = compress.quantize_static(source, batches(case.calibration), threads=1, **options)
         for change in step.changes:
@@ -191,6 +195,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, help="for repairs; default: the level's own, which a busy machine runs out of"
     )
+    parser.add_argument("--size", type=float, help="of the float file, that mixed widths may fill, as --max-size does")
     parser.add_argument("--limit", type=int, help="test samples")
     arguments = parser.parse_args()
     print("| model | way | top-1 % | points to float [95 %] | dB | MB | s | CPU s |\n|---|---|---|---|---|---|---|---|")

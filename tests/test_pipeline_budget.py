@@ -230,3 +230,13 @@ def test_the_command_without_labels_tells_layers_apart_by_noise(case):
     assert any("no labels" in note for note in report["notes"]) and any(
         "20 calibration samples are few" in note for note in report["notes"]
     )
+
+
+def test_limits_that_cannot_be_met_together_leave_the_best_file_and_name_it(case):
+    out = case.folder / "together"
+    arguments = ["--data", case.folder / "data.npz", "-o", out, "--threads", "1", "--accuracy", "fast"]
+    limits = ["--max-drop", "2", "--max-size", "1kB"]  # the float layers that the drop takes do not fit
+    result = CliRunner().invoke(main, ["quantize", str(case.folder / "net.onnx"), *map(str, arguments), *limits])
+    assert result.exit_code == 3, result.stderr
+    assert f"the best file found is saved: {out / 'model.onnx'}" in result.stderr.splitlines()[-1]
+    assert (out / "model.onnx").exists() and "--max-size: with 8 bits" in result.stdout
