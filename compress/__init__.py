@@ -49,6 +49,7 @@ _HOMES = {
     "prune_sizes": "compress.pruning.sizes",
     "quantize": "compress.pipeline.quantize",
     "quantize_dynamic": "compress.quantization.dynamic",
+    "quantize_float16": "compress.quantization.half",
     "quantize_static": "compress.quantization.static",
     "quantize_tuned": "compress.quantization.tuned",
     "quantize_weight_only": "compress.quantization.weight_only",

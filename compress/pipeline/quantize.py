@@ -19,7 +19,7 @@ from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.job import Delivery, Job, Timing
 from compress.pipeline.outputs import Output, output_folder
-from compress.pipeline.quantize_options import QuantizeOptions
+from compress.pipeline.quantize_options import NO_DATA, QuantizeOptions
 from compress.pipeline.rehearsal import rehearsed
 from compress.reporting.report import Report
 from compress.runtimes.runtime import AUTO, DEFAULT
@@ -71,7 +71,7 @@ def quantize(
         )
     check_runtime(options.runtime)
     options.checked()
-    opened = open_inputs(model, data, settings, needs_inputs=options.method not in ("dynamic", "weight-only"))
+    opened = open_inputs(model, data, settings, needs_inputs=options.method not in NO_DATA)
     check_runs(opened)
     timing = Timing() if opened.has_inputs else None
     job = rehearsed(Job(opened, settings, output, gates or Gates(), measures, timing))
@@ -209,6 +209,13 @@ def _weight_only(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     return quantize_weight_only(graph, data, options.weight_only(), threads=opened.threads)
 
 
+def _half(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
+    from compress.quantization.half import quantize_float16
+
+    data = opened.calibration() if opened.data is not None else None
+    return quantize_float16(graph, data, options.half(), threads=opened.threads)
+
+
 def _qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
     from compress.pipeline.qat import quantize_qat
 
@@ -219,5 +226,6 @@ STEPS: Mapping[str, Callable[[Any, Opened, QuantizeOptions], Step]] = {
     "static": _static,
     "dynamic": _dynamic,
     "weight-only": _weight_only,
+    "float16": _half,
     "qat": _qat,
 }

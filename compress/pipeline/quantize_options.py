@@ -10,22 +10,23 @@ from compress.options import check_fields, choice, option
 from compress.training.options import LOSSES
 
 if TYPE_CHECKING:  # a command's help must not wait for what quantization loads
-    from compress.quantization.options import DynamicOptions, StaticOptions, WeightOnlyOptions
+    from compress.quantization.options import DynamicOptions, HalfOptions, StaticOptions, WeightOnlyOptions
 
-METHODS = ("static", "dynamic", "weight-only", "qat")
+METHODS = ("static", "dynamic", "weight-only", "float16", "qat")
+NO_DATA = ("dynamic", "weight-only", "float16")  # methods that need no inputs
 RUNTIMES = ("onnx", "onnxruntime", "openvino", "auto", "torch")
 LEVELS = ("fast", "balanced", "best")  # of `quantization.repairs.levels`
 # Beside these an option changes nothing (`compress.options.option`).
 TORCH = {"runtime": ("torch",)}
-NOT_QAT = {"method": ("static", "dynamic", "weight-only")}
-NOT_STATIC = ("dynamic", "weight-only")
+NOT_QAT = {"method": ("static", "dynamic", "weight-only", "float16")}
+NOT_STATIC = ("dynamic", "weight-only", "float16")
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
     """How to quantize. The command's and the recipe's names are these; `None` leaves the method's own default."""
 
-    method: str = choice("static", "how: static, dynamic, weight-only or qat", METHODS, metavar="NAME")
+    method: str = choice("static", "how: static, dynamic, weight-only, float16 or qat", METHODS, metavar="NAME")
     runtime: str = choice(
         "onnx",
         "what shall run the file: onnxruntime (or onnx), openvino, auto (the faster here), or torch (deprecated there)",
@@ -44,17 +45,20 @@ class QuantizeOptions:
         "repairs after calibration: fast (none), balanced (within 2 minutes), best (within 20)",
         LEVELS,
         metavar="NAME",
-        idle={"method": ("dynamic", "weight-only", "qat"), **TORCH},
+        idle={"method": (*NOT_STATIC, "qat"), **TORCH},
     )
     weight_type: str = option(
-        "int8", "dynamic: int8, uint8, float16", idle={"method": ("static", "weight-only", "qat")}, metavar="TYPE"
+        "int8",
+        "dynamic: int8, uint8, float16",
+        idle={"method": ("static", "weight-only", "float16", "qat")},
+        metavar="TYPE",
     )
     weight_bits: int = option(
         8,
         "bits of a weight, 4 to 8; 4 are stored as 4, which halves an int8 file",
         low=4,
         high=8,
-        idle={"method": ("weight-only",), **TORCH},
+        idle={"method": ("weight-only", "float16"), **TORCH},
     )
     layer_bits: tuple[str, ...] = option(
         (),
@@ -67,13 +71,13 @@ class QuantizeOptions:
         "weight-only: bits of a weight, 4 or 8",
         low=4,
         high=8,
-        idle={"method": ("static", "dynamic", "qat"), **TORCH},
+        idle={"method": ("static", "dynamic", "float16", "qat"), **TORCH},
     )
     block: int = option(
         32,
         "weight-only: weights that share a scale",
         low=16,
-        idle={"method": ("static", "dynamic", "qat"), **TORCH},
+        idle={"method": ("static", "dynamic", "float16", "qat"), **TORCH},
     )
     epochs: int | None = option(None, "QAT: epochs of training (default 2)", low=1, idle=NOT_QAT)
     lr: float | None = option(None, "QAT: learning rate (default 0.0001)", above=0, idle=NOT_QAT)
@@ -92,14 +96,14 @@ class QuantizeOptions:
         True, "one weight scale for a whole layer", idle={"method": NOT_STATIC, **TORCH}, off="per-tensor"
     )
     op_types: tuple[str, ...] = option(
-        (), "quantize these operators only", metavar="A,B", commas=True, idle={"method": ("weight-only",)}
+        (), "quantize these operators only", metavar="A,B", commas=True, idle={"method": ("weight-only", "float16")}
     )
     exclude: tuple[str, ...] = option((), "leave this node in float")
     tune_latency: bool | None = option(
         None,
         "time int8 and float forms here, keep the faster (default: with target auto and no --max-drop, where it takes "
         "less than a minute)",
-        idle={"method": ("dynamic", "weight-only", "qat"), **TORCH},
+        idle={"method": (*NOT_STATIC, "qat"), **TORCH},
     )
 
     def __post_init__(self) -> None:
@@ -110,6 +114,8 @@ class QuantizeOptions:
         """What the weights of the file are called in a report."""
         if self.method == "weight-only":
             return f"int{self.bits}"
+        if self.method == "float16":
+            return "float16"
         if self.method == "dynamic" and self.weight_type != "int8":
             return self.weight_type
         return "int8" if self.weight_bits > 4 else "int4"
@@ -136,9 +142,15 @@ class QuantizeOptions:
 
         return WeightOnlyOptions(bits=self.bits, block=self.block, exclude=self.exclude)
 
+    def half(self) -> HalfOptions:
+        """These options as float16 takes them."""
+        from compress.quantization.options import HalfOptions
+
+        return HalfOptions(exclude=self.exclude)
+
     def checked(self) -> None:
         """Refuse what the method cannot do before anything is loaded."""
-        made = {"dynamic": self.dynamic, "weight-only": self.weight_only}
+        made = {"dynamic": self.dynamic, "weight-only": self.weight_only, "float16": self.half}
         made.get(self.method, self.static)()
 
     def dynamic(self) -> DynamicOptions:

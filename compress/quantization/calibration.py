@@ -98,6 +98,17 @@ def run_streaming(
     return seen
 
 
+def two_samples(batches: Iterable[Any]) -> Batch:
+    """The first two samples, with which a module is exported.
+
+    Raises:
+        DataError: there is none.
+    """
+    for batch in batches:
+        return read_batch(batch).part(0, 2)
+    raise DataError("the calibration data is empty; give at least one batch")
+
+
 def all_rows(session: Session, batch: Batch, *, rows: int = 16) -> tuple[np.ndarray, ...]:
     """The outputs for all samples of `batch`, run a few at a time, or as many as a fixed batch takes."""
     rows, count = _fixed_batch(session) or rows, batch.samples

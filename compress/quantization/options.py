@@ -97,6 +97,16 @@ class WeightOnlyOptions:
             raise QuantizationError(f"block must be a power of two from 16, not {self.block}; 32 is usual")
 
 
+@dataclass(frozen=True)
+class HalfOptions:
+    """How `quantize_float16` makes a graph compute in half precision."""
+
+    exclude: Collection[str] = ()  # nodes, modules or weights that stay in float32, by name or pattern
+
+    def __post_init__(self) -> None:
+        _as_tuple(self, "exclude")
+
+
 def _as_tuple(options: Any, name: str) -> None:
     """One name, a list or a set becomes a tuple: frozen, in a fixed order."""
     value = getattr(options, name)

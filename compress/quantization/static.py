@@ -10,8 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from compress.batches import Batch, read_batch
-from compress.errors import DataError, QuantizationError
+from compress.errors import QuantizationError
 from compress.given import batches_of
 from compress.graph.exporting import to_graph
 from compress.graph.folding import fold_constants, infer_shapes, weights_as_constants
@@ -19,6 +18,7 @@ from compress.graph.naming import matching_nodes, nodes_by_name
 from compress.graph.opset import ensure_opset, fixed_inputs, opset_of
 from compress.options import spelled_out
 from compress.quantization.calibrated import Calibrated, observe
+from compress.quantization.calibration import two_samples
 from compress.quantization.finishing import finish
 from compress.quantization.insertion import WeightOptions
 from compress.quantization.naming import name_everything
@@ -183,7 +183,7 @@ def ready_for_pairs(graph: ir.Model, calibration: Iterable[Any], *, threads: int
             PAIRS_OPSET,
             wanted=WANTED_OPSET,
             purpose="a quantize/dequantize pair with one scale per channel",
-            inputs=fixed_inputs(graph, _example(calibration)),
+            inputs=fixed_inputs(graph, two_samples(calibration)),
             threads=threads,
         ),
     )
@@ -191,7 +191,7 @@ def ready_for_pairs(graph: ir.Model, calibration: Iterable[Any], *, threads: int
 
 def _own_graph(model: nn.Module | ir.Model | str | Path, calibration: Iterable[Any], example_inputs: Any) -> ir.Model:
     if isinstance(model, nn.Module) and example_inputs is None:
-        example_inputs = _example(calibration)
+        example_inputs = two_samples(calibration)
     return to_graph(model, example_inputs)
 
 
@@ -206,9 +206,3 @@ def _what_there_is(graph: ir.Model) -> str:
             "(--method dynamic) compresses them"
         )
     return f"it has {', '.join(types[:8])}{', …' if len(types) > 8 else ''}, and what is excluded"
-
-
-def _example(calibration: Iterable[Any]) -> Batch:
-    for batch in calibration:
-        return read_batch(batch).part(0, 2)
-    raise DataError("the calibration data is empty; give at least one batch")
