@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,3 +88,30 @@ def _bag(indices: Tensor, weight: Tensor, mode: str, factors: Tensor | None, pad
         return torch.where(kept.any(1), rows.masked_fill(~kept, torch.finfo(rows.dtype).min).amax(1), 0.0)
     total = (rows * kept).sum(1)
     return total / counted if mode == "mean" else total
+
+
+@contextlib.contextmanager
+def exact_zeros() -> Iterator[None]:
+    """Let the exporter's rewriting take only 0 for 0; within 1e-8 it drops the epsilon of x / (|x| + 1e-12).
+
+    onnxscript compares constants by `math.isclose(value, expected, rel_tol, abs_tol=1e-8)` in its matcher, and has no
+    option for it. Where a version compares otherwise, nothing is changed.
+    """
+    try:
+        from onnxscript.rewriter import _matcher as matcher
+    except ImportError:
+        yield
+        return
+    original = getattr(matcher, "math", None)
+    if original is not math:
+        yield
+        return
+
+    def isclose(a: float, b: float, *, rel_tol: float = 1e-9, abs_tol: float = 0.0) -> bool:
+        return math.isclose(a, b, rel_tol=rel_tol, abs_tol=0.0 if b == 0 else abs_tol)
+
+    vars(matcher)["math"] = types.SimpleNamespace(**{**vars(math), "isclose": isclose})
+    try:
+        yield
+    finally:
+        vars(matcher)["math"] = original

@@ -292,3 +292,14 @@ def test_the_real_lstm(shared_data):
     assert step.changes[0].action == "exported, dynamic batch"
     lstm = next(node for node in step.model.graph if node.op_type == "LSTM")
     assert all(value.is_initializer() for value in lstm.inputs[1:4])
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-9, 1e-12])
+def test_a_small_epsilon_is_exported(epsilon):
+    class Normalize(nn.Module):
+        def forward(self, x):
+            return x / (x.abs().sum(-1, keepdim=True) + epsilon) + 0
+
+    graph = export(Normalize().eval(), torch.randn(2, 4)).model
+    out = Session(graph, threads=1).run(torch.zeros(1, 4))[0]
+    assert np.array_equal(out, np.zeros((1, 4), np.float32))  # without it 0 / 0

@@ -30,7 +30,7 @@ from compress.onnx_files import read_onnx, save_onnx
 from compress.state import evaluating, unlogged
 from compress.steps import Change, Step
 from compress.taking import takes
-from compress.tracing import traced, tracing
+from compress.tracing import exact_zeros, traced, tracing
 
 SIZES_CHECKED = 2  # of each free dimension, besides the example's
 
@@ -280,7 +280,8 @@ def _to_onnx(job: _Job, inputs: Batch, axes: Axes) -> ir.Model:
     module = job.module
     program = decomposed(_trace(module, inputs, axes))
     try:
-        exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True, opset_version=job.opset)
+        with exact_zeros():
+            exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True, opset_version=job.opset)
     except Exception as error:
         raise ExportError(
             f"the ONNX exporter cannot take {_name(module)}: {_converter_reason(error)}; "

@@ -182,8 +182,8 @@ def _convert(graph: ir.Model, half: set[ir.Node]) -> None:
     """Make the nodes of `half` compute in float16, in place, with casts where tensors change sides."""
     namer = Namer(graph)
     made = {value for node in half for value in node.outputs if value.dtype == ir.DataType.FLOAT}
-    for value in made:
-        value.dtype = ir.DataType.FLOAT16
+    for result in made:
+        result.dtype = ir.DataType.FLOAT16
     narrow: dict[ir.Value, ir.Value] = {}
     for node in [node for node in graph.graph if node in half]:
         for index, value in enumerate(node.inputs):
@@ -191,10 +191,10 @@ def _convert(graph: ir.Model, half: set[ir.Node]) -> None:
                 if value not in narrow:
                     narrow[value] = _narrowed(graph, value, namer)
                 node.replace_input_with(index, narrow[value])
-    for value in sorted(made, key=lambda value: str(value.name)):
-        readers = [(node, index) for node, index in value.uses() if node not in half]
-        if readers or value.is_graph_output():
-            _widen(graph, value, readers, namer)
+    for result in sorted(made, key=lambda value: str(value.name)):
+        readers = [(node, index) for node, index in result.uses() if node not in half]
+        if readers or result.is_graph_output():
+            _widen(graph, result, readers, namer)
     remove_unused(graph)
 
 
@@ -223,7 +223,8 @@ def _widen(graph: ir.Model, value: ir.Value, readers: list[tuple[ir.Node, int]],
     outputs = graph.graph.outputs
     for index in [index for index, item in enumerate(outputs) if item is value]:
         outputs[index] = wide
-        value.name, wide.name = namer(f"{name}_half"), name
+        value.name = namer(f"{name}_half")
+        cast.outputs[0].name = name
 
 
 def _cast(value: ir.Value, to: ir.DataType, name: str, namer: Namer) -> ir.Node:
