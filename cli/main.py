@@ -66,8 +66,8 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise click.Abort from None  # click would write an empty line first
+        except KeyboardInterrupt as stopped:
+            raise click.Abort(*stopped.args) from None  # click would write an empty line first
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         name = args[0]

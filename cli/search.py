@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each field of `SearchOptions`; the command receives `options`, and what was typed as `typed`."""
+    """Add an option for each field of `SearchOptions`; the command receives `options`."""
     fields = own_fields(SearchOptions)
     # Under names of their own: the help has --workers and --resume of training in its groups.
     searches = [field for field in fields if field.name not in ("workers", "resume")]
@@ -47,7 +47,7 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         typed |= {
             name: value for name, value in (("workers", rest.pop("processes")), ("resume", rest.pop("go_on"))) if value
         }
-        return command(options=SearchOptions(**typed), typed=typed, **rest)
+        return command(options=SearchOptions(**typed), **rest)
 
     own = [
         click.option(
@@ -96,7 +96,6 @@ def command(
     data: DataSource,
     output: Output | None,
     options: SearchOptions,
-    typed: dict[str, Any],
     join: Path | None,
     measures: Measures,
     gates: Gates,
@@ -113,7 +112,8 @@ def command(
 
     if join is not None:
         _check_alone(source, output)
-        tried = searching.join(join, minutes=typed.get("minutes"), settings=settings)
+        minutes = click.get_current_context().params["minutes"]  # None where they were not typed
+        tried = searching.join(join, minutes=minutes, settings=settings)
         said = {"schema_version": 1, "candidates": tried, "folder": str(join)}
         click.echo(
             json.dumps(said, indent=2)

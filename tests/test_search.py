@@ -341,6 +341,28 @@ def test_places_and_processes_that_cannot_be(here):
     assert result.exit_code == 2 and "a search needs -o FRONT" in result.stderr
 
 
+def test_ctrl_c_says_what_is_there_and_how_to_go_on(here, monkeypatch):
+    from compress.pipeline.search import session
+
+    real = session.judged
+
+    def stopped(number, *given):
+        if number == 1:
+            raise KeyboardInterrupt
+        return real(number, *given)
+
+    monkeypatch.setattr(session, "judged", stopped)
+    words = ["search", "net.py:build", "--data", "data.npz", "-o", "front", "--threads", "1"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 130
+    assert "1 file in 'front', each with its recipe; --resume goes on" in result.stderr
+    assert (here / "front" / "float32" / "model.onnx").exists()
+    monkeypatch.setattr(session, "judged", real)
+    result = CliRunner().invoke(main, [*words, "--resume", "--trials", "2", "--json"])
+    told = json.loads(result.stdout)["details"]["search"]["candidates"]
+    assert result.exit_code == 0 and [item["reason"] for item in told].count(INTERRUPTED) == 1
+
+
 def test_another_process_takes_part_until_the_first_stops(here):
     search("net.py:build", DATA, output="front", options=SearchOptions(5, trials=1), settings=QUICK)
     toml = here / "front" / "search.toml"
