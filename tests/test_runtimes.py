@@ -157,3 +157,22 @@ def test_openvinos_own_files(tmp_path, block):
         export_openvino(path, output=tmp_path / "int8.onnx")
     with pytest.raises(InputError, match="exists already"):
         export_openvino(path, output=tmp_path / "int8.xml")
+
+
+@installed
+def test_a_recipe_holds_its_file_to_the_runtime_that_it_is_made_for(tmp_path):
+    from compress.loading.data import open_data
+    from compress.pipeline.quantize_options import QuantizeOptions
+    from compress.pipeline.run import Pipeline
+    from compress.pipeline.stages import Export, Quantize
+
+    np.savez(tmp_path / "data.npz", x=torch.randn(40, 3, 12, 12).numpy(), y=np.arange(40) % 4)
+    data = open_data(str(tmp_path / "data.npz"), calibration_samples=16)
+    pipeline = Pipeline((Export(), Quantize(QuantizeOptions(runtime="openvino", accuracy="fast", target="any"))))
+    settings = compress.Settings(threads=1, runtime="openvino")
+    report = pipeline.run(Block().eval(), data, output=tmp_path / "out", settings=settings)
+    step = report.steps[-1]
+    actions = {str(change.values["node"]): change.action for change in step.changes if not change.skipped}
+    # ONNX Runtime runs `first` in float: no pair stands between it and what OpenVINO fuses behind it.
+    assert actions["stem/Conv"] == actions["first/Conv"] == "runs in int8", actions
+    assert not any("ONNX Runtime runs" in note for note in step.notes)

@@ -28,6 +28,7 @@ from compress.pipeline.trying import rehearse_training
 from compress.pruning.layer_views import LAYERS
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.pruning.reconstruction import SAMPLES
+from compress.runtimes.runtime import DEFAULT
 from compress.state import copied
 from compress.steps import Step
 from compress.training.options import FinetuneOptions, TrainOptions
@@ -248,7 +249,8 @@ class Quantize(GraphStage):
 
     def run(self, work: Work, working: Path) -> Step:
         step = STEPS[self.options.method](work.model, work.opened, self.options)
-        return held_to_runtime(step, work.model, work.opened)
+        made_for = self.options.static().runtime if self.options.method in ("static", "qat") else DEFAULT
+        return held_to_runtime(step, work.model, work.opened, made_for)
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:
         if self.options.method == "dynamic":
