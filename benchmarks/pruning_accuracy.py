@@ -151,7 +151,7 @@ def stages(arguments: argparse.Namespace) -> None:
     )
     for seed in arguments.seeds:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-        calibration = [(x[places], y[places]) for places in order[:512].split(64)]
+        calibration = [(x[places], y[places]) for places in order[:1024].split(64)]
         stage_row(module, (x, y), test, calibration, seed, arguments)
         if importlib.util.find_spec("torch_pruning"):
             peer_row(module, (x, y), test, calibration, seed, goal, arguments)
