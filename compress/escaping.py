@@ -6,10 +6,10 @@ A layer may be named "<img src=…>", a file may hold an escape sequence of term
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 from typing import Any
 
 # C0, C1, what turns the direction of text, line separators: nothing of it belongs into a name.
@@ -46,8 +46,8 @@ def html(text: str) -> str:
 
 def without_home(text: str) -> str:
     """The user's home folder as "~": a report is often shown to others."""
-    home = str(Path.home())
-    return text if len(home) < 2 else re.sub(rf"{re.escape(home)}(?=[/\\\s'\":]|$)", "~", text)
+    home = os.path.expanduser("~")
+    return text if len(home) < 2 or home not in text else re.sub(rf"{re.escape(home)}(?=[/\\\s'\":]|$)", "~", text)
 
 
 def each_text(value: Any, change: Callable[[str], str]) -> Any:

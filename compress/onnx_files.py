@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -217,6 +218,22 @@ def _initializers(graph: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol
         for value in part.initializers.values():
             if value.const_value is not None:
                 yield value, value.const_value
+
+
+def give_back(tensor: ir.TensorProtocol | None) -> None:
+    """Let the kernel take back the pages of a tensor that is mapped from a file; they are read again where needed.
+
+    Without this whatever looks at each weight in turn has the whole file in memory at its end.
+    """
+    pages = tensor.raw if isinstance(tensor, ir.ExternalTensor) else None
+    if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
+
+
+def give_back_all(graph: ir.Model) -> None:
+    """`give_back` for every initializer."""
+    for _, tensor in _initializers(graph):
+        give_back(tensor)
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:

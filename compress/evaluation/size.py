@@ -24,7 +24,7 @@ from compress.batches import Batch, call, example_batch
 from compress.errors import ModelError
 from compress.evaluation.runners import Target, model_in, resized_batch
 from compress.graph.runtime import Session
-from compress.onnx_files import read_onnx
+from compress.onnx_files import give_back, read_onnx
 from compress.state import evaluating, slow_attention
 
 # Operator → positions of the inputs that only describe numbers: scales and zero points.
@@ -60,8 +60,8 @@ PRODUCTS = {
 RECURRENT = {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"}
 
 
-def size_bytes(path: str | Path) -> int:
-    """Return the bytes on disk of a model file, with the files that hold its external data.
+def size_bytes(path: str | Path, graph: ir.Model | None = None) -> int:
+    """Return the bytes on disk of a model file, with the files that hold its external data; `graph` where it is read already.
 
     Raises:
         ModelError: there is no such file.
@@ -72,7 +72,7 @@ def size_bytes(path: str | Path) -> int:
     total = path.stat().st_size
     if path.suffix != ".onnx":
         return total
-    tensors = (value.const_value for value in _constants(read_onnx(path)))
+    tensors = (value.const_value for value in _constants(graph or read_onnx(path)))
     beside = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     return total + sum(other.stat().st_size for other in beside)
 
@@ -81,7 +81,7 @@ def count_parameters(target: Target) -> int:
     """Count parameters by the rule at the top of this file."""
     if isinstance(target, nn.Module):
         return sum(parameter.numel() for parameter in target.parameters())
-    opened = _open(target)
+    opened = open_model_of(target)
     if isinstance(opened, nn.Module):
         return count_parameters(opened)
     return sum(_elements(value) for value in _weights(opened))
@@ -93,7 +93,7 @@ def sparsity(target: Target) -> float:
         weights = [parameter for parameter in target.parameters() if parameter.dim() >= 2]
         zeros = sum(int((weight == 0).sum()) for weight in weights)
         return zeros / max(1, sum(weight.numel() for weight in weights))
-    opened = _open(target)
+    opened = open_model_of(target)
     if isinstance(opened, nn.Module):
         return sparsity(opened)
     zeros = total = 0
@@ -102,16 +102,18 @@ def sparsity(target: Target) -> float:
         if array is not None and array.ndim >= 2:
             zeros += int((array == _zero_of(value, array)).sum())
             total += array.size
+            give_back(value.const_value)
     return zeros / max(1, total)
 
 
 def count_macs(target: Target, inputs: Any) -> int:
     """Count multiply-accumulates for one sample, by the rule at the top of this file."""
-    opened, batch = target if isinstance(target, nn.Module) else _open(target), example_batch(inputs)
+    opened, batch = target if isinstance(target, nn.Module) else open_model_of(target), example_batch(inputs)
     return _module_macs(opened, batch) if isinstance(opened, nn.Module) else _graph_macs(opened, batch)
 
 
-def _open(target: Target) -> ir.Model | nn.Module:
+def open_model_of(target: Target) -> ir.Model | nn.Module:
+    """The graph or module of whatever can be measured; a file is read."""
     model = model_in(target)
     if isinstance(model, (ir.Model, nn.Module)):
         return model

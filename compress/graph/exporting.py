@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from compress import onnx_files
 from compress.batches import Batch, call, example_batch, parameters_of
 from compress.errors import CompressError, ExportError, InputError, ParityError
 from compress.files import check_writable
@@ -25,7 +27,7 @@ from compress.graph.folding import fold_constants, infer_shapes
 from compress.graph.naming import name_after_modules
 from compress.graph.opset import check_opset, opset_of
 from compress.graph.parity import Parity, check_parity, compare
-from compress.graph.runtime import Session
+from compress.graph.runtime import Session, weight_bytes
 from compress.onnx_files import read_onnx, save_onnx
 from compress.state import evaluating, unlogged
 from compress.steps import Change, Step
@@ -62,7 +64,7 @@ def export(
 
     With `check`, ONNX Runtime and PyTorch must agree on `parity_inputs` (default: the example), and on inputs where the
     free dimensions have other sizes. The module is not touched and shares no memory with the graph. `threads` are ONNX
-    Runtime's for that check. `path` also writes the file.
+    Runtime's for that check. `path` also writes the file; above 2 GB the graph maps its weights from there.
 
     Raises:
         InputError: the model rejects the example's shape; `dynamic` or `opset` cannot be.
@@ -87,6 +89,10 @@ def export(
     if path is not None:
         save_onnx(graph, path)
         Session(path, threads=threads)  # as its user will load it
+    if path is not None and weight_bytes(graph) > onnx_files.EXTERNAL_ABOVE_BYTES:
+        graph = read_onnx(path)  # maps its weights: a second copy of so large a model is not made
+    else:
+        _own_tensors(graph)  # last: until here module and graph are in memory once
     values = {"max_difference": parity.difference, "worst_output": parity.output} if parity else {}
     batch = "dynamic" if _is_dynamic(graph) else "static"
     return Step("export", graph, (Change(_name(module), f"exported, {batch} batch", values=values),), notes)
@@ -211,7 +217,9 @@ def _batch_or_fixed(job: _Job, axes: Axes) -> tuple[ir.Model, Parity | None, tup
         note = (f"the graph takes batches of exactly {job.inputs.samples}, because with a dynamic batch {reason}",)
     graph = _to_onnx(job, job.inputs, {})
     checks = _static_checks(job.inputs, job.checks)
-    return graph, _agree(job.module, graph, checks, job.names[1], job.threads) if job.check else None, note
+    if not job.check:
+        return graph, None, note
+    return graph, _agree(job.module, Session(graph, threads=job.threads), checks, job.names[1]), note
 
 
 def _relaxed(job: _Job, graph: ir.Model, axes: Axes) -> ir.Model | None:
@@ -230,8 +238,9 @@ def _relaxed(job: _Job, graph: ir.Model, axes: Axes) -> ir.Model | None:
                 value.shape = None  # what was worked out for one length
     try:
         infer_shapes(free)
+        session = Session(free, threads=job.threads)
         for batch in _other_sizes(job, axes):
-            _agree(job.module, free, batch, job.names[1], job.threads)
+            _agree(job.module, session, batch, job.names[1])
     except CompressError:
         return None
     return free
@@ -246,7 +255,8 @@ def _free(job: _Job, axes: Axes) -> tuple[ir.Model, Parity | None]:
         return graph, None
     # The reference is the caller's own batch, then other sizes: one that is baked in shows only there.
     batches = [checks, *(_other_batch(module, checks) if is_free else []), *_other_sizes(job, axes)]
-    return graph, _worst([_agree(module, graph, batch, job.names[1], job.threads) for batch in batches])
+    session = Session(graph, threads=job.threads)
+    return graph, _worst([_agree(module, session, batch, job.names[1]) for batch in batches])
 
 
 def _other_sizes(job: _Job, axes: Axes) -> Iterator[Batch]:
@@ -289,7 +299,7 @@ def _to_onnx(job: _Job, inputs: Batch, axes: Axes) -> ir.Model:
         ) from error
     assert exported is not None
     graph = exported.model
-    _own_tensors(graph)
+    _plain_tensors(graph)
     _rename(graph, *job.names)
     name_dimensions(graph, axes)
     fold_constants(graph)
@@ -355,10 +365,8 @@ def _static_checks(inputs: Batch, checks: Batch) -> Batch:
     return checks if same else inputs
 
 
-def _agree(module: nn.Module, graph: ir.Model, inputs: Batch, names: Sequence[str], threads: int | None) -> Parity:
-    kept = {value.name for value in graph.graph.inputs}
-    session = Session(graph, threads=threads)
-    feeds = [x for name, x in zip(_input_names(module, inputs), inputs.in_order(module)) if name in kept]
+def _agree(module: nn.Module, session: Session, inputs: Batch, names: Sequence[str]) -> Parity:
+    feeds = [x for name, x in zip(_input_names(module, inputs), inputs.in_order(module)) if name in session.input_names]
     reference = call(module, inputs)
     shown = session.output_names if len(feeds) == len(inputs.inputs) else names
     try:
@@ -375,6 +383,16 @@ def _agree(module: nn.Module, graph: ir.Model, inputs: Batch, names: Sequence[st
 
 def _worst(parities: Sequence[Parity]) -> Parity | None:
     return max(parities, key=lambda parity: parity.excess, default=None)
+
+
+def _plain_tensors(graph: ir.Model) -> None:
+    """Every weight as an array that still shares memory with the module, under the name of its value."""
+    for part in graph.graphs():
+        for value in part.initializers.values():
+            tensor = value.const_value
+            if tensor is not None:
+                array = np.asarray(tensor.numpy(), order="C")
+                value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=value.name)
 
 
 def _own_tensors(graph: ir.Model) -> None:

@@ -22,8 +22,9 @@ from compress.errors import InputError, ModelError, UnsupportedOperatorError, ne
 from compress.scratch import scratch_folder
 
 VERSION: str = ort.__version__
-# Protobuf refuses messages of 2 GiB; past this the weights go to a file of their own.
-IN_MEMORY_LIMIT_BYTES = 1_900_000_000
+# Past this the weights go to a file of their own, which ONNX Runtime maps: as one message they would be in memory three
+# times (the message, its bytes, what was read from them), and protobuf refuses messages of 2 GiB.
+IN_MEMORY_LIMIT_BYTES = 250_000_000
 
 _DTYPES: dict[str, np.dtype] = {
     "tensor(float)": np.dtype(np.float32),

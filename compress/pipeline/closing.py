@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from compress.batches import Batch, first_batches, read_batch
 from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import Target, model_in, resized_batch, runtime_of
-from compress.evaluation.size import count_macs, count_parameters, size_bytes, sparsity
+from compress.evaluation.size import count_macs, count_parameters, open_model_of, size_bytes, sparsity
 from compress.pipeline.details import layer_details
 from compress.pipeline.job import Delivery, Job
 from compress.pipeline.layer_noise import SAMPLES
@@ -62,16 +64,18 @@ def _weigh(name: str, target: Target, inputs: Batch) -> Measurement:
     runtime, target = runtime_of(target), model_in(target)
     is_file = isinstance(target, (str, Path))
     macs = None
+    opened = open_model_of(target)  # once: it may be large
     with contextlib.suppress(Exception):  # a model that cannot be counted can still be shipped
-        macs = count_macs(target, inputs)
-    elsewhere = made_elsewhere(target)
+        macs = count_macs(opened, inputs)
+    elsewhere = made_elsewhere(opened)
+    graph = opened if isinstance(opened, ir.Model) else None
     return Measurement(
         name=name,
         path=str(target) if is_file else None,
-        size_bytes=size_bytes(target) if isinstance(target, (str, Path)) else None,
-        parameters=count_parameters(target),
+        size_bytes=size_bytes(target, graph) if isinstance(target, (str, Path)) else None,
+        parameters=count_parameters(opened),
         macs=macs,
-        sparsity=sparsity(target),
+        sparsity=sparsity(opened),
         extra={"runtime": runtime} | ({"foreign": elsewhere} if elsewhere else {}),
     )
 

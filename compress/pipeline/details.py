@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from compress.batches import Batch, example_batch
 from compress.evaluation.runners import resized_batch
 from compress.graph.folding import constant_array
 from compress.graph.runtime import Session
-from compress.onnx_files import read_onnx
+from compress.onnx_files import give_back, give_back_all, read_onnx
 from compress.pipeline.layer_noise import layer_noise
 from compress.steps import Step
 
@@ -52,16 +52,16 @@ def layer_details(
     rows += channel_rows(steps) + sensitivity_rows(steps)
     with contextlib.suppress(Exception):
         graph = read_onnx(shipped)
-        weights = list(quantized_weights(graph))
-        rows += sparsity_rows(graph, weights)
-        if baseline is not None:
-            source = read_onnx(baseline)
-            errors = weight_errors(weights, source)
+        source = read_onnx(baseline) if baseline is not None else None
+        zeros, errors = weight_rows(graph, source)
+        rows += zeros
+        if baseline is not None and source is not None:
             if errors and float(np.median(list(errors.values()))) > ANOTHER:
                 return {**details, "layers": rows}
             rows += [{"name": name, "error": error} for name, error in errors.items()]
+            details["histograms"] = worst_histograms(errors, graph, source, baseline, inputs)
+            give_back_all(source)
             rows += noise_rows(shipped, baseline, samples if samples is not None else [inputs], threads)
-            details["histograms"] = worst_histograms(errors, weights, graph, source, baseline, inputs)
     details["layers"] = rows
     return details
 
@@ -112,9 +112,8 @@ def noise_rows(shipped: Path, source: Path, samples: Iterable[Any], threads: int
     return [{"name": name, "noise": value} for name, value in found.items()]
 
 
-def quantized_weights(graph: ir.Model) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Return (name, stored integers, real values) of each constant that passes through DequantizeLinear."""
-    found = []
+def quantized_weights(graph: ir.Model) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, real values) of each constant that passes through DequantizeLinear, one at a time in memory."""
     for node in graph.graph:
         if node.op_type != "DequantizeLinear" or constant_array(node.inputs[0]) is None:
             continue
@@ -130,28 +129,28 @@ def quantized_weights(graph: ir.Model) -> list[tuple[str, np.ndarray, np.ndarray
         real = (stored.astype(np.float32) - zero.astype(np.float32)) * scale
         weight = node.inputs[0]
         name = (node.name or (weight.name if weight is not None else "") or "").removesuffix("/DQ")
-        found.append((name, stored, real))
-    return found
+        yield name, real
 
 
-def sparsity_rows(graph: ir.Model, weights: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
-    """Zeros among the weights of each layer, quantized or not."""
-    rows = [{"name": name, "sparsity": float((real == 0).mean())} for name, _, real in weights]
+def weight_rows(graph: ir.Model, source: ir.Model | None) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Zeros among the weights of each layer, quantized or not; the error of each quantized one by name.
+
+    The error is ‖w − ŵ‖ / ‖w‖, for weights that the baseline `source` holds under the same name and shape.
+    """
+    rows: list[dict[str, Any]] = []
+    errors = {}
+    for name, real in quantized_weights(graph):
+        rows.append({"name": name, "sparsity": float((real == 0).mean())})
+        original = None if source is None else _original(source, name)
+        if original is not None and original.shape == real.shape:
+            errors[name] = float(np.linalg.norm(original - real) / max(float(np.linalg.norm(original)), 1e-12))
+            give_back(source.graph.initializers[name].const_value)  # type: ignore[union-attr]
     for value in graph.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and len(tensor.shape) >= 2 and tensor.dtype == ir.DataType.FLOAT:
             rows.append({"name": value.name, "sparsity": float((tensor.numpy() == 0).mean())})
-    return rows
-
-
-def weight_errors(weights: Sequence[tuple[str, np.ndarray, np.ndarray]], source: ir.Model) -> dict[str, float]:
-    """‖w − ŵ‖ / ‖w‖ of each quantized weight that the baseline holds under the same name and shape."""
-    found = {}
-    for name, _, real in weights:
-        original = _original(source, name)
-        if original is not None and original.shape == real.shape:
-            found[name] = float(np.linalg.norm(original - real) / max(float(np.linalg.norm(original)), 1e-12))
-    return found
+            give_back(tensor)
+    return rows, errors
 
 
 def _original(source: ir.Model, name: str) -> np.ndarray | None:
@@ -161,7 +160,6 @@ def _original(source: ir.Model, name: str) -> np.ndarray | None:
 
 def worst_histograms(
     errors: Mapping[str, float],
-    weights: Sequence[tuple[str, np.ndarray, np.ndarray]],
     graph: ir.Model,
     source: ir.Model,
     baseline: Path,

@@ -14,6 +14,7 @@ from compress.graph.exporting import to_graph
 from compress.graph.folding import constant_tensor, fold_constants, remove_unused, weights_as_constants
 from compress.graph.naming import layer_of, matching_nodes
 from compress.graph.opset import ensure_opset, stand_ins
+from compress.onnx_files import give_back
 from compress.options import spelled_out
 from compress.quantization.dynamic_operators import FLOAT16, INT8, SMALLEST_ELEMENTS, Refused, Rewriter
 from compress.quantization.naming import Namer, name_everything
@@ -84,6 +85,7 @@ def quantize_dynamic(
 def _rewrite(rewriter: Rewriter, node: ir.Node, chosen: frozenset[str], left_out: set[ir.Node]) -> Change | None:
     """Rewrite one node; the change made or refused, None where there is nothing to quantize."""
     layer, before = node.name or layer_of(node), _weight_bytes(node)
+    weights = [constant_tensor(value) for value in node.inputs]
     known = INT8 if rewriter.weight_type != "float16" else FLOAT16
     if node.domain not in ("", "ai.onnx") or node.op_type not in known:
         return _leftover(node, layer)
@@ -99,6 +101,9 @@ def _rewrite(rewriter: Rewriter, node: ir.Node, chosen: frozenset[str], left_out
         if node.op_type == "Gather" and before < 4 * SMALLEST_ELEMENTS:
             return None
         return Change(layer, f"{node.op_type} stays float", str(reason), skipped=True)
+    finally:
+        for weight in weights:
+            give_back(weight)
     return Change(layer, action, values={"op_type": node.op_type, "float_bytes": before})
 
 

@@ -30,6 +30,7 @@ from compress.graph.exporting import to_graph
 from compress.graph.folding import constant_tensor, remove_unused
 from compress.graph.naming import layer_of, matching_nodes
 from compress.graph.opset import raise_opset
+from compress.onnx_files import give_back
 from compress.options import spelled_out
 from compress.quantization.calibration import run_streaming
 from compress.quantization.kernels import number
@@ -177,6 +178,7 @@ def _store(
     if products is not None:
         codes = _fed_back(matrix, scales, options, products)
     dtype = ml_dtypes.int4 if options.bits == 4 else np.int8
+    give_back(layer.weight)
     parts = [namer.initializer(graph, f"{old.name}_codes", codes.astype(dtype))]
     parts.append(namer.initializer(graph, f"{old.name}_scale", scales.astype(layer.weight.dtype.numpy())))
     attributes = {"axis": 0, "block_size": options.block}

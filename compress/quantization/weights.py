@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.graph.folding import constant_array, consumers, is_constant, remove_unused
+from compress.onnx_files import give_back
 from compress.quantization.arithmetic import quantize, quantize_bias, scales_that_hold_bias
 from compress.quantization.naming import Namer
 from compress.quantization.pairs import as_rows, from_rows, has_pairs, shrink_pairs
@@ -75,6 +76,7 @@ def _fold(graph: ir.Model, node: ir.Node, namer: Namer, *, saturates: bool) -> N
     initializer = namer.initializer(graph, f"{node.inputs[0].name}_q", codes)  # type: ignore[union-attr]
     if LIMIT in node.metadata_props:
         initializer.metadata_props[LIMIT] = node.metadata_props[LIMIT]
+    give_back(node.inputs[0].const_value)  # type: ignore[union-attr]
     node.outputs[0].replace_all_uses_with(initializer)
     graph.graph.remove(node, safe=True)
 
