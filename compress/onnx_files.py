@@ -28,6 +28,7 @@ _BITS = {  # of one element, by ONNX's number of its type
     else 8 * onnx.helper.tensor_dtype_to_np_dtype(number).itemsize
     for number in (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 21, 22)
 }
+_ATTRIBUTE_TYPES = frozenset(onnx.AttributeProto.AttributeType.values()) - {onnx.AttributeProto.UNDEFINED}
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -116,16 +117,18 @@ def _innermost(error: BaseException) -> str:
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
-    """Names are text: the parser hands on damaged ones as bytes, which nothing can write again.
+    """Names are text, attributes have a type: the parser hands on damaged ones, which nothing can write again.
 
     Raises:
-        ValueError: shows the name.
+        ValueError: shows it.
     """
     for node in graph.node:
         for name in (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output):
             _check_name(name)
         for item in node.attribute:
             _check_name(item.name)
+            if item.type not in _ATTRIBUTE_TYPES:
+                raise ValueError(f"the attribute {item.name!r} of node {node.name!r} has no type")
             if item.type == onnx.AttributeProto.GRAPH:
                 _check_names(item.g)
         for entry in node.metadata_props:

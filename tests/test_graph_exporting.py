@@ -1,6 +1,7 @@
 """Modules become graphs that compute the same; what cannot is said in one line."""
 
 import copy
+import functools
 import logging
 from collections import OrderedDict
 from pathlib import Path
@@ -303,3 +304,16 @@ def test_a_small_epsilon_is_exported(epsilon):
     graph = export(Normalize().eval(), torch.randn(2, 4)).model
     out = Session(graph, threads=1).run(torch.zeros(1, 4))[0]
     assert np.array_equal(out, np.zeros((1, 4), np.float32))  # without it 0 / 0
+
+
+def test_graph_of_a_large_export_maps_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.graph.exporting.onnx_files.EXTERNAL_ABOVE_BYTES", 0)
+    monkeypatch.setattr("compress.graph.exporting.save_onnx", functools.partial(save_onnx, external_above_bytes=0))
+    module = nn.Linear(64, 64)
+    kept = module.weight.detach().clone().numpy()
+    graph = export(module, torch.ones(2, 64), path=tmp_path / "m.onnx").model
+    with torch.no_grad():
+        module.weight.zero_()
+    (weight,) = (v.const_value for v in graph.graph.initializers.values() if v.const_value.size == 64 * 64)
+    assert isinstance(weight, ir.ExternalTensor)
+    assert np.allclose(np.sort(weight.numpy(), None), np.sort(kept, None))

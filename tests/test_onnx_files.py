@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from compress.errors import ModelError, OutputError, UnsupportedOperatorError
-from compress.onnx_files import read_onnx, save_onnx
+from compress.onnx_files import give_back, read_onnx, save_onnx
 
 
 def linear_proto(opset=18):
@@ -147,3 +147,24 @@ def test_unwritable_folder(linear, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         save_onnx(read_onnx(linear), tmp_path / "file" / "model.onnx")
+
+
+def test_attribute_without_type_is_refused(tmp_path):
+    proto = linear_proto()
+    proto.graph.node[0].attribute.append(onnx.AttributeProto(name="beta", f=1.0))
+    onnx.save(proto, tmp_path / "untyped.onnx")
+    with pytest.raises(ModelError, match=r"attribute 'beta' .* has no type"):
+        read_onnx(tmp_path / "untyped.onnx")
+
+
+def test_pages_given_back_are_read_again(linear, tmp_path):
+    saved = save_onnx(read_onnx(linear), tmp_path / "large.onnx", external_above_bytes=0)
+    proto = onnx.load(saved, load_external_data=True)
+    onnx.save(proto, saved, save_as_external_data=True, location="large.onnx.data", size_threshold=0)
+    (value,) = read_onnx(saved).graph.initializers.values()
+    assert isinstance(value.const_value, ir.ExternalTensor)
+    before = value.const_value.numpy()
+    give_back(value.const_value)  # an array in hand stays good
+    np.testing.assert_array_equal(before, np.arange(12, dtype=np.float32).reshape(4, 3))
+    assert value.const_value.numpy() is before
+    give_back(None)
