@@ -45,7 +45,9 @@ def test_a_float_layer_runs_in_float_with_its_own_weights(net, layer):
     (node,) = {change.values["node"] for change in step.skipped if change.layer == layer}
     assert not runs_in_integers(executed_operators(step.model)[node].operator)
     optimized, written = (Session(step.model, optimize=flag).run(x)[0] for flag in (True, False))
-    assert _error_db((written,), (optimized,)) > 30
+    # Where its weights were quantized every sample would differ; rounding alone moves a code of one sample now and then.
+    difference = np.sort(np.abs(written - optimized).max(1))
+    assert difference[-4] < 1e-3 * np.abs(written).max(), difference
 
 
 class OneChannel(nn.Module):

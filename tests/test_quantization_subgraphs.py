@@ -78,7 +78,7 @@ def test_layers_inside_are_compressed(name, weight_type):
     make, feeds, expected = CASES[name]
     graph = make()
     before = ir.to_proto(graph).SerializeToString()
-    step = quantize_dynamic(graph, weight_type=weight_type, target="x86-vnni")
+    step = quantize_dynamic(graph, weight_type=weight_type, target="any")  # right on whatever runs this
     assert ir.to_proto(graph).SerializeToString() == before
     assert len(step.done) == (2 if make is branches else 1) and not step.changes[len(step.done) :]
     got = Session(step.model).run(*feeds)[0]

@@ -139,7 +139,7 @@ def test_wrong_types_are_one_line(name, strange, module, tmp_path):
     good = {
         "model": module, "module": module, "teacher": module, "target": module, "targets": [module], "graph": compress.Step, "data": BATCHES,
         "loader": BATCHES, "calibration": BATCHES, "example_inputs": X, "inputs": X, "models": [module], "spec": "digits",
-        "path": tmp_path / "x.onnx", "recipe": tmp_path / "none.toml", "output": tmp_path / "out",
+        "path": tmp_path / "x.onnx", "recipe": tmp_path / "none.toml", "output": tmp_path / "out", "amounts": (0.2, 0.4),
     }  # fmt: skip
     needed = [key for key, item in parameters.items() if item.default is inspect.Parameter.empty and item.kind < 4]
     first = needed[0]

@@ -55,7 +55,7 @@ def prune(
         ExportError: `torch.export` cannot take the module.
     """
     module = model_of(module)
-    _check_module(module)
+    check_module(module)
     request = spelled_out(PruneRequest, request, fields, "prune")
     if not request.remove_channels:
         return mask_weights(module, MaskRequest.of(request), permanent=request.permanent)
@@ -64,7 +64,8 @@ def prune(
     return prune_channels(module, example_inputs, request).step
 
 
-def _check_module(module: Any) -> None:
+def check_module(module: Any) -> None:
+    """Raise PruningError for anything but a module."""
     if not isinstance(module, nn.Module):
         raise PruningError(
             f"pruning works on a torch.nn.Module, not on {type(module).__name__}; prune before exporting"
@@ -111,7 +112,7 @@ def prune_channels(
 
     Raises: as `prune`.
     """
-    _check_module(module)
+    check_module(module)
     inputs = _batch(example_inputs)
     request = spelled_out(PruneRequest, request, fields, "prune")
     if request.scope == "auto":

@@ -15,7 +15,7 @@ from compress.given import model_of
 from compress.options import spelled_out
 from compress.pruning.amounts import check_amounts
 from compress.pruning.analysis import Analysis, analysed
-from compress.pruning.prune import prune, prune_channels
+from compress.pruning.prune import check_module, prune, prune_channels
 from compress.pruning.request import PruneRequest
 from compress.steps import Step
 from compress.taking import takes
@@ -45,7 +45,9 @@ def prune_sizes(
         InputError: an option that does not exist.
     """
     request = spelled_out(PruneRequest, request, fields, "prune_sizes")
-    return dict(each_size(model_of(module), example_inputs, check_amounts(amounts), request))
+    module = model_of(module)
+    check_module(module)
+    return dict(each_size(module, example_inputs, check_amounts(amounts), request))
 
 
 def each_size(
