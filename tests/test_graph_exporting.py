@@ -307,7 +307,7 @@ def test_a_small_epsilon_is_exported(epsilon):
 
 
 def test_graph_of_a_large_export_maps_its_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.graph.exporting.onnx_files.EXTERNAL_ABOVE_BYTES", 0)
+    monkeypatch.setattr("compress.graph.exporting.EXTERNAL_ABOVE_BYTES", 0)
     monkeypatch.setattr("compress.graph.exporting.save_onnx", functools.partial(save_onnx, external_above_bytes=0))
     module = nn.Linear(64, 64)
     kept = module.weight.detach().clone().numpy()

@@ -16,7 +16,6 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from compress import onnx_files
 from compress.batches import Batch, call, example_batch, parameters_of
 from compress.errors import CompressError, ExportError, InputError, ParityError
 from compress.files import check_writable
@@ -28,7 +27,7 @@ from compress.graph.naming import name_after_modules
 from compress.graph.opset import check_opset, opset_of
 from compress.graph.parity import Parity, check_parity, compare
 from compress.graph.runtime import Session, weight_bytes
-from compress.onnx_files import read_onnx, save_onnx
+from compress.onnx_files import EXTERNAL_ABOVE_BYTES, read_onnx, save_onnx
 from compress.state import evaluating, unlogged
 from compress.steps import Change, Step
 from compress.taking import takes
@@ -89,7 +88,7 @@ def export(
     if path is not None:
         save_onnx(graph, path)
         Session(path, threads=threads)  # as its user will load it
-    if path is not None and weight_bytes(graph) > onnx_files.EXTERNAL_ABOVE_BYTES:
+    if path is not None and weight_bytes(graph) > EXTERNAL_ABOVE_BYTES:
         graph = read_onnx(path)  # maps its weights: a second copy of so large a model is not made
     else:
         _own_tensors(graph)  # last: until here module and graph are in memory once
