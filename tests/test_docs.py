@@ -15,7 +15,9 @@ import torch
 
 import compress
 from cli.main import COMMANDS, main
+from compress.measures.tasks import MEASURES, TASKS
 from compress.pipeline.recipe import parse_recipe
+from compress.quantization.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -119,7 +121,19 @@ def test_recipes_are_recipes(page):
         parse_recipe(block)
 
 
+@pytest.fixture
+def own_tables():
+    """What a page registers holds for this page alone."""
+    tables = (TASKS, MEASURES, TARGETS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_tables")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)

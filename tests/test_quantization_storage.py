@@ -96,7 +96,7 @@ def test_what_reads_files_sees_the_codes(graph):
     packed = quantize_static(graph, [X], weight_bits=4, threads=1).model
     wide = quantize_static(graph, [X], weight_bits=8, threads=1).model
     assert count_parameters(packed) == count_parameters(wide)
-    assert len(quantized_weights(packed)) == len(quantized_weights(wide)) == 3
+    assert len(list(quantized_weights(packed))) == len(list(quantized_weights(wide))) == 3
     assert 0 < sparsity(packed) < 0.5
     expected = Session(packed, threads=1).run(X)[0]
     with torch.no_grad():
