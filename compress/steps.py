@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+_STAYS = re.compile(r"^left in |\bstays\b| kept$|^not ")  # how an action says that a layer stays as it was
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,8 @@ class Change:
     """One thing that a stage did to one layer, or declined to do.
 
     `action` is a short verb phrase ("fused into conv1", "quantized", "64 → 32 channels");
-    `skipped` says that it was *not* done, and `reason` then says why.
+    `skipped` says that it was *not* done, and `reason` then says why. The action of a layer that stays as it was says so:
+    "left in float", "stays float", "64 channels kept", "not fused".
     """
 
     layer: str
@@ -20,6 +24,15 @@ class Change:
     reason: str = ""
     skipped: bool = False
     values: Mapping[str, Any] = field(default_factory=dict)  # plain JSON values only
+
+    @property
+    def stays(self) -> bool:
+        """Whether the layer stays as it was and `action` says how; any other skipped change was considered and not done.
+
+        A decision by measurement that was not kept ("left in float", slower) says nothing of how the layer ended.
+        """
+        tried = "before_ms" in self.values or "before_db" in self.values
+        return self.skipped and not tried and bool(_STAYS.search(self.action))
 
     def as_dict(self) -> dict[str, Any]:
         row: dict[str, Any] = {"layer": self.layer, "action": self.action, "skipped": self.skipped}

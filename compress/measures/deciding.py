@@ -21,6 +21,17 @@ def deciding(row: Measurement) -> Measure | None:
     return None if row.top1 is None else Measure("top-1", "%", HIGHER, row.top1)
 
 
+def interval(row: Measurement) -> tuple[float, float] | None:
+    """How sure what decides is: its 95 % interval, None where that is not known."""
+    found = deciding(row)
+    if found is None:
+        return None
+    if found.interval is None and "top1_interval" in row.extra and not row.measures:  # an older report
+        low, high = row.extra["top1_interval"]
+        return low, high
+    return found.interval
+
+
 def name_of(rows: Sequence[Measurement]) -> str:
     """What decides among these rows, as the table's heading has it."""
     return next((found.name for row in rows if (found := deciding(row)) is not None), "")

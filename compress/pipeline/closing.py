@@ -105,7 +105,7 @@ def closing_report(job: Job, made: Delivery) -> Report:
         baseline=base.name,
         gates=job.limits.check(gated, base, foreign=foreign),
         files=made.files,
-        details=_details(job, made, made.source or model_in(made.targets[base.name])),
+        details=_details(job, made, made.source or _other_than(made.shipped, model_in(made.targets[base.name]))),
         environment=describe(threads=job.settings.threads, seed=job.settings.seed),
     )
 
@@ -140,12 +140,18 @@ def _is_in(path: str | None, folder: Path) -> bool:
     return path is not None and Path(path).is_relative_to(folder)
 
 
+def _other_than(shipped: Path | None, source: Target) -> Target | None:
+    """The float form of what ships; None where a model stands alone: beside itself it has no errors to show."""
+    return None if source == shipped else source
+
+
 def _details(job: Job, made: Delivery, source: Target | None) -> dict[str, Any]:
     if made.shipped is None:
         return {}
     data = job.opened.data
     has_calibration = data is not None and data.calibration is not None
-    return layer_details(
+    row = next((name for name, target in made.targets.items() if model_in(target) == made.shipped), None)
+    found = layer_details(
         made.shipped,
         Path(source) if isinstance(source, (str, Path)) and Path(source).suffix == ".onnx" else None,
         job.opened.inputs,
@@ -154,3 +160,4 @@ def _details(job: Job, made: Delivery, source: Target | None) -> dict[str, Any]:
         threads=job.settings.threads,
         classes=data.classes if data is not None else None,
     )
+    return found if row is None else {**found, "row": row}  # whose layers these are

@@ -53,7 +53,7 @@ def compare(
     last = model_in(list(targets.values())[-1])
     made = Delivery(
         targets,
-        f"Comparison with {next(iter(targets))}",
+        f"Comparison with {next(iter(targets))}" if len(targets) > 1 else f"{next(iter(targets))}, measured",
         notes=notes,
         shipped=last if isinstance(last, Path) and last.suffix == ".onnx" else None,
     )

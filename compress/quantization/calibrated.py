@@ -193,5 +193,6 @@ def _notes(plan: Plan, weights: WeightOptions) -> tuple[str, ...]:
     floats = [change for change in plan.changes if change.skipped]
     if floats:
         kinds = sorted({str(change.values["op_type"]) for change in floats})
-        notes.append(f"{len(floats)} nodes stay in float: {', '.join(kinds)}")
+        stay = "1 node stays" if len(floats) == 1 else f"{len(floats)} nodes stay"
+        notes.append(f"{stay} in float: {', '.join(kinds)}")
     return tuple(notes)

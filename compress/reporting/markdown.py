@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from compress import escaping
@@ -58,14 +59,13 @@ def decisions(step: Step, *, style: str = "markdown") -> str:
     one_by_one = [f"{bullet}{change.layer}: {change.action}" for change in step.done]
     done = counted if style == "markdown" else one_by_one
     longest = LONGEST if style == "markdown" else len(step.changes)
-    refused = [f"{bullet}{line}" for line in _refusals(step.skipped, code, longest)]
     notes = [f"{bullet}{note}" for note in step.notes]
     blocks = ["\n".join([*notes, *done])]
-    if refused:
-        blocks.append(
-            ("Not done:" if style == "markdown" else "not done:") + "\n" + ("\n" if style == "markdown" else "")
-        )
-        blocks[-1] += "\n".join(refused)
+    for title, stays in (("Left as they were", True), ("Not done", False)):
+        refused = _refusals([change for change in step.skipped if change.stays == stays], code, longest)
+        if refused:
+            lines = "\n".join(f"{bullet}{line}" for line in refused)
+            blocks.append(f"{title}:\n\n{lines}" if style == "markdown" else f"{title.lower()}:\n{lines}")
     return (
         "\n\n".join([heading, *(block for block in blocks if block)])
         if style == "markdown"
@@ -73,7 +73,7 @@ def decisions(step: Step, *, style: str = "markdown") -> str:
     )
 
 
-def _refusals(changes: tuple[Change, ...], code: str, longest: int) -> list[str]:
+def _refusals(changes: Sequence[Change], code: str, longest: int) -> list[str]:
     if len(changes) <= longest:
         return [f"{code}{change.layer}{code} ({change.action}): {change.reason}" for change in changes]
     counts = Counter((change.action, change.reason) for change in changes)

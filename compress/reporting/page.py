@@ -14,6 +14,8 @@ CSS = """
 .cr p { margin:.4em 0; }
 .cr .soft, .cr caption { color:var(--soft); font-size:.9rem; }
 .cr .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); gap:12px; margin:18px 0; }
+.cr .cards.wide { grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr)); margin-bottom:0; }
+.cr .card .bars { margin-top:10px; } .cr .card .bars span { color:inherit; }
 .cr .card { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:12px 14px; }
 .cr .card b { display:block; font-size:1.7rem; line-height:1.2; font-weight:650; font-variant-numeric:tabular-nums; }
 .cr .card span { color:var(--soft); font-size:.85rem; }
@@ -26,26 +28,42 @@ CSS = """
 .cr th button { all:unset; cursor:pointer; font-weight:600; color:var(--soft); }
 .cr th button:focus-visible { outline:2px solid var(--accent); }
 .cr th[aria-sort=ascending] button::after { content:" ▲"; } .cr th[aria-sort=descending] button::after { content:" ▼"; }
-.cr tr.base td { color:var(--soft); } .cr tr.failed td { color:var(--bad); font-weight:600; }
-.cr .good { color:var(--good); } .cr .bad { color:var(--bad); }
-.cr svg { display:block; width:100%; height:auto; } .cr svg text { fill:var(--ink); font-size:13px; }
+.cr tr.base td { color:var(--soft); } .cr td.bad { font-weight:600; }
+.cr td small { display:block; color:var(--soft); white-space:normal; font-size:.85em; max-width:24em; }
+.cr .good { color:var(--good); } .cr .bad, .cr tr.base td.bad { color:var(--bad); }
+.cr svg { display:block; width:100%; height:auto; } .cr svg text { fill:var(--ink); } .cr svg:not(.chart) text { font-size:13px; }
 .cr svg .soft { fill:var(--soft); } .cr svg .axis { stroke:var(--line); } .cr svg .front { stroke:var(--accent); fill:none;
   stroke-width:2; stroke-dasharray:6 4; } .cr svg circle { fill:var(--bar); fill-opacity:.55; stroke:var(--accent); }
 .cr svg .limit { stroke:var(--bad); stroke-width:1.5; stroke-dasharray:2 4; }
 .cr svg .interval { stroke:var(--soft); stroke-width:1.5; fill:none; }
 .cr svg .label { paint-order:stroke; stroke:var(--card); stroke-width:4px; stroke-linejoin:round; }
 .cr svg .bar { fill:var(--bar); } .cr svg .bar2 { fill:var(--bar2); }
-@media (max-width: 600px) { .cr svg.chart text { font-size:24px; } }
+.cr svg.narrow { display:none; max-width:480px; margin:0 auto; }
+@media (max-width: 800px) { .cr svg.wide { display:none; } .cr svg.narrow { display:block; } }
 .cr .figure { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:12px; }
 .cr .bars { display:grid; grid-template-columns:minmax(90px,32%) 1fr auto; gap:3px 10px; align-items:center; font-size:.85rem; }
 .cr .bars .name { overflow:hidden; text-overflow:ellipsis; white-space:nowrap; direction:rtl; text-align:left; }
 .cr .bars .track { background:var(--bar2); border-radius:3px; height:11px; position:relative; overflow:hidden; }
 .cr .bars .track.bare { background:none; }
 .cr .bars .fill { background:var(--bar); height:100%; border-radius:3px; display:block; position:relative; }
+.cr .bars .fill.pale { background:var(--bar2); }
 .cr .bars .was { background:var(--bar2); height:100%; border-radius:3px; position:absolute; left:0; top:0; }
 .cr .bars .value { font-variant-numeric:tabular-nums; text-align:right; }
 @media (max-width: 600px) { .cr .bars { grid-template-columns:1fr auto; gap:1px 10px; }
   .cr .bars .name { grid-column:1/-1; margin-top:4px; } }
+@media (max-width: 600px) { .cr table.stacked thead { display:none; }
+  .cr table.stacked, .cr table.stacked tbody{display:block;}
+  .cr table.stacked tr { display:grid; grid-template-columns:1fr 1fr; gap:2px 18px; padding:10px 12px; border-bottom:1px solid var(--line); }
+  .cr table.stacked tr:last-child { border-bottom:0; }
+  .cr table.stacked td { display:flex; justify-content:space-between; border:0; padding:0; }
+  .cr table.stacked td::before { content:attr(data-name); color:var(--soft); }
+  .cr table.stacked td:first-child { grid-column:1/-1; font-weight:600; overflow-wrap:anywhere; white-space:normal; }
+  .cr table.stacked td:first-child::before { content:none; } }
+.cr ul.limits { list-style:none; padding-left:.2em; }
+.cr details.more { margin-top:10px; } .cr details.more .scroll { border:0; }
+.cr details.more th { white-space:normal; overflow-wrap:anywhere; min-width:5em; }
+@media (max-width: 600px) { .cr details.more { padding:8px; } .cr details.more th, .cr details.more td { padding:5px; white-space:normal; }
+  .cr details.more td.text { min-width:7em; } }
 .cr .pair { display:grid; grid-template-columns:repeat(auto-fit,minmax(270px,1fr)); gap:12px; }
 .cr ul { padding-left:1.2em; } .cr li { margin:.2em 0; overflow-wrap:anywhere; }
 .cr pre { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:12px; overflow-x:auto; font-size:.85rem; }

@@ -79,6 +79,14 @@ class Report:
         return next((row for row in self.rows if row.name == self.baseline), self.rows[0])
 
     @property
+    def deliverable(self) -> Measurement | None:
+        """The row of the file that ships: the one named in `files`, else the last that is not the baseline."""
+        others = [row for row in self.rows if row.name != self.base.name]
+        named = [row for row in others if row.path is not None and row.path == self.files.get("model")]
+        found = named or others
+        return found[-1] if found else None
+
+    @property
     def failed(self) -> tuple[Gate, ...]:
         return tuple(gate for gate in self.gates if gate.passed is False)
 

@@ -19,6 +19,17 @@ class Column:
 
     heading: str
     cell: Callable[[Measurement, Measurement], str | None]
+    unit: str = ""  # of cells that are written without it
+
+    def with_unit(self, row: Measurement, base: Measurement) -> str | None:
+        """The cell with its unit, where it stands without the heading."""
+        cell = self.cell(row, base)
+        return f"{cell} {self.unit}" if cell not in (None, "equal") and self.unit else cell
+
+    @property
+    def title(self) -> str:
+        """The heading over cells that have their units."""
+        return self.heading.removesuffix(f" {self.unit}")
 
 
 def size(count: float | None) -> str | None:
@@ -102,12 +113,12 @@ def columns(rows: Sequence[Measurement]) -> tuple[Column, ...]:
         *named,
         Column("size", lambda row, base: size(row.size_bytes)),
         Column("ratio", ratio),
-        Column("p50 ms", lambda row, base: milliseconds(row.p50_ms)),
+        Column("p50 ms", lambda row, base: milliseconds(row.p50_ms), "ms"),
         Column("speed-up", fastness),
         Column(_heading(rows), lambda row, base: deciding.value(row)),
-        Column("change", change),
+        Column("change", change, _unit_of_change(rows)),
         Column("agreement", lambda row, base: None if row is base else percent(row.agreement)),
-        Column("SNR dB", signal_to_noise),
+        Column("SNR dB", signal_to_noise, "dB"),
     )
 
 
@@ -118,6 +129,11 @@ def _runtimes(rows: Sequence[Measurement]) -> bool:
 def more_columns(rows: Sequence[Measurement]) -> tuple[Column, ...]:
     """What `--verbose`, Markdown and HTML add: the other figures of the task first."""
     return (*_others(rows), *DETAILS)
+
+
+def _unit_of_change(rows: Sequence[Measurement]) -> str:
+    found = next((item for row in rows if (item := deciding.deciding(row)) is not None), None)
+    return "" if found is None else "points" if found.unit == "%" else found.unit
 
 
 def _heading(rows: Sequence[Measurement]) -> str:
@@ -146,9 +162,9 @@ def _cell(name: str) -> Callable[[Measurement, Measurement], str | None]:
 DETAILS = (
     Column("max diff", largest_difference),
     Column("loss", lambda row, base: None if row.loss is None else f"{row.loss:.4f}"),
-    Column("p90 ms", lambda row, base: milliseconds(row.p90_ms)),
-    Column("p99 ms", lambda row, base: milliseconds(row.p99_ms)),
-    Column("samples/s", lambda row, base: None if row.throughput is None else f"{row.throughput:,.0f}"),
+    Column("p90 ms", lambda row, base: milliseconds(row.p90_ms), "ms"),
+    Column("p99 ms", lambda row, base: milliseconds(row.p99_ms), "ms"),
+    Column("samples/s", lambda row, base: None if row.throughput is None else f"{row.throughput:,.0f}", "/s"),
     Column("memory", lambda row, base: size(row.peak_memory_bytes)),
     Column("parameters", lambda row, base: count(row.parameters)),
     Column("MACs", lambda row, base: count(row.macs)),

@@ -57,10 +57,7 @@ def how_read(rows: Sequence[Measurement]) -> list[str]:
 
 def interval(row: Measurement) -> str:
     """How sure the figure that decides is; nothing where that is not known."""
-    found = deciding.deciding(row)
-    known = None if found is None else found.interval
-    if known is None and "top1_interval" in row.extra and not row.measures:
-        known = tuple(row.extra["top1_interval"])
+    found, known = deciding.deciding(row), deciding.interval(row)
     if found is None or known is None:
         return ""
     return f"{row.name}: {found.name} between {between(known, found)} (95 %, {counted(row)})"
