@@ -26,11 +26,11 @@ from PIL import Image
 
 import compress
 from compress.batches import Batch
-from compress.graph.runtime import Session
 from compress.measures.intervals import paired_interval
 from compress.quantization.calibration import all_rows
 from compress.quantization.repairs.levels import LEVELS
 from compress.quantization.repairs.passes import ENOUGH_DB
+from compress.runtimes.onnxruntime import Session
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BATCH = 32

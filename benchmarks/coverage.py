@@ -70,9 +70,9 @@ def measure(name: str) -> dict[str, Any]:
 
     import compress
     from compress.evaluation.size import size_bytes
-    from compress.graph.runtime import Session
     from compress.loading.models import example_inputs, open_model
     from compress.onnx_files import save_onnx
+    from compress.runtimes.onnxruntime import Session
 
     started = time.monotonic()
     loaded = open_model(name)

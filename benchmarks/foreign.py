@@ -25,9 +25,9 @@ from torch import Tensor
 import compress
 from compress.evaluation.latency import benchmark
 from compress.graph.folding import stored_bytes
-from compress.graph.runtime import Session
 from compress.loading.declared import read_declared
 from compress.pipeline.quantize import check_gained
+from compress.runtimes.onnxruntime import Session
 from compress.steps import Step
 
 # Sizes that the files leave open, by file name: what their packages feed them.

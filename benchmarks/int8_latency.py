@@ -29,11 +29,11 @@ import onnx_ir as ir
 import torch
 
 from compress.graph.exporting import export
-from compress.graph.runtime import Session
 from compress.loading.torchvision_ops import torchvision
 from compress.onnx_files import save_onnx
 from compress.quantization.static import quantize_static
 from compress.quantization.tuning import tune_latency
+from compress.runtimes.onnxruntime import Session
 
 FIRST_SIX = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "vit_b_16")
 MODELS = (*FIRST_SIX, "shufflenet_v2_x1_0", "convnext_tiny", "swin_t")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import compress
 from compress.graph.parity import flat_outputs
-from compress.graph.runtime import Session
+from compress.runtimes.onnxruntime import Session
 
 METHODS = ("export", "static", "qat", "prune")
 SAMPLES, CHANNELS = 8, 8

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import compress
-import compress.graph.runtime
+import compress.runtimes.onnxruntime
 from compress.batches import Batch, call, example_batch, joined, parameters_of, read_batch
 from compress.errors import DataError, InputError
 
@@ -70,7 +70,7 @@ def test_named_inputs_go_by_name_whatever_their_order():
     assert torch.equal(call(Minus(), turned), 2 * X)
     graph = compress.export(Minus(), {"second": X, "first": 3 * X}).model
     assert [value.name for value in graph.graph.inputs] == ["first", "second"]
-    (found,) = compress.graph.runtime.Session(graph).run(turned)
+    (found,) = compress.runtimes.onnxruntime.Session(graph).run(turned)
     assert np.array_equal(found, 2 * X)
 
 

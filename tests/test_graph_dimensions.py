@@ -10,10 +10,10 @@ from compress.evaluation.latency import benchmark
 from compress.graph.dimensions import Wanted
 from compress.graph.exporting import export
 from compress.graph.opset import newest_opset, opset_of
-from compress.graph.runtime import Session
 from compress.pipeline.export import export as export_job
 from compress.pipeline.inputs import ModelSource
 from compress.reporting.words import plain_words
+from compress.runtimes.onnxruntime import Session
 
 IDS = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(0))
 

@@ -16,8 +16,8 @@ from compress.errors import ExportError, InputError, OutputError, ParityError
 from compress.graph.exporting import export, to_graph
 from compress.graph.naming import layer_of, matching_nodes
 from compress.graph.parity import check_parity, compare
-from compress.graph.runtime import Session
 from compress.onnx_files import save_onnx
+from compress.runtimes.onnxruntime import Session
 
 
 class Recurrent(nn.Module):

@@ -19,7 +19,7 @@ from compress.graph.folding import (
     unique_name,
 )
 from compress.graph.parity import compare
-from compress.graph.runtime import Session
+from compress.runtimes.onnxruntime import Session
 
 
 def make(build, x_shape=("batch", 6), *, opset=20):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from compress.errors import InputError, ModelError, UnsupportedOperatorError
 from compress.graph.exporting import export
 from compress.graph.module import GraphModule
-from compress.graph.runtime import Session
+from compress.runtimes.onnxruntime import Session
 
 
 class Lambda(nn.Module):

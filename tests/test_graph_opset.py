@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 import compress
 from compress.errors import UnsupportedOperatorError
 from compress.graph.opset import ensure_opset, opset_of
-from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx, save_onnx
+from compress.runtimes.onnxruntime import Session
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -39,7 +39,7 @@ DOORS = {  # library → where it may be imported
     "click": ("cli/",),
     "tabulate": ("compress/reporting/",),
     "torchvision": ("compress/loading/",),
-    "onnxruntime": ("compress/graph/runtime.py",),
+    "onnxruntime": ("compress/runtimes/onnxruntime.py",),
     "openvino": ("compress/runtimes/openvino.py",),
     "optuna": ("compress/pipeline/search/study.py",),
     "torchmetrics": ("compress/measures/ranked.py",),

@@ -11,10 +11,10 @@ from tiny_bert import save
 
 from cli.main import main
 from compress.errors import DataError
-from compress.graph.runtime import Session
 from compress.loading.data import open_data
 from compress.loading.models import open_model
 from compress.loading.preprocessing import Preprocessing, from_image_processor
+from compress.runtimes.onnxruntime import Session
 
 pytest.importorskip("transformers")
 

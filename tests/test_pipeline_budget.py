@@ -9,10 +9,10 @@ from click.testing import CliRunner
 
 from cli.main import main
 from compress.graph.exporting import to_graph
-from compress.graph.runtime import Session
 from compress.loading.callables import import_callable
 from compress.onnx_files import read_onnx, save_onnx
 from compress.quantization.static import quantize_static
+from compress.runtimes.onnxruntime import Session
 
 # One channel between `first` and `bad` is a thousand times the others, and `bad` makes nothing of it: in int8 the
 # steps of that tensor are set by this channel, and what the others say is rounded away.

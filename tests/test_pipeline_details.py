@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import compress
-from compress.graph.runtime import Session
 from compress.pipeline.details import layer_details
 from compress.pipeline.layer_noise import layer_noise
+from compress.runtimes.onnxruntime import Session
 
 
 def network(width=8):

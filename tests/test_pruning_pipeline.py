@@ -12,7 +12,6 @@ from click.testing import CliRunner
 import compress
 from cli.main import main
 from compress.errors import InputError, PruningError, WeightsError
-from compress.graph.runtime import Session
 from compress.graph.sparse_storage import store_sparse
 from compress.loading.fitting import fit_to_state_dict
 from compress.pipeline.inputs import ModelSource
@@ -20,6 +19,7 @@ from compress.pipeline.outputs import Output
 from compress.pipeline.prune import prune
 from compress.pipeline.prune_options import PruneOptions
 from compress.reporting.report import Report
+from compress.runtimes.onnxruntime import Session
 from compress.steps import Measurement
 
 SOURCE = """

@@ -14,9 +14,9 @@ from torch import nn
 from compress.errors import InputError, QuantizationError
 from compress.graph.exporting import export
 from compress.graph.folding import add_initializer
-from compress.graph.runtime import Session, weight_bytes
 from compress.onnx_files import save_onnx
 from compress.quantization.dynamic import quantize_dynamic
+from compress.runtimes.onnxruntime import Session, weight_bytes
 
 GENERATOR = np.random.default_rng(0)
 

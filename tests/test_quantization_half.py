@@ -13,8 +13,8 @@ from torch import nn
 import compress
 from cli.main import main
 from compress.errors import CompressError
-from compress.graph.runtime import Session
 from compress.onnx_files import save_onnx
+from compress.runtimes.onnxruntime import Session
 
 
 class Encoder(nn.Module):

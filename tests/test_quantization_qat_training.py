@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from compress.errors import ExportError, QuantizationError
 from compress.graph.exporting import export
-from compress.graph.runtime import Session
 from compress.onnx_files import save_onnx
 from compress.quantization.fake_quantize import BiasFakeQuantize, WeightFakeQuantize
 from compress.quantization.qat import QATSchedule, convert, fake_quantizers, freeze_ranges, prepare_qat
 from compress.quantization.static import quantize_static
+from compress.runtimes.onnxruntime import Session
 
 
 class Tiny(nn.Module):

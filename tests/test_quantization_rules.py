@@ -13,11 +13,11 @@ import compress
 from cli.doctor import RUNTIMES
 from cli.main import main
 from compress.errors import CompressError
-from compress.graph.runtime import Session
 from compress.onnx_files import save_onnx
 from compress.pipeline.suitability import suits
 from compress.quantization.rules import RULES
 from compress.quantization.rules.rule import EFFECTS
+from compress.runtimes.onnxruntime import Session
 
 
 class Block(nn.Module):

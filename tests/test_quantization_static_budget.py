@@ -9,11 +9,11 @@ import compress
 from compress.errors import DataError, QuantizationError
 from compress.graph.exporting import to_graph
 from compress.graph.folding import constant_array
-from compress.graph.runtime import Session
 from compress.quantization.apart import take_apart
 from compress.quantization.budget import quantize_within
 from compress.quantization.sensitivity import compare_outputs, rank_layers
 from compress.quantization.static import calibrate_static, quantize_static
+from compress.runtimes.onnxruntime import Session
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from torch.nn import functional
 import compress
 from compress.errors import DataError, InputError, QuantizationError
 from compress.graph.exporting import to_graph
-from compress.graph.runtime import Session
 from compress.quantization.observers import Percentile
 from compress.quantization.placement import plan_placement
 from compress.quantization.static import fold_weights, prepare, quantize_static
+from compress.runtimes.onnxruntime import Session
 
 
 class Residual(nn.Module):

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.errors import QuantizationError
-from compress.graph.runtime import Session
 from compress.quantization import targets
 from compress.quantization.pairs import as_rows, from_rows, largest_pairs, pair_scales, shrink_pairs
 from compress.quantization.static import prepare, quantize_static
 from compress.quantization.targets import TARGETS, cpu_flags, resolve_target, weight_limit
+from compress.runtimes.onnxruntime import Session
 
 
 def test_targets_by_name(monkeypatch):

@@ -11,11 +11,11 @@ from compress.errors import QuantizationError, UnsupportedOperatorError
 from compress.evaluation.size import count_parameters, sparsity
 from compress.graph.folding import constant_array
 from compress.graph.module import GraphModule
-from compress.graph.runtime import Session
 from compress.pipeline.details import quantized_weights
 from compress.quantization import finishing, storage
 from compress.quantization.dynamic import quantize_dynamic
 from compress.quantization.static import quantize_static
+from compress.runtimes.onnxruntime import Session
 
 
 class Net(nn.Module):

@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.graph.folding import fold_constants
-from compress.graph.runtime import Session, weight_bytes
 from compress.quantization.dynamic import quantize_dynamic
+from compress.runtimes.onnxruntime import Session, weight_bytes
 
 RANDOM = np.random.default_rng(0)
 W = (RANDOM.normal(size=(48, 48)) / 7).astype(np.float32)

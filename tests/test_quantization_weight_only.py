@@ -14,8 +14,8 @@ import compress
 from cli.main import main
 from compress.errors import QuantizationError
 from compress.graph.module import GraphModule
-from compress.graph.runtime import Session
 from compress.quantization.weight_only import block_codes, block_scales, quantize_weight_only
+from compress.runtimes.onnxruntime import Session
 
 
 class Encoder(nn.Module):

@@ -8,7 +8,6 @@ from torch import nn
 
 import compress
 from compress.graph.folding import constant_array, stored_bytes
-from compress.graph.runtime import Session
 from compress.onnx_files import file_bytes, read_onnx, save_onnx
 from compress.quantization.budget import Bounds, quantize_within
 from compress.quantization.calibrated import Width
@@ -17,6 +16,7 @@ from compress.quantization.repairs.levels import Accuracy
 from compress.quantization.repairs.widths import fitting, narrow_bytes, rank_widths, widened
 from compress.quantization.sensitivity import compare_outputs
 from compress.quantization.static import calibrate_static, quantize_static
+from compress.runtimes.onnxruntime import Session
 
 LEVEL = Accuracy(("equalize", "round", "widths", "bias"), mixed_db=60.0)
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from compress.graph.exporting import to_graph
 from compress.graph.folding import infer_shapes
-from compress.graph.runtime import Session
 from compress.quantization.rescaling import carry
 from compress.quantization.static import fold_weights, quantize_static
+from compress.runtimes.onnxruntime import Session
 
 TOKENS, WIDTH, HEADS = 10, 32, 2
 

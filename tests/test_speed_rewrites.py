@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.graph.folding import fold_constants, infer_shapes
-from compress.graph.runtime import Session
 from compress.quantization.rewrites import (
     REWRITES,
     apply_rewrites,
@@ -26,6 +25,7 @@ from compress.quantization.rewrites import (
     spatial_mean,
 )
 from compress.quantization.rewrites.matching import keep_float
+from compress.runtimes.onnxruntime import Session
 
 X = np.linspace(-8, 8, 2 * 4 * 6 * 6, dtype=np.float32).reshape(2, 4, 6, 6)
 

@@ -5,8 +5,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from compress.graph.runtime import Session
 from compress.quantization.rewrites import apply_rewrites
+from compress.runtimes.onnxruntime import Session
 
 GENERATOR = np.random.default_rng(0)
 

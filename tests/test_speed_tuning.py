@@ -186,7 +186,7 @@ def test_the_tuned_file_is_int8_and_says_what_was_tried():
         expected = model.eval()(data[0]).numpy()
     before = [value.clone() for value in model.state_dict().values()]
     step = quantize_tuned(model, data, threads=1, budget_s=2.0)
-    from compress.graph.runtime import Session
+    from compress.runtimes.onnxruntime import Session
 
     (found,) = Session(step.model, threads=1).run(data[0])
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()

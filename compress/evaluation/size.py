@@ -23,8 +23,8 @@ from torch import nn
 from compress.batches import Batch, call, example_batch
 from compress.errors import ModelError
 from compress.evaluation.runners import Target, model_in, resized_batch
-from compress.graph.runtime import Session
 from compress.onnx_files import give_back, read_onnx
+from compress.runtimes.onnxruntime import Session
 from compress.state import evaluating, slow_attention
 
 # Operator → positions of the inputs that only describe numbers: scales and zero points.

@@ -13,7 +13,7 @@ from torch import Tensor
 from compress.batches import Batch
 from compress.errors import CompressError, InputError, ParityError, UnsupportedOperatorError
 from compress.graph.parity import Parity, compare
-from compress.graph.runtime import Session
+from compress.runtimes.onnxruntime import Session
 from compress.state import unlogged
 
 KNOWN_TO_WORK = 23  # where the exporter does not say

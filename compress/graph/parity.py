@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compress.batches import Batch, call, example_batch
 from compress.errors import ParityError
-from compress.graph.runtime import Session
+from compress.runtimes.onnxruntime import Session
 from compress.state import evaluating
 
 # Largest difference allowed, as a share of the output's largest value: float32 convolutions of

@@ -15,9 +15,9 @@ import onnx_ir as ir
 from compress.batches import Batch, example_batch
 from compress.evaluation.runners import resized_batch
 from compress.graph.folding import constant_array
-from compress.graph.runtime import Session
 from compress.onnx_files import give_back, give_back_all, read_onnx
 from compress.pipeline.layer_noise import layer_noise
+from compress.runtimes.onnxruntime import Session
 from compress.steps import Step
 
 RUNS = 15  # of the profiled session; the median of each node counts

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from compress.batches import Batch, read_batch
 from compress.evaluation.runners import resized_batch
-from compress.graph.runtime import Session
 from compress.onnx_files import read_onnx
+from compress.runtimes.onnxruntime import Session
 
 SAMPLES = 8
 SECONDS = 3.0  # after which no further sample is looked at

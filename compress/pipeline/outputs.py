@@ -119,8 +119,8 @@ class OutputFolder:
         Raises:
             ModelError: the runtime refuses the file, with its reason; nothing is left behind then.
         """
-        from compress.graph.runtime import Session
         from compress.onnx_files import save_onnx
+        from compress.runtimes.onnxruntime import Session
 
         path = save_onnx(graph, self.path / name)
         Session(path)

@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from compress.errors import CompressError, InputError, nearest
 from compress.escaping import terminal
-from compress.graph.runtime import VERSION, executed_operators
 from compress.onnx_files import read_onnx
 from compress.quantization.executed import runs_in_integers
 from compress.quantization.rules import RULES
 from compress.quantization.rules.layers import layers_of, name_of
 from compress.quantization.rules.rule import REFUSED, WRONG, Finding, broken
+from compress.runtimes.onnxruntime import VERSION, executed_operators
 from compress.runtimes.runtime import find_runtime
 from compress.taking import takes
 

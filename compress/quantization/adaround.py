@@ -28,10 +28,10 @@ from compress.graph.folding import consumers
 from compress.graph.naming import layer_of
 from compress.graph.operator_node import OperatorNode, Run
 from compress.graph.operators import OPERATORS
-from compress.graph.runtime import Session
 from compress.progress import track
 from compress.quantization.fake_quantize import WeightFakeQuantize
 from compress.quantization.qat import QuantizedGraph
+from compress.runtimes.onnxruntime import Session
 from compress.state import seeded
 from compress.steps import Change, Step
 from compress.taking import takes

@@ -12,13 +12,13 @@ import onnx_ir as ir
 
 from compress.batches import Batch
 from compress.graph.folding import constant_array, remove_unused
-from compress.graph.runtime import Session, with_outputs
 from compress.quantization.arithmetic import dequantize
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.calibration import all_rows
 from compress.quantization.finishing import finish
 from compress.quantization.naming import Namer
 from compress.quantization.weights import axis_of, codes_of, pairs_saturate_in
+from compress.runtimes.onnxruntime import Session, with_outputs
 
 OWN_SAMPLES = 8  # on which the error at a layer's own output is taken; its tensors may be large
 RUNS, SECONDS = 30, 3.0  # of timing

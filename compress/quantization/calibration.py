@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from compress.batches import Batch, read_batch
 from compress.errors import DataError
-from compress.graph.runtime import Session
 from compress.progress import track
 from compress.quantization.ranges.observer import Observer
+from compress.runtimes.onnxruntime import Session
 
 FETCH_BYTES = 96 << 20  # of activations held at a time
 

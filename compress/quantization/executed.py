@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from compress.batches import Batch, read_batch
 from compress.errors import CompressError
-from compress.graph.runtime import VERSION, Executed, Session, executed_operators
 from compress.quantization.calibration import all_rows
 from compress.quantization.kernels import HEAVY, MOVING, STORED
+from compress.runtimes.onnxruntime import VERSION, Executed, Session, executed_operators
 from compress.steps import Change, Step
 
 IN_INT8 = "runs in int8"

@@ -31,11 +31,11 @@ from compress.graph.exporting import to_graph
 from compress.graph.folding import constant_array, fold_constants, infer_shapes, remove_unused, values_of
 from compress.graph.naming import layer_of, matching_nodes
 from compress.graph.opset import opset_of
-from compress.graph.runtime import Session
 from compress.options import spelled_out
 from compress.quantization.calibration import all_rows, run_streaming, two_samples
 from compress.quantization.naming import Namer, name_everything
 from compress.quantization.options import HalfOptions
+from compress.runtimes.onnxruntime import Session
 from compress.steps import Change, Step
 from compress.taking import takes
 

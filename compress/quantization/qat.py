@@ -23,7 +23,6 @@ from compress.given import batches_of, model_of
 from compress.graph.folding import consumers
 from compress.graph.module import GraphModule, set_initializer
 from compress.graph.plan import Replacement, to_torch
-from compress.graph.runtime import Session
 from compress.options import spelled_out
 from compress.quantization.arithmetic import symmetric_scales
 from compress.quantization.fake_quantize import NO_BOUNDS, BiasFakeQuantize, FakeQuantize, WeightFakeQuantize
@@ -33,6 +32,7 @@ from compress.quantization.options import StaticOptions
 from compress.quantization.pairs import has_pairs
 from compress.quantization.static import fold_weights, quantize_static
 from compress.quantization.weights import LIMIT, bias_of, pairs_saturate_in, wants_of
+from compress.runtimes.onnxruntime import Session
 from compress.state import evaluating
 from compress.steps import Change, Step
 from compress.taking import takes

@@ -24,13 +24,13 @@ from compress.batches import Batch, first_batches, joined
 from compress.errors import DataError
 from compress.given import batches_of
 from compress.graph.naming import layer_of
-from compress.graph.runtime import Session
 from compress.options import spelled_out
 from compress.progress import track
 from compress.quantization.apart import own_noise, take_apart, times_saved
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.calibration import all_rows
 from compress.quantization.options import StaticOptions
+from compress.runtimes.onnxruntime import Session
 from compress.steps import Change
 
 

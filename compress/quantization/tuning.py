@@ -19,10 +19,10 @@ import onnx_ir as ir
 from compress.batches import example_batch
 from compress.errors import GateError, InputError, QuantizationError
 from compress.graph.folding import is_constant
-from compress.graph.runtime import Session
 from compress.progress import track
 from compress.quantization.kernels import HEAVY, LIGHT, ON_REQUEST, QUANTIZABLE
 from compress.quantization.rewrites import REWRITES
+from compress.runtimes.onnxruntime import Session
 from compress.steps import Change
 
 clock = time.perf_counter  # tests put their own here

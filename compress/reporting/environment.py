@@ -96,7 +96,7 @@ def default_threads() -> tuple[int | None, int | None]:
     try:
         import torch
 
-        from compress.graph import runtime
+        from compress.runtimes import onnxruntime as runtime
     except Exception:  # a broken installation fails in many ways
         return None, None
     return runtime.default_threads(), torch.get_num_threads()

@@ -85,7 +85,7 @@ class Runtime:
 
 RUNTIMES: Mapping[str, Runtime] = {
     "onnxruntime": Runtime(
-        "onnxruntime", "compress.graph.runtime", "onnxruntime", None, "ONNX Runtime, on every processor"
+        "onnxruntime", "compress.runtimes.onnxruntime", "onnxruntime", None, "ONNX Runtime, on every processor"
     ),
     "openvino": Runtime(
         "openvino", "compress.runtimes.openvino", "openvino", "openvino", "OpenVINO, fastest on x86 with VNNI or AMX"

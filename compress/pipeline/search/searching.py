@@ -14,7 +14,6 @@ from torch import nn
 
 from compress import state
 from compress.errors import InputError, OutputError
-from compress.graph.runtime import default_threads
 from compress.locking import claimed
 from compress.measures.opening import Measures, open_measures
 from compress.pipeline.gates import Gates
@@ -36,6 +35,7 @@ from compress.pipeline.search.study import Study, check_installed
 from compress.pipeline.search.workers import workers
 from compress.pipeline.search.writing import recipe_text
 from compress.reporting.report import Report
+from compress.runtimes.onnxruntime import default_threads
 from compress.taking import takes
 
 PRODUCTS = 0.2  # share of the weights

@@ -23,7 +23,6 @@ import onnx_ir as ir
 
 from compress.batches import Batch
 from compress.graph.folding import constant_array, is_constant, remove_unused
-from compress.graph.runtime import Session, with_outputs
 from compress.progress import track
 from compress.quantization.bias_correction import corrected_sites
 from compress.quantization.calibrated import Calibrated
@@ -33,6 +32,7 @@ from compress.quantization.naming import Namer
 from compress.quantization.placement import Site
 from compress.quantization.repairs.judge import Samples
 from compress.quantization.weights import bias_of, fold_bias, wants_of
+from compress.runtimes.onnxruntime import Session, with_outputs
 
 MOST = 48  # samples; means of more differ by less than a step
 ROWS = 16  # samples whose outputs of one layer are in memory

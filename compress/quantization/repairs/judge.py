@@ -14,8 +14,8 @@ from torch import Tensor
 
 from compress.batches import Batch, first_batches, joined
 from compress.errors import DataError
-from compress.graph.runtime import Session
 from compress.quantization.calibration import all_rows
+from compress.runtimes.onnxruntime import Session
 
 FEWEST = 32  # samples; with fewer, what is held back says little
 HELD_BACK = 4  # one sample of so many

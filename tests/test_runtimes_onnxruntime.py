@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from compress.errors import InputError, ModelError, UnsupportedOperatorError
-from compress.graph import runtime
 from compress.graph.exporting import export
-from compress.graph.runtime import Session, weight_bytes, with_outputs
 from compress.onnx_files import save_onnx
+from compress.runtimes import onnxruntime as runtime
+from compress.runtimes.onnxruntime import Session, weight_bytes, with_outputs
 
 
 @pytest.fixture(scope="module")
