@@ -31,6 +31,7 @@ COMMANDS = {
     "init": "cli.init",
     "quantize": "cli.quantize",
     "quickstart": "cli.quickstart",
+    "report": "cli.report",
     "run": "cli.run",
     "search": "cli.search",
     "sensitivity": "cli.sensitivity",

@@ -18,6 +18,7 @@ CSS = """
 .cr .card .bars { margin-top:10px; } .cr .card .bars span { color:inherit; }
 .cr .card { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:12px 14px; }
 .cr .card b { display:block; font-size:1.7rem; line-height:1.2; font-weight:650; font-variant-numeric:tabular-nums; }
+.cr .card b.small { font-size:1.15rem; }
 .cr .card span { color:var(--soft); font-size:.85rem; }
 .cr .scroll { overflow-x:auto; border:1px solid var(--line); border-radius:10px; background:var(--card); }
 .cr table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums; font-size:.92rem; }
@@ -53,10 +54,11 @@ CSS = """
   .cr .bars .name { grid-column:1/-1; margin-top:4px; } }
 @media (max-width: 600px) { .cr table.stacked thead { display:none; }
   .cr table.stacked, .cr table.stacked tbody{display:block;}
-  .cr table.stacked tr { display:grid; grid-template-columns:1fr 1fr; gap:2px 18px; padding:10px 12px; border-bottom:1px solid var(--line); }
+  .cr table.stacked tr { display:grid; grid-template-columns:repeat(2,minmax(0,1fr)); gap:2px 18px; padding:10px 12px; border-bottom:1px solid var(--line); }
   .cr table.stacked tr:last-child { border-bottom:0; }
-  .cr table.stacked td { display:flex; justify-content:space-between; border:0; padding:0; }
+  .cr table.stacked td { display:flex; justify-content:space-between; flex-wrap:wrap; border:0; padding:0; }
   .cr table.stacked td::before { content:attr(data-name); color:var(--soft); }
+  .cr table.stacked.one tr { grid-template-columns:1fr; }
   .cr table.stacked td:first-child { grid-column:1/-1; font-weight:600; overflow-wrap:anywhere; white-space:normal; }
   .cr table.stacked td:first-child::before { content:none; } }
 .cr ul.limits { list-style:none; padding-left:.2em; }

@@ -34,22 +34,23 @@ class Gate:
 
     @property
     def sentence(self) -> str:
-        limit = f"--{self.name} {self._words(self.limit)}"
+        limit = f"--{self.name} {self.words(self.limit)}"
         if self.passed is None:
             return f"{self.row}: {limit} is not judged: {self.unjudged}"
-        value = "not measured" if self.value is None else self._words(self.value)
+        value = "not measured" if self.value is None else self.words(self.value)
         verdict = "is within" if self.passed else "fails"
         if not self.measure or self.value is None:
             return f"{self.row}: {value} {verdict} {limit}"
         moved = "worse" if self.value > 0 else "better" if self.value < 0 else ""
-        change = f"{moved} by {self._words(abs(self.value))}" if moved else "as before"
+        change = f"{moved} by {self.words(abs(self.value))}" if moved else "as before"
         return f"{self.row}: {self.measure} {change}, which {verdict} {limit}"
 
     @property
     def mark(self) -> str:
         return "–" if self.passed is None else "✓" if self.passed else "✗"
 
-    def _words(self, value: float) -> str:
+    def words(self, value: float) -> str:
+        """A value of this limit's figure in its unit."""
         return table.size(value) or "" if self.unit == " bytes" else f"{value:.4g}{self.unit}"
 
     def as_dict(self) -> dict[str, Any]:
