@@ -159,4 +159,6 @@ def test_commands_run(page, workplace):
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         # The fixture's network is untrained, its timings are another machine's: gates may fail, nothing else.
-        assert done.returncode in ((0, 3) if re.search("--max-|--require-|--fail-if-worse", line) else (0,)), f"{line}\n{done.stderr}"
+        assert done.returncode in ((0, 3) if re.search("--max-|--require-|--fail-if-worse", line) else (0,)), (
+            f"{line}\n{done.stderr}"
+        )
