@@ -16,8 +16,13 @@ from typing import Any
 
 import click
 
-from compress.errors import CompressError, GateError, nearest, on_the_command_line
+from compress.errors import CompressError, GateError, InputError, nearest, on_the_command_line
 from compress.escaping import terminal
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 # Verb → the file that defines it. Imported on first use, so that `compress --help` stays quick.
 COMMANDS = {
@@ -42,6 +47,8 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 INTERNAL_ERROR = 1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 OUT_OF_MEMORY = "out of memory; use a smaller batch or fewer threads, or raise the limit of the process"
+LIBRARIES_BYTES = 700_000_000  # torch 600 MB, onnx and ONNX Runtime 100 MB, as VmPeak says with one thread
+NEARLY_ALL = 0.9  # of the address space allowed: the request that failed is not in the peak
 MEMORY_WORDS = (
     "bad_alloc",
     "bad allocation",
@@ -65,6 +72,8 @@ class Verbs(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        if not {"-h", "--help", "--help-all"} & set(ctx.args):
+            _check_address_space()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stopped:
@@ -120,7 +129,8 @@ def _answered(run: Any, arguments: list[str]) -> int:
     except CompressError as error:
         if _wants_traceback(arguments):
             traceback.print_exc()
-        return _say(str(error), error.exit_code)
+        also = f"; {OUT_OF_MEMORY}" if _reached_its_limit() else ""
+        return _say(f"{error}{also}", error.exit_code)
     except OSError as error:
         if error.errno == errno.EPIPE:  # `compress … | head`: the reader has left, which is no error of ours
             _drop_stdout()
@@ -180,13 +190,50 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Libraries in C++ say it each in its own words."""
+    """Libraries in C++ say it each in its own words, or not at all: then the limit that was reached tells."""
+    if _reached_its_limit():
+        return True
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, MemoryError) or any(words in str(seen).lower() for words in MEMORY_WORDS):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _address_space() -> int | None:
+    """The bytes of address space that this process may have; None without a limit."""
+    if resource is None:
+        return None
+    most: int = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if most == resource.RLIM_INFINITY else most
+
+
+def _check_address_space() -> None:
+    """Refuse a limit in which the libraries do not even load: there they end the process, each in its own way.
+
+    Raises:
+        InputError: names the limit.
+    """
+    most = _address_space()
+    if most is not None and most < LIBRARIES_BYTES:
+        raise InputError(
+            f"out of memory: this process may have {most / 1e6:.0f} MB of address space (ulimit -v) and the libraries "
+            f"alone take {LIBRARIES_BYTES / 1e6:.0f}; raise the limit"
+        )
+
+
+def _reached_its_limit() -> bool:
+    """Whether this process had, at its largest, all but a little of the address space that it may have (Linux)."""
+    most = _address_space()
+    if most is None:
+        return False
+    try:
+        status = Path("/proc/self/status").read_text()
+    except (OSError, MemoryError):
+        return False
+    peak = next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmPeak:")), 0)
+    return peak > NEARLY_ALL * most
 
 
 def _unexpected(error: BaseException, arguments: list[str]) -> int:

@@ -76,6 +76,27 @@ def test_what_the_users_own_code_raises_is_no_bug_of_ours(failing):
     assert result.exit_code == 2 and "Traceback" in result.stderr
 
 
+def test_an_error_of_any_kind_at_the_limit_of_memory_is_no_bug(failing, monkeypatch):
+    failing(SystemError("error return without exception set"))
+    assert invoke("doctor").exit_code == 1
+    monkeypatch.setattr(cli.main, "_address_space", lambda: 1 << 30)
+    monkeypatch.setattr(cli.main, "NEARLY_ALL", 0)
+    result = invoke("doctor")
+    assert result.exit_code == 2 and result.stderr == f"compress: error: {cli.main.OUT_OF_MEMORY}\n"
+    failing(InputError("ONNX Runtime refuses 'x'"))
+    assert invoke("doctor").stderr == f"compress: error: ONNX Runtime refuses 'x'; {cli.main.OUT_OF_MEMORY}\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of address space")
+def test_less_memory_than_the_libraries_take_is_said_at_once():
+    code = "import resource as r; r.setrlimit(r.RLIMIT_AS, (600_000_000,) * 2); from cli.main import main; main()"
+    ended = subprocess.run([sys.executable, "-c", code, "evaluate", "x"], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 2 and ended.stderr.startswith(
+        "compress: error: out of memory: this process may have 600 MB"
+    )
+    assert ended.stderr.count("\n") == 1
+
+
 def test_unknown_verb_and_option_name_the_nearest():
     result = invoke("quantise")
     assert result.exit_code == 2 and "did you mean 'quantize'?" in result.stderr

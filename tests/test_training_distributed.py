@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -100,11 +101,13 @@ def test_the_error_of_the_failing_process_is_raised(capfd):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_job():
+def test_a_killed_process_ends_the_job(tmp_path, monkeypatch):
     if available_processes() < 2:
         pytest.skip("needs two CPU cores")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(TrainingError, match=r"process 1 failed with exit code -9: Signal 9 \(SIGKILL\)"):
         launch(2, [WORKER, "fail-kill"])
+    assert not list(tmp_path.glob("torchelastic*"))  # the launcher's folder for logs
 
 
 def test_of_several_failures_the_cause_is_told():
@@ -115,6 +118,8 @@ def test_of_several_failures_the_cause_is_told():
     killed, ended = failure(-9, 101), failure(-15, 101)
     first, later = failure(1, 100, own=100.2), failure(1, 100, own=100.9)
     assert sorted([later, first, ended, killed], key=launching._order) == [killed, first, later, ended]
+    early = failure(-15, 100)  # the launcher's moments are whole seconds
+    assert sorted([early, first], key=launching._order) == [first, early]
 
 
 def test_more_processes_than_the_machine_has():

@@ -18,10 +18,12 @@ from typing import Any, NoReturn
 import torch
 
 from compress.errors import CompressError, InputError, TrainingError
+from compress.scratch import scratch_folder
 from compress.state import unlogged
 
 LAUNCHED = "COMPRESS_LAUNCHED"  # set in the processes that `launch` starts
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+KNOWN_CODES = (1, 2, 3, INTERRUPTED)  # what the command line promises; a process may leave with any
 
 
 def available_processes() -> int:
@@ -56,10 +58,11 @@ def launch(count: int, command: Sequence[str]) -> None:
         KeyboardInterrupt: Ctrl-C; the processes have been told, and ended.
     """
     check_nproc(count)
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logs = scratch_folder()  # the launcher would make one of its own and leave it
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -68,9 +71,10 @@ def launch(count: int, command: Sequence[str]) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=logs.name),
     )
     # Not logged: the launcher writes each failure as several lines of its own; ours is one.
-    with unlogged(), _environment(count):
+    with logs, unlogged(), _environment(count):
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
@@ -128,13 +132,14 @@ def _write_error_file(error: BaseException) -> None:
     Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
 
 
-def _order(failure: Any) -> tuple[bool, float]:
+def _order(failure: Any) -> tuple[int, float]:
     """Which failure came first. One that was killed could not note its moment, and what its end did to the others is
-    theirs to tell within milliseconds, so it goes before them; the launcher's own end of a process is SIGTERM."""
-    killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+    theirs to tell within milliseconds, so it goes before them; the launcher's own end of a process is SIGTERM, and its
+    moment in whole seconds may lie before the cause's, so it goes behind them."""
     message = failure.message
     moment = message["extraInfo"].get("time", failure.timestamp) if isinstance(message, dict) else failure.timestamp
-    return not killed, float(moment)
+    ended = failure.exitcode == -signal.SIGTERM
+    return 2 if ended else int(failure.exitcode > 0), float(moment)
 
 
 def _own_error(rank: int, exit_code: int, message: object) -> CompressError:
@@ -145,8 +150,9 @@ def _own_error(rank: int, exit_code: int, message: object) -> CompressError:
         text = str(message.get("message", "")).splitlines() or ["no message"]
         error = TrainingError(f"process {rank} failed: {text[0]}")
     else:
-        error = TrainingError(f"process {rank} failed with exit code {exit_code}: {message}")
-    error.exit_code = exit_code if exit_code > 0 else 1  # type: ignore[misc]
+        said = f": {message}" if exit_code < 0 else ", and left no word"  # the launcher's would be an address to read
+        error = TrainingError(f"process {rank} failed with exit code {exit_code}{said}")
+    error.exit_code = exit_code if exit_code in KNOWN_CODES else 1  # type: ignore[misc]
     return error
 
 
