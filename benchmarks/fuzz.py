@@ -280,7 +280,7 @@ def run_case(case: Case, folder: Path) -> Outcome:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _become(case.arguments, folder, writing)
+        become(case.arguments, folder, writing)
     os.close(writing)
     words = b""
     while part := os.read(reading, 65536):
@@ -292,7 +292,7 @@ def run_case(case: Case, folder: Path) -> Outcome:
     return Outcome(code, said, seconds, _why_lost(code, said, seconds, folder))
 
 
-def _become(arguments: list[str], folder: Path, writing: int) -> None:
+def become(arguments: list[str], folder: Path, writing: int) -> None:
     """In the child: the command, with stderr into the pipe; never returns."""
     code = 97
     try:
@@ -382,9 +382,6 @@ def main() -> int:
     parser.add_argument("--kind", choices=[*MUTATE, "options"])
     parser.add_argument("--case", type=int, help="this one alone, shown")
     options = parser.parse_args()
-    import torch
-
-    torch.set_num_threads(1)
     prepare()
     numbers = list(range(options.cases)) if options.case is None else [options.case]
     started = time.monotonic()
@@ -395,8 +392,12 @@ def main() -> int:
 
 
 def prepare() -> None:
-    """Import what the commands import, before the first fork."""
+    """Import what the commands import, before the first fork; one thread, which a fork survives."""
     import importlib
+
+    import torch
+
+    torch.set_num_threads(1)
 
     from cli.main import COMMANDS as KNOWN
 

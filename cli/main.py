@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import importlib
@@ -171,16 +172,35 @@ def _drop_stdout() -> None:
 
 @contextlib.contextmanager
 def _ended_like_ctrl_c() -> Iterator[None]:
-    """While a command runs, SIGTERM and SIGHUP unwind it as Ctrl-C does: temporary files go, locks too."""
+    """While a command runs, SIGTERM and SIGHUP unwind it as Ctrl-C does: temporary files go, locks too.
+
+    Python drops an exception that is raised in a finalizer, such as that of a temporary folder; a request to stop that
+    falls there is made again.
+    """
     before = {}
+    hook = sys.unraisablehook
+    again: list[threading.Timer] = []  # a moment later: now it would fall into the same finalizer
+
+    def told(dropped: Any) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            hook(dropped)
+            return
+        again.append(threading.Timer(0.01, _thread.interrupt_main))
+        again[-1].daemon = True
+        again[-1].start()
+
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # `nohup` stays in force
                 before[number] = signal.signal(number, _interrupt)
+        sys.unraisablehook = told
     try:
         yield
     finally:
+        sys.unraisablehook = hook
+        for timer in again:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -85,6 +86,30 @@ def test_an_error_of_any_kind_at_the_limit_of_memory_is_no_bug(failing, monkeypa
     assert result.exit_code == 2 and result.stderr == f"compress: error: {cli.main.OUT_OF_MEMORY}\n"
     failing(InputError("ONNX Runtime refuses 'x'"))
     assert invoke("doctor").stderr == f"compress: error: ONNX Runtime refuses 'x'; {cli.main.OUT_OF_MEMORY}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_is_not_lost_in_a_finalizer(monkeypatch, number):
+    reached = []
+
+    class Held:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            for _ in range(1000):  # Python acts on the signal here, and drops what that raises
+                pass
+
+    @click.command()
+    def command():
+        held = Held()
+        del held
+        reached.append(1)
+        time.sleep(5)
+        reached.append(2)
+
+    monkeypatch.setattr(cli.main.Verbs, "get_command", lambda self, ctx, name: command)
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    result = invoke("doctor")
+    assert (result.exit_code, reached) == (130, [1])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of address space")
