@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,9 @@ from cli.training_options import run_choices, teacher_of, training_options
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
 from compress.training.options import FinetuneOptions
+
+if TYPE_CHECKING:
+    from compress.pipeline.train import TrainChoices
 
 
 @click.command(
@@ -44,14 +47,14 @@ def command(
     teacher: str | None,
     report: tuple[Path, ...],
     settings: Settings,
-    **choices: Any,
+    run: TrainChoices,
 ) -> None:
     """Train MODEL on from its --weights (a .pt2 or .onnx file carries its own) and report it beside what it was."""
     from compress.pipeline.train import train
 
     master = teacher_of(source, distill, teacher)
     result = train(
-        source, data, output=output, options=options, teacher=master, finetune=True, settings=settings, **choices
+        source, data, output=output, options=options, teacher=master, finetune=True, settings=settings, **run
     )
     if result is not None:
         show(result, settings, report)

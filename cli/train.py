@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,9 @@ from cli.training_options import run_choices, teacher_of, training_options
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
 from compress.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from compress.pipeline.train import TrainChoices
 
 
 @click.command(
@@ -42,7 +45,7 @@ def command(
     teacher: str | None,
     report: tuple[Path, ...],
     settings: Settings,
-    **choices: Any,
+    run: TrainChoices,
 ) -> None:
     """Train MODEL and leave its weights, ONNX file, checkpoints and report in OUT.
 
@@ -52,6 +55,6 @@ def command(
     from compress.pipeline.train import train
 
     master = teacher_of(source, distill, teacher)
-    result = train(source, data, output=output, options=options, teacher=master, settings=settings, **choices)
+    result = train(source, data, output=output, options=options, teacher=master, settings=settings, **run)
     if result is not None:
         show(result, settings, report)

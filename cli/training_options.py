@@ -69,7 +69,14 @@ def from_file(path: Path | None) -> dict[str, Any]:
 
 
 def run_choices(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what a run needs beside its options: --resume, --nproc, --metric, --tensorboard, --device, --weights-format."""
+    """Add what a run needs beside its options, from --resume to --weights-format; the command receives `run: TrainChoices`."""
+
+    @functools.wraps(command)
+    def wrapper(**rest: Any) -> Any:
+        names = ("resume", "nproc", "metric", "tensorboard", "device", "weights_format")
+        return command(run={name: rest.pop(name) for name in names}, **rest)
+
+    decorated: Callable[..., Any] = wrapper
     decorators = [
         click.option("--resume", is_flag=True, help="Continue from OUT's last checkpoint."),
         click.option(
@@ -86,8 +93,8 @@ def run_choices(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--weights-format", default="pt", show_default=True, metavar="NAME", help="pt or safetensors."),
     ]
     for decorate in reversed(decorators):
-        command = decorate(command)
-    return command
+        decorated = decorate(decorated)
+    return decorated
 
 
 def teacher_of(source: ModelSource, distill: str | None, teacher: str | None) -> ModelSource | None:

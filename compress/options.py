@@ -5,11 +5,23 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from compress.errors import InputError, nearest
 
 Options = TypeVar("Options")
+
+
+class OnTheCommandLine(TypedDict, total=False):
+    """How a field looks as an option of a command; see `cli.fields.option_of`."""
+
+    metavar: str  # in the help, in place of the type
+    off: str  # the flag that switches a field off which is True by default: "per-tensor"
+    only_on: bool  # no --no-… form
+    pairs: bool  # K=V, repeatable
+    several: bool  # one number, or several with commas between them
+    commas: bool  # names with commas between them
+    words: tuple[str, ...]  # that may stand in place of a number
 
 
 def option(
@@ -20,12 +32,12 @@ def option(
     above: float | None = None,
     high: float | None = None,
     idle: Mapping[str, tuple[Any, ...]] | None = None,
-    **command: Any,
+    **command: Unpack[OnTheCommandLine],
 ) -> Any:
     """A field with its help text and its range: `low` and `high` belong to it, `above` does not.
 
     `idle` names other fields, each with the values beside which this one would change nothing: it is refused there.
-    `command` says how the option looks on the command line; see `cli.fields.option_of`.
+    `command` says how the option looks on the command line.
     """
     limits = {"low": low, "above": above, "high": high}
     metadata = {"help": text, **limits, "idle": idle or {}, **command}
@@ -41,7 +53,7 @@ def choice(
     *,
     or_own: bool = False,
     idle: Mapping[str, tuple[Any, ...]] | None = None,
-    **command: Any,
+    **command: Unpack[OnTheCommandLine],
 ) -> Any:
     """A field that takes one of `choices`; with `or_own` also the user's own, written module:function; `idle` as above."""
     metadata = {"help": text, "choices": choices, "or_own": or_own, "idle": idle or {}, **command}
@@ -126,7 +138,7 @@ def _check_effect(field: dataclasses.Field, options: Any, what: str) -> None:
         raise InputError(f"{what} option {name} changes nothing {beside}; leave it out")
 
 
-def spelled_out(kind: type[Options], options: Options | None, fields: Mapping[str, Any], verb: str) -> Options:
+def spelled_out(kind: type[Options], options: Options | None, fields: Mapping[str, object], verb: str) -> Options:
     """`options` (None: the defaults of `kind`) with the fields that the caller of `verb` spelled out put in.
 
     Raises:

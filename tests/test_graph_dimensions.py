@@ -10,6 +10,7 @@ from compress.evaluation.latency import benchmark
 from compress.graph.dimensions import Wanted
 from compress.graph.exporting import export
 from compress.graph.opset import newest_opset, opset_of
+from compress.pipeline.export import ExportOptions
 from compress.pipeline.export import export as export_job
 from compress.pipeline.inputs import ModelSource
 from compress.reporting.words import plain_words
@@ -126,7 +127,7 @@ def test_a_fixed_batch_is_compared_by_sample(tmp_path):
     network = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)).eval()
     source = ModelSource(network, input_shape=(2, 256))
     for name, options in (("free", {}), ("four", {"batch": 4}), ("one", {"batch": 1})):
-        export_job(source, output=tmp_path / f"{name}.onnx", **options)
+        export_job(source, output=tmp_path / f"{name}.onnx", options=ExportOptions(**options))
     assert Session(tmp_path / "four.onnx").input_shapes == ((4, 256),)
     assert Session(tmp_path / "one.onnx").input_shapes == ((1, 256),)
     files = {name: tmp_path / f"{name}.onnx" for name in ("free", "four", "one")}
@@ -139,7 +140,7 @@ def test_a_fixed_batch_is_compared_by_sample(tmp_path):
         "four takes batches of exactly 4; its latency is that of a run divided by 4, times 1" in w for w in words
     )
     with pytest.raises(InputError, match="exclude each other"):
-        export_job(source, output=tmp_path / "both.onnx", batch=1, dynamic="batch")
+        ExportOptions(batch=1, dynamic="batch")
 
 
 def test_reading():

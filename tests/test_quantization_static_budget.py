@@ -10,7 +10,7 @@ from compress.errors import DataError, QuantizationError
 from compress.graph.exporting import to_graph
 from compress.graph.folding import constant_array
 from compress.quantization.apart import take_apart
-from compress.quantization.budget import quantize_within
+from compress.quantization.budget import Budget, quantize_within
 from compress.quantization.sensitivity import compare_outputs, rank_layers
 from compress.quantization.static import calibrate_static, quantize_static
 from compress.runtimes.onnxruntime import Session
@@ -99,9 +99,8 @@ def test_the_budget_leaves_the_fewest_layers_in_float(case):
     whole = score(quantize_static(graph, data, layer_bits={bad: 4}, correct_bias=False, threads=1).model)
     one = score(quantize_static(graph, data, exclude=[bad], correct_bias=False, threads=1).model)
     assert one > whole
-    result = quantize_within(
-        graph, data, score, max_drop=1 - (whole + one) / 2, layer_bits={bad: 4}, correct_bias=False
-    )
+    budget = Budget(score, 1 - (whole + one) / 2)
+    result = quantize_within(graph, data, budget, layer_bits={bad: 4}, correct_bias=False)
     assert result.met and result.trials[0].float_layers == ()
     left = [change.layer for change in result.step.skipped if "left in float for accuracy" in change.reason]
     assert len(left) == 1 and result.score == score(result.step.model) == pytest.approx(one)
@@ -110,18 +109,17 @@ def test_the_budget_leaves_the_fewest_layers_in_float(case):
 
 def test_a_generous_budget_costs_one_trial(case):
     graph, data, _ = case
-    result = quantize_within(graph, data, fidelity(graph, data), max_drop=2.0, baseline=1.0, threads=1)
+    result = quantize_within(graph, data, Budget(fidelity(graph, data), 2.0, baseline=1.0), threads=1)
     assert result.met and len(result.trials) == 1 and result.ranking == ()
 
 
 def test_an_impossible_budget_returns_the_best_found(case):
     graph, data, _ = case
     score = fidelity(graph, data)
-    result = quantize_within(
-        graph, data, score, max_drop=0, baseline=2.0, max_float_layers=2, correct_bias=False, threads=1
-    )
+    budget = Budget(score, 0, baseline=2.0, max_float_layers=2)
+    result = quantize_within(graph, data, budget, correct_bias=False, threads=1)
     assert not result.met
     assert result.score == max(trial.score for trial in result.trials) == score(result.step.model)
     assert "outside the accuracy budget" in result.step.notes[-1]
     with pytest.raises(QuantizationError, match="max_drop must be 0 or more, not -1"):
-        quantize_within(graph, data, score, max_drop=-1)
+        Budget(score, -1)

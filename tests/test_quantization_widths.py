@@ -9,7 +9,7 @@ from torch import nn
 import compress
 from compress.graph.folding import constant_array, stored_bytes
 from compress.onnx_files import file_bytes, read_onnx, save_onnx
-from compress.quantization.budget import Bounds, quantize_within
+from compress.quantization.budget import Bounds, Budget, quantize_within
 from compress.quantization.calibrated import Width
 from compress.quantization.repairs.judge import Judge, Samples, take_samples
 from compress.quantization.repairs.levels import Accuracy
@@ -119,7 +119,7 @@ def test_a_drop_is_met_by_wider_weights_before_any_layer_goes_back_to_float(case
     score = fidelity(graph, data)
     narrow, wide = (score(quantize_static(graph, data, weight_bits=bits, threads=1).model) for bits in (4, 8))
     allowed = 1 - (narrow + 3 * wide) / 4
-    found = quantize_within(graph, data, score, max_drop=allowed, baseline=1.0, weight_bits=4, threads=1)
+    found = quantize_within(graph, data, Budget(score, allowed, baseline=1.0), weight_bits=4, threads=1)
     (chosen,) = [
         change for change in found.step.changes if change.action == "tried for the budget" and not change.skipped
     ]
@@ -136,14 +136,13 @@ def test_no_trial_is_larger_than_the_file_may_be_and_a_speed_that_is_not_there_i
     graph, data = case
     narrow, wide = (file_bytes(quantize_static(graph, data, weight_bits=bits, threads=1).model) for bits in (4, 8))
     bounds = Bounds(max_bytes=(narrow + wide) // 2)
-    found = quantize_within(
-        graph, data, fidelity(graph, data), max_drop=0.0, baseline=1.0, bounds=bounds, weight_bits=4, threads=1
-    )
+    budget = Budget(fidelity(graph, data), 0.0, baseline=1.0, bounds=bounds)
+    found = quantize_within(graph, data, budget, weight_bits=4, threads=1)
     assert not found.met and len(found.trials) > 1
     assert all(trial.bytes <= bounds.max_bytes for trial in found.trials)
     assert found.score == max(trial.score for trial in found.trials)
     slow = Bounds(min_speedup=3.0, speedup=lambda candidate: 1.5)
-    found = quantize_within(graph, data, fidelity(graph, data), max_drop=0.5, baseline=1.0, bounds=slow, threads=1)
+    found = quantize_within(graph, data, Budget(fidelity(graph, data), 0.5, baseline=1.0, bounds=slow), threads=1)
     assert not found.met and "1.50× as fast as float" in found.step.notes[-1]
 
 

@@ -75,13 +75,13 @@ def compare(
     return Parity(labels[worst], difference, scale, tolerance, {n: row[0] for n, row in zip(labels, rows)})
 
 
-def check_parity(first: Form, second: Form, inputs: Any, **options: Any) -> Parity:
+def check_parity(first: Form, second: Form, inputs: Any, *, output_names: Sequence[str] | None = None) -> Parity:
     """Like `compare`, but two models that differ are an error.
 
     Raises:
         ParityError: names the worst output and the largest difference.
     """
-    parity = compare(first, second, inputs, **options)
+    parity = compare(first, second, inputs, output_names=output_names)
     if not parity.agrees:
         raise ParityError(
             f"output {parity.output!r} differs by up to {parity.difference:.3g} between the two models "

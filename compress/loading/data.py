@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -28,6 +28,18 @@ from compress.taking import takes
 
 PARTS = ("train", "calibration", "test")
 _FACTORY_PARTS = {"train": "train", "calibration": "calibration", "test": "test", "val": "test", "validation": "test"}
+
+
+class LoaderKeywords(TypedDict, total=False):
+    """What `Data.loader` hands on to torch's DataLoader."""
+
+    timeout: float
+    worker_init_fn: Callable[[int], None] | None
+    multiprocessing_context: Any
+    prefetch_factor: int | None
+    persistent_workers: bool
+    pin_memory_device: str
+    in_order: bool
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class Data:
         sampler: Sampler | Iterable | None = None,
         limit: int | None = None,
         augment: Augmentation | Mapping[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[LoaderKeywords],
     ) -> DataLoader:
         """Return a DataLoader over one part, to be iterated as often as wanted.
 
@@ -88,9 +100,8 @@ class Data:
         if augment is not None:
             augment = Augmentation(**augment) if isinstance(augment, Mapping) else augment
             collate = AugmentingCollate(augment, seed, collate or default_collate)
-        return _Loader(
+        loader = _Loader(
             dataset,
-            label=f"the {part} part of data {self.name!r}",
             batch_size=batch_size,
             shuffle=shuffle and sampler is None,
             sampler=sampler,
@@ -101,6 +112,8 @@ class Data:
             generator=torch.Generator().manual_seed(seed),
             **options,
         )
+        loader.label = f"the {part} part of data {self.name!r}"
+        return loader
 
     def part(self, name: str) -> Dataset:
         """Return a part by name.
@@ -136,9 +149,7 @@ class Data:
 class _Loader(DataLoader):
     """A loader that says in one line which data failed: a data set of the user's own may raise anything."""
 
-    def __init__(self, dataset: Dataset, *, label: str, **options: Any) -> None:
-        super().__init__(dataset, **options)
-        self.label = label
+    label = "the data"
 
     def __iter__(self) -> Any:
         return self._told(super().__iter__())  # begun here, not at the first batch: it draws from the generator

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from compress.loading.models import LoadedModel
 from compress.loading.preprocessing import Preprocessing, from_image_processor
 from compress.state import unlogged
 
+Found = TypeVar("Found")
 WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -52,7 +53,7 @@ def build(source: str, arguments: Mapping[str, Any]) -> LoadedModel:
     """
     transformers = _library(source)
     _check_folder(source)
-    config = _quietly(source, transformers.AutoConfig.from_pretrained, source)
+    config = _quietly(source, lambda: transformers.AutoConfig.from_pretrained(source))
     named = (config.architectures or [""])[0]
     ending = next((ending for ending in AUTO_CLASSES if named.endswith(ending)), None)
     if ending is None:
@@ -63,9 +64,8 @@ def build(source: str, arguments: Mapping[str, Any]) -> LoadedModel:
     if getattr(config, "use_cache", None):
         config.use_cache = False  # a graph has no state between calls
     kind = getattr(transformers, AUTO_CLASSES[ending])
-    model, told = _quietly(
-        source, kind.from_pretrained, source, config=config, dtype=torch.float32, output_loading_info=True, **arguments
-    )
+    keywords = {"config": config, "dtype": torch.float32, "output_loading_info": True, **arguments}
+    model, told = _quietly(source, lambda: kind.from_pretrained(source, **keywords))
     missing = sorted(told.get("missing_keys", ()))
     notes = (
         (f"{len(missing)} weights are not in {source!r} and are random: {', '.join(missing[:3])}",) if missing else ()
@@ -92,7 +92,7 @@ def open_tokenizer(source: str) -> Any:
     path = Path(source)
     if path.is_dir() and not any((path / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(f"{source!r} holds no tokenizer ({', '.join(_TOKENIZER_FILES[:2])}); save it there too")
-    return _quietly(source, transformers.AutoTokenizer.from_pretrained, source)
+    return _quietly(source, lambda: transformers.AutoTokenizer.from_pretrained(source))
 
 
 def _preprocessing(source: str) -> Preprocessing | None:
@@ -143,14 +143,14 @@ def _check_folder(source: str) -> None:
         raise ModelError(f"{source!r} holds a config but no weights ({WEIGHTS[0]}); save the model there again")
 
 
-def _quietly(source: str, call: Any, *arguments: Any, **options: Any) -> Any:
+def _quietly(source: str, call: Callable[[], Found]) -> Found:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         with unlogged():
-            return call(*arguments, **options)
+            return call()
     except Exception as error:  # damaged files, ids that are not there, no network: each raises its own
         raise ModelError(f"hf:{source} cannot be loaded: {first_line(error)}; check the folder or the id") from error
     finally:

@@ -16,7 +16,7 @@ from compress.graph.folding import stored_bytes
 from compress.measures import deciding
 from compress.measures.opening import Measures
 from compress.pipeline.job import Job
-from compress.quantization.budget import Bounds, quantize_within
+from compress.quantization.budget import Bounds, Budget, quantize_within
 from compress.quantization.options import StaticOptions
 from compress.quantization.repairs.levels import resolve_accuracy
 from compress.quantization.repairs.passes import ENOUGH_DB
@@ -60,19 +60,15 @@ def quantize_to_budget(graph: ir.Model, job: Job, options: StaticOptions) -> Ste
     if before is None or decides is None or reason:
         return only_checked(quantize_static(graph, calibration, options, threads=threads), reason)
     bounds = Bounds(job.limits.max_size, job.limits.require_speedup, lambda candidate: _speedup(graph, candidate, job))
-    found = quantize_within(
-        graph,
-        calibration,
+    budget = Budget(
         lambda candidate: deciding.score(measure(candidate)),
-        max_drop=limit.allowed(decides),
+        limit.allowed(decides),
         baseline=deciding.score(before),
         measure=decides,
         scored_on=f"{counted(before).replace(' ', ' calibration ', 1)} (the test part had no say)",
         bounds=bounds,
-        options=options,
-        threads=threads,
     )
-    return found.step
+    return quantize_within(graph, calibration, budget, options, threads=threads).step
 
 
 def _speedup(graph: ir.Model, candidate: ir.Model, job: Job) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,45 @@ from compress.reporting.environment import describe
 from compress.reporting.report import Report
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the ONNX file shall be like; `dynamic` and `opset` are those of `compress.export`.
+
+    Raises:
+        InputError: a dimension or an opset that cannot be; a fixed batch beside dynamic dimensions.
+    """
+
+    dynamic: Any = None
+    batch: int | None = None  # fixes the batch, and with it every other size
+    static_batch: bool = False  # fixes the batch to that of the example
+    opset: int | None = None
+    check: bool = True  # against PyTorch
+
+    def __post_init__(self) -> None:
+        if self.batch is not None and self.dynamic is not None:
+            raise InputError(
+                "a fixed batch (--batch) and dynamic dimensions (--dynamic) exclude each other; give one of them"
+            )
+        Wanted.of(self.dynamic)
+        check_opset(self.opset)
+
+
 def export(
     model: ModelSource | Any,
     data: DataSource | Any = None,
     *,
     output: Output | str | Path,
-    dynamic: Any = None,
-    dynamic_batch: bool = True,
-    batch: int | None = None,
-    opset: int | None = None,
-    check: bool = True,
+    options: ExportOptions | None = None,
     settings: Settings | None = None,
 ) -> Report:
     """Export a model to `output` (a .onnx file); parity with PyTorch is checked on real inputs where there is data.
-
-    `batch` fixes the batch, and with it every other size; `dynamic` and `opset` are those of `compress.export`.
 
     Raises:
         InputError: the output is not named .onnx, or the model is an ONNX file already.
         OutputError: the output exists, or cannot be written.
         ExportError, ParityError: see `compress.export`.
     """
-    settings, output = settings or Settings(), Output.of(output)
+    settings, output, options = settings or Settings(), Output.of(output), options or ExportOptions()
     if output.path.is_dir():
         raise OutputError(
             f"output {str(output.path)!r} is a folder; name a file such as -o {output.path / 'model.onnx'}"
@@ -52,14 +69,8 @@ def export(
             f"output {str(output.path)!r} does not end in .onnx; name it -o {output.path.with_suffix('.onnx')}"
         )
     output.check()
-    if batch is not None and dynamic is not None:
-        raise InputError(
-            "a fixed batch (--batch) and dynamic dimensions (--dynamic) exclude each other; give one of them"
-        )
-    Wanted.of(dynamic)
-    check_opset(opset)
     opened = open_inputs(model, data, settings)
-    inputs = opened.inputs if batch is None else resized_batch(opened.inputs, batch)
+    inputs = opened.inputs if options.batch is None else resized_batch(opened.inputs, options.batch)
     if opened.loaded.kind == "onnx":
         raise InputError(f"{opened.name!r} is an ONNX file already; `compress quantize` takes it as it stands")
     with claimed(output.path), state.threads(settings.threads):
@@ -68,10 +79,10 @@ def export(
             opened.model,
             inputs,
             path=output.path,
-            dynamic=dynamic,
-            dynamic_batch=dynamic_batch and batch is None,
-            opset=opset,
-            check=check,
+            dynamic=options.dynamic,
+            dynamic_batch=not options.static_batch and options.batch is None,
+            opset=options.opset,
+            check=options.check,
             threads=settings.threads,
             overwrite=output.overwrite,
         )

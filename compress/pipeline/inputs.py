@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,8 +107,8 @@ class Opened:
         """What the user should know of the model and the data before reading any figure."""
         return (*self.loaded.notes, *(self.data.notes if self.data is not None else ()))
 
-    def loader(self, part: str, **options: Any) -> DataLoader:
-        """Return the loader of one part of the data; say what is missing where there is none.
+    def loader(self, part: str, *, batch_size: int | None = None, sampler: Iterable[int] | None = None) -> DataLoader:
+        """Return the loader of one part of the data, in batches of the source's size where no other is given.
 
         Raises:
             InputError: no data was given.
@@ -119,7 +119,8 @@ class Opened:
             raise InputError(
                 f"this needs data for its {part} part; give it with --data, such as imagefolder:DIR, FILE.npz or mnist5k"
             )
-        return data.loader(part, **{"batch_size": self.batch_size, "seed": self.seed, **options})
+        size = self.batch_size if batch_size is None else batch_size
+        return data.loader(part, batch_size=size, seed=self.seed, sampler=sampler)
 
     @property
     def test(self) -> DataLoader | None:

@@ -8,7 +8,7 @@ import pickle
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
@@ -57,6 +57,20 @@ class TrainJob:
     settings: Settings
     folder: Path | None = None  # where checkpoints and curves are kept until the result is whole
     metric: Any = None
+
+
+class TrainChoices(TypedDict, total=False):
+    """The keywords of `train` that `finetune` takes as well."""
+
+    options: TrainOptions | None
+    teacher: ModelSource | Any | None
+    resume: bool
+    tensorboard: bool
+    nproc: int
+    device: str
+    weights_format: str
+    metric: Any
+    settings: Settings | None
 
 
 @takes()
@@ -124,7 +138,7 @@ def train(
 
 
 def finetune(
-    model: ModelSource | Any, data: DataSource | Any, *, output: Output | str | Path, **choices: Any
+    model: ModelSource | Any, data: DataSource | Any, *, output: Output | str | Path, **choices: Unpack[TrainChoices]
 ) -> Report | None:
     """Train a model on from its weights and report it beside what it was; `choices` are those of `train`.
 

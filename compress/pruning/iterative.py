@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from compress.pruning.masks import MaskRequest, check_masks, make_permanent, mas
 from compress.pruning.prune import healed, prune_channels
 from compress.pruning.reconstruction import FITTED, fitted_note
 from compress.pruning.removal import Reference, Removal, Stage, beyond_target, composed, count_notes, counts
-from compress.pruning.request import PruneRequest
+from compress.pruning.request import PruneFields, PruneRequest
 from compress.pruning.schedule import next_fraction, schedule
 from compress.pruning.selection import widths
 from compress.pruning.surgery import kept_outputs
@@ -35,7 +35,7 @@ def prune_iteratively(
     schedule_kind: str = "agp",
     steps: int = 5,
     between: Between | None = None,
-    **fields: Any,
+    **fields: Unpack[PruneFields],
 ) -> Step:
     """Prune to the request's amount in `steps` steps; `between` fine-tunes after each of them.
 

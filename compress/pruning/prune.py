@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from compress.pruning.healing import Kept, heal
 from compress.pruning.masks import MaskRequest, mask_weights
 from compress.pruning.reconstruction import reconstructed
 from compress.pruning.removal import Reference, Removal, Stage, composed, remove_channels
-from compress.pruning.request import PruneRequest
+from compress.pruning.request import PruneFields, PruneRequest
 from compress.pruning.surgery import kept_outputs
 from compress.steps import Step
 from compress.taking import takes
@@ -35,7 +35,7 @@ def prune(
     module: nn.Module,
     example_inputs: Any = None,
     request: PruneRequest | None = None,
-    **fields: Any,
+    **fields: Unpack[PruneFields],
 ) -> Step:
     """Remove channels (the default), whole blocks, or mask weights: return a pruned copy of the module.
 
@@ -101,7 +101,7 @@ def prune_channels(
     *,
     stage: Stage | None = None,
     analysis: Analysis | None = None,
-    **fields: Any,
+    **fields: Unpack[PruneFields],
 ) -> Removal:
     """Remove channels, really: a copy with smaller layers, and what went by its labels.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
@@ -103,3 +103,28 @@ class PruneRequest:
         for name, default in defaults.items():
             if getattr(self, name) != default:
                 raise PruningError(f"{name} {getattr(self, name)!r} {why}")
+
+
+class PruneFields(TypedDict, total=False):
+    """The fields of `PruneRequest` as the keywords of a call, so that a type checker knows them too."""
+
+    amount: float
+    target: str
+    method: str | Callable[[Tensor], Tensor]
+    scope: str
+    round_to: int | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    data: Iterable[Any] | None
+    loss: Callable[[Any, Any], Tensor] | None
+    latency: Callable[[nn.Module], float] | None
+    reconstruct: bool
+    heal_s: float
+    heal_steps: int | None
+    unlabelled: Iterable[Any] | None
+    bake: bool
+    seed: int
+    remove_channels: bool
+    n: float
+    dim: int
+    permanent: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from compress.options import spelled_out
 from compress.pruning.amounts import check_amounts
 from compress.pruning.analysis import Analysis, analysed
 from compress.pruning.prune import check_module, prune, prune_channels
-from compress.pruning.request import PruneRequest
+from compress.pruning.request import PruneFields, PruneRequest
 from compress.steps import Step
 from compress.taking import takes
 
@@ -27,7 +27,7 @@ def prune_sizes(
     example_inputs: Any,
     amounts: Sequence[float],
     request: PruneRequest | None = None,
-    **fields: Any,
+    **fields: Unpack[PruneFields],
 ) -> dict[float, Step]:
     """Prune one network to several amounts; each result is what `prune` gives for that amount alone.
 

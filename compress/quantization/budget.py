@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import onnx_ir as ir
 from torch import nn
@@ -26,7 +26,7 @@ from compress.measures.figure import HIGHER, amount, shown
 from compress.onnx_files import file_bytes
 from compress.options import spelled_out
 from compress.quantization.calibrated import Calibrated
-from compress.quantization.options import StaticOptions
+from compress.quantization.options import StaticFields, StaticOptions
 from compress.quantization.repairs.judge import take_samples
 from compress.quantization.repairs.widths import rank_widths, widened
 from compress.quantization.sensitivity import LayerError, rank_layers
@@ -42,6 +42,31 @@ class Bounds:
     max_bytes: int | None = None
     min_speedup: float | None = None
     speedup: Callable[[ir.Model], float] | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be lost, of which score, and what it is looked for with.
+
+    Raises:
+        QuantizationError: a negative `max_drop`.
+    """
+
+    score: Callable[[ir.Model], float]  # measures one graph, higher is better (top-1 of held-out samples, in [0, 1])
+    max_drop: float  # in the unit of `score`; 0.01 is one point of top-1
+    baseline: float | None = None  # the float graph's score; measured where it is None
+    max_float_layers: int | None = None  # never leave more than these in float; None: as many as it takes
+    ranking_samples: int = 64  # of the calibration data, that layers are ranked on
+    # The figure that is scored, for the note: name, unit, which way is better (where less is, the score is its negative).
+    measure: Measure | None = None  # None: a fraction, shown in %
+    scored_on: str = "the samples scored"  # what `score` looks at, for the note
+    bounds: Bounds = Bounds()  # size and speed of the file, which are solved for together with the drop
+
+    def __post_init__(self) -> None:
+        if self.max_drop < 0:
+            raise QuantizationError(
+                f"max_drop must be 0 or more, not {self.max_drop}; it is a loss, in the unit of the score"
+            )
 
 
 @dataclass(frozen=True)
@@ -89,69 +114,53 @@ class BudgetResult:
 def quantize_within(
     model: nn.Module | ir.Model | str | Path,
     calibration: Iterable[Any],
-    score: Callable[[ir.Model], float],
-    *,
-    max_drop: float,
-    baseline: float | None = None,
-    max_float_layers: int | None = None,
-    ranking_samples: int = 64,
-    measure: Measure | None = None,
-    scored_on: str = "the samples scored",
-    bounds: Bounds | None = None,
+    budget: Budget,
     options: StaticOptions | None = None,
+    *,
     example_inputs: Any = None,
     threads: int | None = None,
-    **fields: Any,
+    **fields: Unpack[StaticFields],
 ) -> BudgetResult:
-    """Quantize to int8 with as few layers in float as keep `score` within `max_drop` of the float graph's.
+    """Quantize to int8 with as few layers in float as keep the score within the budget.
 
     Args:
-        calibration: as for `quantize_static`; the ranking uses its first `ranking_samples` samples.
-        score: measures one graph, higher is better (top-1 of held-out samples, in [0, 1]).
-        max_drop: in the unit of `score`; 0.01 is one point of top-1.
-        baseline: the float graph's score; measured where it is None.
-        max_float_layers: never leave more than these in float; None: as many as it takes.
-        measure: the float graph's figure that is scored, for the note: its name, its unit, which way is better (where
-            less is, the score is its negative). Default: a fraction, shown in %.
-        scored_on: what `score` looks at, for the note.
-        bounds: size and speed of the file, which are solved for together with the drop.
+        calibration: as for `quantize_static`; the ranking uses its first samples.
+        budget: the score, what may be lost of it, and what else the file must hold.
         options, fields: as for `quantize_static`, with its `fold_weights` left as it is.
 
     Returns:
         BudgetResult: where no count of layers is inside, its step is that of the best score found, and `met` is False.
 
     Raises:
-        QuantizationError: a negative `max_drop`; otherwise as `quantize_static`.
+        QuantizationError: as `quantize_static`.
     """
-    if max_drop < 0:
-        raise QuantizationError(f"max_drop must be 0 or more, not {max_drop}; it is a loss, in the unit of the score")
     calibration = batches_of(calibration)
     options = spelled_out(StaticOptions, options, fields, "quantize_within")
     calibrated, rewritten = calibrate_static(
         model, calibration, options, example_inputs=example_inputs, threads=threads
     )
-    bounds = bounds or Bounds()
-    search = _Search(calibrated, score, bounds.max_bytes)
-    reference = score(calibrated.graph) if baseline is None else baseline
-    needed = reference - max_drop - 1e-9
+    bounds = budget.bounds
+    search = _Search(calibrated, budget.score, bounds.max_bytes)
+    reference = budget.score(calibrated.graph) if budget.baseline is None else budget.baseline
+    needed = reference - budget.max_drop - 1e-9
     ranking: tuple[LayerError, ...] = ()
     first = search.tried((), ())
     if first.score < needed and search.fits(first):  # whatever is tried then makes the file larger
         wide = search.fewest([((), wide) for wide in _prefixes(_narrow(calibrated, calibration, threads))], needed)
         if not any(trial.score >= needed for trial in search.trials.values()):
-            ranking = rank_layers(calibrated, calibration, samples=ranking_samples, threads=threads)
-            worst = [item.node for item in ranking][:max_float_layers]
+            ranking = rank_layers(calibrated, calibration, samples=budget.ranking_samples, threads=threads)
+            worst = [item.node for item in ranking][: budget.max_float_layers]
             search.fewest([(floats, wide) for floats in _prefixes(worst)], needed)
     best = search.best(needed)
     step = search.step_of(best)
     fast = None if bounds.min_speedup is None or bounds.speedup is None else bounds.speedup(step.model)
     fits = search.fits(best) and (fast is None or fast >= (bounds.min_speedup or 0))
     trials = tuple(search.trials.values())
-    told = [trial.as_change(trial is best, _shown(trial.score, measure)) for trial in trials]
+    told = [trial.as_change(trial is best, _shown(trial.score, budget.measure)) for trial in trials]
     alone = [item.as_change() for item in ranking]
     changes = (*rewritten, *_explained(step.changes, best, ranking), *(told if len(told) > 1 else ()), *alone)
-    result = BudgetResult(replace(step, changes=changes), reference, best.score, max_drop, trials, ranking, fits)
-    note = _note(result, best, measure, scored_on)
+    result = BudgetResult(replace(step, changes=changes), reference, best.score, budget.max_drop, trials, ranking, fits)
+    note = _note(result, best, budget)
     if not fits:
         speed = "" if fast is None else f", {fast:.2f}× as fast as float"
         note += f"; but not within the size and the speed asked for ({best.bytes:,} bytes{speed})"
@@ -262,9 +271,9 @@ def _explained(changes: tuple[Change, ...], best: Trial, ranking: tuple[LayerErr
     ]
 
 
-def _note(result: BudgetResult, best: Trial, measure: Measure | None, scored_on: str) -> str:
+def _note(result: BudgetResult, best: Trial, budget: Budget) -> str:
     verdict = "inside" if result.met else "outside"
-    name, unit, sign = "", "%", 1
+    name, unit, sign, measure = "", "%", 1, budget.measure
     if measure is not None:
         name, unit, sign = f"{measure.name} ", measure.unit, 1 if measure.better == HIGHER else -1
     figures = f"{name}{shown(sign * result.score, unit)} against {shown(sign * result.baseline, unit)} in float"
@@ -272,6 +281,6 @@ def _note(result: BudgetResult, best: Trial, measure: Measure | None, scored_on:
     names = [item.layer for item in result.ranking if item.node in best.float_layers]
     listed = f" ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else ""
     return (
-        f"{verdict} the accuracy budget on {scored_on}: {figures}, {allowed} allowed; "
+        f"{verdict} the accuracy budget on {budget.scored_on}: {figures}, {allowed} allowed; "
         f"layers left in float for it: {len(names)}{listed}; variants tried: {len(result.trials)}"
     )

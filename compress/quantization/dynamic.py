@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import onnx_ir as ir
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from compress.onnx_files import give_back
 from compress.options import spelled_out
 from compress.quantization.dynamic_operators import FLOAT16, INT8, SMALLEST_ELEMENTS, Refused, Rewriter
 from compress.quantization.naming import Namer, name_everything
-from compress.quantization.options import DynamicOptions
+from compress.quantization.options import DynamicFields, DynamicOptions
 from compress.quantization.storage import narrow_codes, store_in_four_bits
 from compress.quantization.targets import Target, resolve_target
 from compress.quantization.weights import TARGET
@@ -41,7 +41,7 @@ def quantize_dynamic(
     options: DynamicOptions | None = None,
     *,
     example_inputs: Sequence[Tensor] | Tensor | None = None,
-    **fields: Any,
+    **fields: Unpack[DynamicFields],
 ) -> Step:
     """Quantize the weights of linear, recurrent and embedding layers; no calibration data is needed.
 

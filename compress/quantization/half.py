@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import onnx
@@ -34,7 +34,7 @@ from compress.graph.opset import opset_of
 from compress.options import spelled_out
 from compress.quantization.calibration import all_rows, run_streaming, two_samples
 from compress.quantization.naming import Namer, name_everything
-from compress.quantization.options import HalfOptions
+from compress.quantization.options import HalfFields, HalfOptions
 from compress.runtimes.onnxruntime import Session
 from compress.steps import Change, Step
 from compress.taking import takes
@@ -69,7 +69,7 @@ def quantize_float16(
     *,
     example_inputs: Any = None,
     threads: int | None = None,
-    **fields: Any,
+    **fields: Unpack[HalfFields],
 ) -> Step:
     """Let a model compute in float16 wherever half precision holds what it computes.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from compress.errors import QuantizationError, nearest
 from compress.quantization.observers import RangeMethod, resolve_ranges
@@ -48,6 +48,23 @@ class StaticOptions:
             weight_limit(bits)
 
 
+class StaticFields(TypedDict, total=False):
+    """The fields of `StaticOptions` as the keywords of a call, so that a type checker knows them too."""
+
+    target: str | Target
+    ranges: str | RangeMethod
+    per_channel: bool
+    runtime: str
+    weight_bits: int
+    layer_bits: Mapping[str, int]
+    op_types: Collection[str] | None
+    exclude: Collection[str]
+    rewrites: Collection[str] | None
+    correct_bias: bool
+    accuracy: str | Accuracy
+    fold_weights: bool
+
+
 @dataclass(frozen=True)
 class DynamicOptions:
     """How `quantize_dynamic` stores weights: activations are quantized as each input comes."""
@@ -70,6 +87,16 @@ class DynamicOptions:
             raise QuantizationError(
                 f"weight_bits {self.weight_bits} goes with weight_type int8, not {self.weight_type}; leave one of them out"
             )
+
+
+class DynamicFields(TypedDict, total=False):
+    """The fields of `DynamicOptions` as the keywords of a call, so that a type checker knows them too."""
+
+    weight_type: str
+    op_types: Collection[str] | None
+    exclude: Collection[str]
+    target: str | Target
+    weight_bits: int
 
 
 def check_runtime(name: str) -> None:
@@ -97,6 +124,15 @@ class WeightOnlyOptions:
             raise QuantizationError(f"block must be a power of two from 16, not {self.block}; 32 is usual")
 
 
+class WeightOnlyFields(TypedDict, total=False):
+    """The fields of `WeightOnlyOptions` as the keywords of a call, so that a type checker knows them too."""
+
+    bits: int
+    block: int
+    exclude: Collection[str]
+    tables: bool
+
+
 @dataclass(frozen=True)
 class HalfOptions:
     """How `quantize_float16` makes a graph compute in half precision."""
@@ -105,6 +141,12 @@ class HalfOptions:
 
     def __post_init__(self) -> None:
         _as_tuple(self, "exclude")
+
+
+class HalfFields(TypedDict, total=False):
+    """The fields of `HalfOptions` as the keywords of a call, so that a type checker knows them too."""
+
+    exclude: Collection[str]
 
 
 def _as_tuple(options: Any, name: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import onnx_ir as ir
@@ -28,7 +28,7 @@ from compress.quantization.arithmetic import symmetric_scales
 from compress.quantization.fake_quantize import NO_BOUNDS, BiasFakeQuantize, FakeQuantize, WeightFakeQuantize
 from compress.quantization.insertion import CLIP
 from compress.quantization.kernels import MOVING
-from compress.quantization.options import StaticOptions
+from compress.quantization.options import StaticFields, StaticOptions
 from compress.quantization.pairs import has_pairs
 from compress.quantization.static import fold_weights, quantize_static
 from compress.quantization.weights import LIMIT, bias_of, pairs_saturate_in, wants_of
@@ -137,7 +137,7 @@ def prepare_qat(
     options: StaticOptions | None = None,
     example_inputs: Any = None,
     threads: int | None = None,
-    **fields: Any,
+    **fields: Unpack[StaticFields],
 ) -> QuantizedGraph:
     """Turn a model into a module that trains the int8 graph it will ship as.
 

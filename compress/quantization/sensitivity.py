@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import onnx_ir as ir
@@ -29,7 +29,7 @@ from compress.progress import track
 from compress.quantization.apart import own_noise, take_apart, times_saved
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.calibration import all_rows
-from compress.quantization.options import StaticOptions
+from compress.quantization.options import StaticFields, StaticOptions
 from compress.runtimes.onnxruntime import Session
 from compress.steps import Change
 
@@ -69,7 +69,7 @@ def sensitivity(
     timed: bool = False,
     example_inputs: Any = None,
     threads: int | None = None,
-    **fields: Any,
+    **fields: Unpack[StaticFields],
 ) -> tuple[LayerError, ...]:
     """Which layer did it? The error that each layer alone makes at the outputs, the worst first; one calibration.
 

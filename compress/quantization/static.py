@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import onnx_ir as ir
 from torch import nn
@@ -23,7 +23,7 @@ from compress.quantization.finishing import finish
 from compress.quantization.insertion import WeightOptions
 from compress.quantization.naming import name_everything
 from compress.quantization.observers import resolve_ranges
-from compress.quantization.options import StaticOptions
+from compress.quantization.options import StaticFields, StaticOptions
 from compress.quantization.profiles import PROFILES
 from compress.quantization.repairs.judge import Judge, take_samples
 from compress.quantization.repairs.levels import resolve_accuracy
@@ -48,7 +48,7 @@ def quantize_static(
     *,
     example_inputs: Any = None,
     threads: int | None = None,
-    **fields: Any,
+    **fields: Unpack[StaticFields],
 ) -> Step:
     """Quantize weights and activations to int8, with ranges calibrated on real samples.
 
@@ -82,7 +82,7 @@ def calibrate_static(
     *,
     example_inputs: Any = None,
     threads: int | None = None,
-    **fields: Any,
+    **fields: Unpack[StaticFields],
 ) -> tuple[Calibrated, tuple[Change, ...]]:
     """The first half of `quantize_static`: what its second half may be repeated on, and what was rewritten.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import onnx_ir as ir
 import torch
@@ -16,7 +16,7 @@ from compress.errors import DataError
 from compress.given import batches_of
 from compress.graph.exporting import to_graph
 from compress.options import spelled_out
-from compress.quantization.options import StaticOptions
+from compress.quantization.options import StaticFields, StaticOptions
 from compress.quantization.placement import check_op_types
 from compress.quantization.rewrites import REWRITES
 from compress.quantization.static import prepare, quantize_static, ready_for_pairs
@@ -36,7 +36,7 @@ def quantize_tuned(
     only_under_s: float | None = None,
     example_inputs: Any = None,
     options: StaticOptions | None = None,
-    **fields: Any,
+    **fields: Unpack[StaticFields],
 ) -> Step:
     """`quantize_static`, after timing int8 and float forms of the parts that may lose inside the whole model.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import ml_dtypes
 import numpy as np
@@ -35,7 +35,7 @@ from compress.options import spelled_out
 from compress.quantization.calibration import run_streaming
 from compress.quantization.kernels import number
 from compress.quantization.naming import Namer, name_everything
-from compress.quantization.options import WeightOnlyOptions
+from compress.quantization.options import WeightOnlyFields, WeightOnlyOptions
 from compress.quantization.repairs.judge import take_samples
 from compress.quantization.repairs.rounding import LARGEST, Products, feed_back
 from compress.quantization.storage import OPSET, narrow_codes, store_in_four_bits, store_tables, tables_of
@@ -65,7 +65,7 @@ def quantize_weight_only(
     *,
     example_inputs: Sequence[Tensor] | None = None,
     threads: int | None = None,
-    **fields: Any,
+    **fields: Unpack[WeightOnlyFields],
 ) -> Step:
     """Store the weights of linear layers and tables in blocks of 4 or 8 bits; activations stay in float.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,7 +28,17 @@ class TrainData(Protocol):
     train: Any
     test: Any
 
-    def loader(self, part: str, **options: Any) -> Iterable[Any]: ...
+    def loader(
+        self,
+        part: str,
+        *,
+        batch_size: int = ...,
+        sampler: Any = ...,
+        seed: int = ...,
+        workers: int = ...,
+        pin_memory: bool = ...,
+        augment: Mapping[str, Any] | None = ...,
+    ) -> Iterable[Any]: ...
 
 
 @dataclass(frozen=True)

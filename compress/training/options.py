@@ -145,6 +145,7 @@ class TrainOptions:
 
     def _set(self, **values: Any) -> None:
         """Settle fields of a value that is still being made."""
+        assert values.keys() <= {field.name for field in dataclasses.fields(self)}
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
