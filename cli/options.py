@@ -339,7 +339,7 @@ def runtime_option(command: Function) -> Function:
             find_runtime(runtime).check()
         return command(settings=dataclasses.replace(settings, runtime=runtime), **rest)
 
-    words = "What runs ONNX files: onnxruntime, openvino; auto: each that is installed, a row for each."
+    words = "What runs the files: onnxruntime, openvino (.onnx), torch (.pt2, .torchscript); auto: each that is installed, a row for each."
     option = click.option("--runtime", default="onnxruntime", show_default=True, metavar="NAME", help=words)
     return option(wrapper)
 

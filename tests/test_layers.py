@@ -15,7 +15,8 @@ LEVELS = [
     {"reporting", "evaluation", "quantization"},
     {"graph", "pruning", "training", "fusion"},
     {"measures"},
-    {"loading", "runtimes"},
+    {"runtimes"},
+    {"loading"},
     {
         "steps",
         "errors",

@@ -141,7 +141,7 @@ def test_a_program_whose_batch_cannot_vary_keeps_the_batch_of_the_example():
         def forward(self, x):
             return x.reshape(2, 3) + torch.zeros(2, 1)
 
-    from compress.evaluation.runners import exported_batch
+    from compress.runtimes.torch import exported_batch
 
     assert exported_batch(export_program(Two(), (torch.ones(2, 3),)).module()) == 2
     assert exported_batch(export_program(nn.Linear(3, 3), (torch.ones(2, 3),)).module()) is None

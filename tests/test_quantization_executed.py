@@ -7,8 +7,8 @@ from torch import nn
 
 import compress
 import compress.quantization.finishing as finishing
-from compress.quantization.executed import _error_db, as_executed, runs_in_integers
-from compress.runtimes.onnxruntime import Session, executed_operators
+from compress.quantization.executed import _error_db, as_executed
+from compress.runtimes.onnxruntime import Session, executed_operators, runs_in_integers
 
 
 class Uneven(nn.Module):

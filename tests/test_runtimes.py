@@ -11,11 +11,15 @@ import torch
 from torch import nn
 
 import compress
+from compress.batches import Batch
 from compress.errors import InputError, ModelError
+from compress.loading.torchscript import save_torchscript
+from compress.quantization import torch_native
 from compress.quantization.executed import _error_db
-from compress.runtimes.runtime import RUNTIMES, Runtime, find_runtime
+from compress.runtimes.runtime import RUNTIMES, Runtime, find_runtime, names, others_installed
 
 ROOT = Path(__file__).parents[1]
+OF_GRAPHS = [name for name, runtime in RUNTIMES.items() if runtime.reads_graphs]
 installed = pytest.mark.skipif(not RUNTIMES["openvino"].installed(), reason="OpenVINO is not installed")
 
 
@@ -52,10 +56,49 @@ def test_a_runtime_that_is_not_there_names_what_installs_it():
         absent.open("model.onnx")
 
 
+def test_every_runtime_is_one_module_with_the_same_small_interface():
+    """What the table promises of a door: opened by name, run by one batch, timed, its precisions told."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    graph = compress.export(module, x).model
+    for name, runtime in RUNTIMES.items():
+        if not runtime.installed():
+            continue
+        model = graph if runtime.reads_graphs else module
+        session = runtime.open(model, threads=1, profile=True)
+        batch = Batch.of(x)
+        assert np.allclose(session.run(batch)[0], module(x).detach().numpy(), atol=1e-5), name
+        assert len(session.in_order(batch)) == len(session.input_names) == len(session.output_names) == 1
+        assert session.fixed_batch is None
+        rows = session.profile()
+        assert any("conv" in row["op_type"].lower() and row["microseconds"] > 0 for row in rows), (name, rows)
+        assert "f32" in runtime.precisions(model).values(), name
+        assert runtime.version() and runtime.title
+
+
+def test_torch_is_a_row_that_runs_modules_and_their_files(tmp_path):
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(3, 4)
+    step = torch_native.quantize_dynamic(module, engine=torch.backends.quantized.supported_engines[-1])
+    path = save_torchscript(step.model, tmp_path / "m.torchscript", x)
+    torchs = find_runtime("torch")
+    assert np.allclose(torchs.open(path).run(x)[0], step.model(x).detach().numpy(), atol=1e-5)
+    assert set(torchs.precisions(step.model).values()) == {"i8"}
+    assert "torch" not in others_installed() and "torch" not in names(graphs_only=True)
+    with pytest.raises(InputError, match=r"runs modules, .pt2 and .torchscript files, not 'm.onnx'"):
+        torchs.open("m.onnx")
+    onnx = compress.save_onnx(compress.export(module, x).model, tmp_path / "m.onnx")
+    settings = compress.Settings(runtime="torch", threads=1)
+    source = compress.ModelSource(path, input_shape=(3, 4))
+    assert [row.extra["runtime"] for row in compress.compare([source], rounds=5, settings=settings).rows] == ["torch"]
+    with pytest.raises(InputError, match="is an ONNX graph"):
+        compress.compare([onnx], rounds=5, settings=settings)
+
+
 @installed
 def test_both_runtimes_give_the_float_models_outputs(block):
     graph, x = block
-    first, second = (find_runtime(name).open(graph, threads=1) for name in RUNTIMES)
+    first, second = (find_runtime(name).open(graph, threads=1) for name in OF_GRAPHS)
     assert first.input_names == second.input_names and first.output_names == second.output_names
     assert first.fixed_batch is second.fixed_batch is None
     assert np.allclose(first.run(x)[0], second.run(x)[0], atol=1e-5)
@@ -67,7 +110,7 @@ def test_a_file_made_for_one_runs_right_in_both(block, runtime):
     graph, x = block
     step = compress.quantize_static(graph, [x], target="any", runtime=runtime, accuracy="fast")
     wanted = find_runtime("onnxruntime").open(graph).run(x)
-    for name in RUNTIMES:
+    for name in OF_GRAPHS:
         assert _error_db(wanted, find_runtime(name).open(step.model, threads=1).run(x)) > 25, name
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +12,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-import compress.state as state
-from compress.batches import Batch, call, example_batch
-from compress.errors import CompressError, InputError, ModelError
+from compress.batches import Batch, example_batch
+from compress.errors import InputError
 from compress.given import model_of
-from compress.runtimes.runtime import DEFAULT, find_runtime
+from compress.runtimes.runtime import DEFAULT, TORCH, find_runtime
+from compress.runtimes.torch import Session
 
 
 @dataclass(frozen=True)
@@ -79,40 +78,22 @@ class ModuleRunner:
 
     def __init__(self, module: nn.Module, *, threads: int | None = None, path: Path | None = None) -> None:
         self.path = path
-        self.module = module
-        self.threads = threads
-        self.fixed_batch = exported_batch(module)
+        self.session = Session(module, threads=threads)
+        self.fixed_batch = self.session.fixed_batch
+        self.borrowed = self.session.borrowed
 
     def __call__(self, *inputs: Tensor | Batch) -> tuple[Tensor, ...]:
         batch = as_batch(inputs)
-        with self._borrowed():
+        with self.borrowed():
             if self.fixed_batch is None or batch.samples == self.fixed_batch:
-                return self._run(batch)
-            return in_slices(self._run, batch, self.fixed_batch)
-
-    def _run(self, batch: Batch) -> tuple[Tensor, ...]:
-        try:
-            return flat_outputs(call(self.module, batch))
-        except CompressError:
-            raise
-        except Exception as error:  # the user's own forward may raise anything
-            shapes = ", ".join(str(tuple(value.shape)) for value in batch.values)
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise InputError(f"{type(self.module).__name__} rejects inputs of shape {shapes}: {reason}") from error
+                return self.session.tensors(batch)
+            return in_slices(self.session.tensors, batch, self.fixed_batch)
 
     def prepare(self, *inputs: Tensor | Batch) -> Callable[[], Any]:
         batch = as_batch(inputs)
         if self.fixed_batch is not None:
             batch = resized_batch(batch, self.fixed_batch)
-        positional, named = batch.arguments(self.module)
-        return lambda: self.module(*positional, **named)
-
-    @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[None]:
-        with state.threads(self.threads), state.evaluating(self.module):
-            yield
-
-    borrowed = _borrowed
+        return self.session.prepare(batch)
 
 
 def open_runner(target: Target, *, threads: int | None = None) -> GraphRunner | ModuleRunner:
@@ -124,6 +105,9 @@ def open_runner(target: Target, *, threads: int | None = None) -> GraphRunner | 
     """
     target = model_of(target)
     if isinstance(target, Runnable):
+        runtime = find_runtime(target.runtime)
+        if not runtime.reads_graphs:
+            raise InputError(f"{runtime.name} runs modules, not ONNX graphs; give the module or its file alone")
         if isinstance(target.model, (str, Path)) and Path(target.model).suffix != ".onnx":
             raise InputError(f"{target.runtime} runs ONNX files, not {str(target.model)!r}; export the model first")
         return GraphRunner(target.model, threads=threads, runtime=target.runtime)
@@ -135,7 +119,7 @@ def open_runner(target: Target, *, threads: int | None = None) -> GraphRunner | 
         path = Path(target)
         if path.suffix == ".onnx":
             return GraphRunner(path, threads=threads)
-        if path.suffix in (".pt2", ".torchscript"):
+        if path.suffix in find_runtime(TORCH).suffixes:
             from compress.loading.models import open_model
 
             return ModuleRunner(open_model(str(path)).model, threads=threads, path=path)
@@ -155,31 +139,7 @@ def runtime_of(target: Target) -> str:
     if isinstance(target, Runnable):
         return target.runtime
     is_module = isinstance(target, nn.Module) or (isinstance(target, (str, Path)) and Path(target).suffix != ".onnx")
-    return "torch" if is_module else DEFAULT
-
-
-def flat_outputs(outputs: Any) -> tuple[Tensor, ...]:
-    """Flatten what a model returns (a tensor, tuples, lists, dicts, data classes) to its tensors, in order.
-
-    Raises:
-        ModelError: there is no tensor in it.
-    """
-    found: list[Tensor] = []
-    _collect(outputs, found)
-    if not found:
-        raise ModelError(f"the model returned no tensor but {type(outputs).__name__}")
-    return tuple(found)
-
-
-def _collect(value: Any, found: list[Tensor]) -> None:
-    if isinstance(value, Tensor):
-        found.append(value)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            _collect(item, found)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, found)
+    return TORCH if is_module else DEFAULT
 
 
 def as_batch(inputs: Sequence[Any]) -> Batch:
@@ -208,15 +168,3 @@ def in_slices(run: Callable[[Batch], tuple[Tensor, ...]], batch: Batch, samples:
         outputs = run(resized_batch(part, samples))
         pieces.append(tuple(value[: part.samples] if value.dim() else value for value in outputs))
     return tuple(torch.cat(values) if values[0].dim() else values[0] for values in zip(*pieces))
-
-
-def exported_batch(module: nn.Module) -> int | None:
-    """Return the batch that an exported program insists on, None where it is free (or the module is no program)."""
-    graph = getattr(module, "graph", None)
-    if graph is None or not isinstance(module, torch.fx.GraphModule):
-        return None
-    for node in graph.nodes:
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor) and node.meta["val"].dim():
-            size = node.meta["val"].shape[0]
-            return size if isinstance(size, int) else None
-    return None

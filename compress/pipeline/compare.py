@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import InputError
-from compress.evaluation.runners import Runnable, Target, model_in
+from compress.evaluation.runners import Runnable, Target, model_in, runtime_of
 from compress.loading.models import WHOLE
 from compress.measures.opening import open_measures
 from compress.pipeline.closing import closing_report, measure, of_metrics
@@ -139,6 +139,10 @@ def _in_runtimes(name: str, target: Target, runtime: str) -> dict[str, Target]:
     found = find_runtime(runtime)
     found.check()
     if found.name == DEFAULT:
+        return {name: target}
+    if not found.reads_graphs:  # modules and their files run in torch anyway
+        if runtime_of(target) != found.name:
+            raise InputError(f"{found.name} runs modules, .pt2 and .torchscript files, and {name!r} is an ONNX graph")
         return {name: target}
     if not is_file:
         raise InputError(f"{found.name} runs ONNX files, and {name!r} is none; export it first")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compress.errors import InputError, nearest
 from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import Runnable, resized_batch
 from compress.onnx_files import save_onnx
@@ -15,7 +16,7 @@ from compress.pipeline.job import CLOSING_SECONDS, Job
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.quantization.executed import as_executed
 from compress.quantization.weights import wants_of
-from compress.runtimes.runtime import ALIASES, AUTO, DEFAULT, find_runtime, others_installed
+from compress.runtimes.runtime import ALIASES, AUTO, DEFAULT, find_runtime, names, others_installed
 from compress.steps import Step
 
 # (graph, job, options) → the step of one runtime
@@ -23,13 +24,17 @@ Quantize = Callable[[Any, Job, QuantizeOptions], Step]
 
 
 def check_runtime(runtime: str) -> None:
-    """Refuse a runtime that is not installed before anything is loaded.
+    """Refuse a runtime that is not installed, or runs no ONNX files, before anything is loaded.
 
     Raises:
         InputError: names the line that installs it.
     """
-    if runtime != AUTO:
-        find_runtime(runtime).check()
+    if runtime == AUTO:
+        return
+    found = find_runtime(runtime)
+    if not found.reads_graphs:
+        raise InputError(f"runtime {found.name} runs no ONNX files; {nearest(runtime, names(graphs_only=True))}")
+    found.check()
 
 
 def quantized_for(
@@ -83,12 +88,12 @@ def settled_runtime(name: str, path: Path, opened: Opened, threads: int | None) 
     """The runtime that is meant, `auto` being the faster of those installed on a float file; and what to say of the choice."""
     if name != AUTO:
         return ALIASES.get(name, name), ()
-    names = [DEFAULT, *others_installed()]
-    targets = {name: Runnable(path, name) for name in names}
+    installed = [DEFAULT, *others_installed()]
+    targets = {name: Runnable(path, name) for name in installed}
     rows = benchmark(
         targets, resized_batch(opened.inputs, 1), threads=threads, rounds=30, max_seconds=CLOSING_SECONDS / 2
     )
-    times = {name: rows[name].p50_ms or float("inf") for name in names}
+    times = {name: rows[name].p50_ms or float("inf") for name in installed}
     best = min(times, key=times.__getitem__)
     shown = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
     return best, (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from compress.errors import InputError
 from compress.options import check_fields, choice, option
 from compress.pruning.amounts import check_amounts
+from compress.runtimes.runtime import names
 from compress.training.options import FinetuneOptions, TrainOptions
 
 
@@ -65,7 +66,7 @@ class PruneOptions:
     runtime: str = choice(
         "onnxruntime",
         "what shall run the file, and measures --latency: onnxruntime (or onnx), openvino, auto (the faster here)",
-        ("onnxruntime", "onnx", "openvino", "auto"),
+        names(graphs_only=True),
         metavar="NAME",
     )
     sparse_storage: bool = option(False, "store mostly-zero weights sparse where that is smaller", only_on=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from compress.errors import InputError
 from compress.options import check_fields, choice, option
+from compress.runtimes.runtime import ALIASES, AUTO, DEFAULT, names
 from compress.training.options import LOSSES
 
 if TYPE_CHECKING:  # a command's help must not wait for what quantization loads
@@ -14,7 +15,6 @@ if TYPE_CHECKING:  # a command's help must not wait for what quantization loads
 
 METHODS = ("static", "dynamic", "weight-only", "float16", "qat")
 NO_DATA = ("dynamic", "weight-only", "float16")  # methods that need no inputs
-RUNTIMES = ("onnx", "onnxruntime", "openvino", "auto", "torch")
 LEVELS = ("fast", "balanced", "best")  # of `quantization.repairs.levels`
 # Beside these an option changes nothing (`compress.options.option`).
 TORCH = {"runtime": ("torch",)}
@@ -30,7 +30,7 @@ class QuantizeOptions:
     runtime: str = choice(
         "onnx",
         "what shall run the file: onnxruntime (or onnx), openvino, auto (the faster here), or torch (deprecated there)",
-        RUNTIMES,
+        names(),
         metavar="NAME",
     )
     target: str = option("auto", "processor: auto, any, x86-vnni, x86-avx2, arm64, tensorrt", metavar="CPU")
@@ -133,7 +133,7 @@ class QuantizeOptions:
             layer_bits=bits_by_layer(self.layer_bits),
             op_types=self.op_types or None,
             exclude=self.exclude,
-            runtime="openvino" if self.runtime == "openvino" else "onnxruntime",
+            runtime=DEFAULT if self.runtime in (AUTO, "torch") else ALIASES.get(self.runtime, self.runtime),
         )
 
     def weight_only(self) -> WeightOnlyOptions:

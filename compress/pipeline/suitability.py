@@ -11,12 +11,10 @@ import onnx_ir as ir
 from compress.errors import CompressError, InputError, nearest
 from compress.escaping import terminal
 from compress.onnx_files import read_onnx
-from compress.quantization.executed import runs_in_integers
 from compress.quantization.rules import RULES
 from compress.quantization.rules.layers import layers_of, name_of
 from compress.quantization.rules.rule import REFUSED, WRONG, Finding, broken
-from compress.runtimes.onnxruntime import VERSION, executed_operators
-from compress.runtimes.runtime import find_runtime
+from compress.runtimes.runtime import INTEGERS, find_runtime
 from compress.taking import takes
 
 SHOWN = 3  # nodes named in the text; the JSON has all
@@ -82,17 +80,9 @@ def _really(graph: ir.Model, runtime: str) -> tuple[dict[str, str], str]:
         return {}, "TensorRT does not run here: these are its rules, not its answer"
     layers = [name_of(layer.node) for layer in layers_of(graph) if layer.weighted]
     try:
-        if runtime == "onnxruntime":
-            found = executed_operators(graph)
-            integer = {name for name, item in found.items() if runs_in_integers(item.operator)}
-            who = f"ONNX Runtime {VERSION}"
-        else:
-            find_runtime("openvino").check()
-            from compress.runtimes import openvino
-
-            precisions = openvino.Session(graph).precisions()
-            integer = {name for name, kind in precisions.items() if kind in openvino.INTEGERS}
-            who = f"OpenVINO {openvino.VERSION}"
+        found = find_runtime(runtime)
+        integer = {name for name, kind in found.precisions(graph).items() if kind in INTEGERS}
+        who = f"{found.title} {found.version()}"
     except CompressError as error:
         return {}, f"not tried in {runtime} itself: {error}"
     ran = {name: "int8" if name in integer else "float" for name in layers}

@@ -18,34 +18,24 @@ from compress.batches import Batch, read_batch
 from compress.errors import CompressError
 from compress.quantization.calibration import all_rows
 from compress.quantization.kernels import HEAVY, MOVING, STORED
-from compress.runtimes.onnxruntime import VERSION, Executed, Session, executed_operators
+from compress.runtimes.onnxruntime import VERSION, Executed, Session, executed_operators, runs_in_integers
+from compress.runtimes.runtime import DEFAULT, INTEGERS, find_runtime
 from compress.steps import Change, Step
 
 IN_INT8 = "runs in int8"
 SAMPLES = 8  # on which the optimized graph is set beside the one that is executed as written
 CHANGED_DB = 3.0  # rounding moves the error of a whole network by less (measured: 0.2 dB where nothing is wrong)
-_INTEGER = frozenset(
-    {"QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
-    | {"QAttention", "MatMulNBits"}
-)
 
 
-def runs_in_integers(operator: str) -> bool:
-    """Whether this operator of ONNX Runtime computes in integers."""
-    return operator.startswith("QLinear") or operator in _INTEGER
-
-
-def as_executed(
-    step: Step, plain: ir.Model, batches: Iterable[Any] | None = None, *, runtime: str = "onnxruntime"
-) -> Step:
+def as_executed(step: Step, plain: ir.Model, batches: Iterable[Any] | None = None, *, runtime: str = DEFAULT) -> Step:
     """Return `step` with each change as its runtime really runs it, and notes about what it runs otherwise.
 
     Args:
         plain: the same network in float; the outputs of both forms of the quantized one are set beside its outputs.
         batches: samples to compare on; None compares the operators alone.
     """
-    if runtime == "openvino":
-        return _as_in_openvino(step)
+    if runtime != DEFAULT:
+        return _as_in(step, runtime)
     try:
         operators = executed_operators(step.model)
     except CompressError as error:  # no room for a second copy: nothing is claimed of what runs, and no work is lost
@@ -62,21 +52,20 @@ def _with_changes(step: Step, changes: Sequence[Change], runtime: str) -> Step:
     return replace(step, changes=tuple(changes), notes=(*step.notes, *_told(differing, runtime)))
 
 
-def _as_in_openvino(step: Step) -> Step:
-    """The same for OpenVINO, by the precision that its runtime model tells of the layers with weights."""
-    from compress.runtimes.openvino import INTEGERS, VERSION, Session
-
-    found = Session(step.model).precisions()
+def _as_in(step: Step, name: str) -> Step:
+    """The same for another runtime, by the precision that it tells of the layers with weights."""
+    runtime = find_runtime(name)
+    found = runtime.precisions(step.model)
 
     def held(change: Change) -> Change:
-        name = str(change.values.get("node"))
-        seen = [kind for key, kind in found.items() if key == name or key.startswith(f"{name}/")]
+        node = str(change.values.get("node"))
+        seen = [kind for key, kind in found.items() if key == node or key.startswith(f"{node}/")]
         if change.action != IN_INT8 or change.values.get("op_type") not in HEAVY or not seen or set(seen) & INTEGERS:
             return change
-        reason = f"OpenVINO {VERSION} runs it in {seen[0]}"
+        reason = f"{runtime.title} {runtime.version()} runs it in {seen[0]}"
         return replace(change, action="quantized, computed in float", reason=reason)
 
-    return _with_changes(step, [held(change) for change in step.changes], "OpenVINO")
+    return _with_changes(step, [held(change) for change in step.changes], runtime.title)
 
 
 def _corrected(change: Change, operators: Mapping[str, Executed]) -> Change:

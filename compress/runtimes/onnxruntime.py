@@ -150,6 +150,28 @@ def _source(model: Path | str | ir.Model, folder: Path) -> str | bytes:
     return ir.to_proto(model).SerializeToString()
 
 
+_INTEGER = frozenset(
+    {"QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+    | {"QAttention", "MatMulNBits"}
+)
+
+
+def runs_in_integers(operator: str) -> bool:
+    """Whether this operator of ONNX Runtime computes in integers."""
+    return operator.startswith("QLinear") or operator in _INTEGER
+
+
+def precisions(model: Path | str | ir.Model) -> dict[str, str]:
+    """By name of the node, i8 where ONNX Runtime runs an integer kernel for it, else f32; nodes fused away are not there.
+
+    Raises:
+        ModelError: ONNX Runtime cannot read the model.
+    """
+    return {
+        name: "i8" if runs_in_integers(found.operator) else "f32" for name, found in executed_operators(model).items()
+    }
+
+
 @dataclass(frozen=True)
 class Executed:
     """What ONNX Runtime runs for a node: its own operator, and whether the weights that it reads were quantized."""

@@ -20,7 +20,6 @@ from compress.batches import Batch
 from compress.errors import InputError, ModelError, UnsupportedOperatorError
 
 VERSION: str = ov.__version__.split("-")[0]
-INTEGERS = {"i8", "u8", "i4", "u4"}
 
 
 class Session:
@@ -117,6 +116,15 @@ class Session:
             for name in filter(None, names.split(",")):
                 found[name] = precision.lower()
         return found
+
+
+def precisions(model: Path | str | ir.Model) -> dict[str, str]:
+    """By name of the ONNX node, the precision in which OpenVINO runs the layer that it became part of.
+
+    Raises:
+        ModelError: OpenVINO cannot read the model.
+    """
+    return Session(model).precisions()
 
 
 def save_ir(model: Path | str | ir.Model, path: Path) -> Path:

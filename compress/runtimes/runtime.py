@@ -1,7 +1,7 @@
 """The interface of a runtime, and the table of those that there are.
 
 A runtime opens a file or a graph and answers with something that runs it by input name. A new one is one file with a
-class like `OpenedModel`, and one line of `RUNTIMES`.
+class `Session` like `OpenedModel`, a function `precisions` and a text `VERSION`, and one line of `RUNTIMES`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import onnx_ir as ir
-
-from compress.batches import Batch
 from compress.errors import InputError, nearest
 
+if TYPE_CHECKING:  # a command's help names the runtimes, and must not wait for what they load
+    import numpy as np
+
+    from compress.batches import Batch
+
 DEFAULT = "onnxruntime"
+TORCH = "torch"
+INTEGERS = frozenset({"i8", "u8", "i4", "u4"})  # precisions of `Runtime.precisions` that are int8 or narrower
 AUTO = "auto"  # whichever of the installed ones is faster here
 
 
@@ -56,12 +59,19 @@ class Runtime:
     package: str  # of theirs
     extra: str | None
     help: str
+    title: str = ""  # as its makers write it
+    suffixes: tuple[str, ...] = (".onnx",)  # of the files that it runs
+
+    @property
+    def reads_graphs(self) -> bool:
+        """Whether it runs ONNX; else modules and their files."""
+        return ".onnx" in self.suffixes
 
     def installed(self) -> bool:
         return importlib.util.find_spec(self.package) is not None
 
-    def open(self, model: Path | str | ir.Model, *, threads: int | None = None, profile: bool = False) -> OpenedModel:
-        """Load a model.
+    def open(self, model: Path | str | Any, *, threads: int | None = None, profile: bool = False) -> OpenedModel:
+        """Load a file, or a model in memory: a graph, a module for torch.
 
         Raises:
             InputError: the runtime is not installed, with the line that installs it.
@@ -70,6 +80,17 @@ class Runtime:
         self.check()
         session: OpenedModel = importlib.import_module(self.module).Session(model, threads=threads, profile=profile)
         return session
+
+    def precisions(self, model: Path | str | Any) -> dict[str, str]:
+        """By name of the node (or layer), the precision in which this runtime really runs it: i8, u8, f32, bf16, …
+
+        Raises:
+            InputError: the runtime is not installed.
+            ModelError: it cannot take the model, with its reason.
+        """
+        self.check()
+        found: dict[str, str] = importlib.import_module(self.module).precisions(model)
+        return found
 
     def version(self) -> str:
         """The version of the library."""
@@ -84,19 +105,46 @@ class Runtime:
 
 
 RUNTIMES: Mapping[str, Runtime] = {
-    "onnxruntime": Runtime(
-        "onnxruntime", "compress.runtimes.onnxruntime", "onnxruntime", None, "ONNX Runtime, on every processor"
+    DEFAULT: Runtime(
+        DEFAULT,
+        "compress.runtimes.onnxruntime",
+        "onnxruntime",
+        None,
+        "ONNX Runtime, on every processor",
+        "ONNX Runtime",
     ),
     "openvino": Runtime(
-        "openvino", "compress.runtimes.openvino", "openvino", "openvino", "OpenVINO, fastest on x86 with VNNI or AMX"
+        "openvino",
+        "compress.runtimes.openvino",
+        "openvino",
+        "openvino",
+        "OpenVINO, fastest on x86 with VNNI or AMX",
+        "OpenVINO",
+    ),
+    TORCH: Runtime(
+        TORCH,
+        "compress.runtimes.torch",
+        "torch",
+        None,
+        "PyTorch, its own int8 too (deprecated there)",
+        "PyTorch",
+        (".pt2", ".torchscript"),
     ),
 }
 ALIASES = {"onnx": "onnxruntime"}
 
 
 def others_installed(name: str = DEFAULT) -> list[str]:
-    """The runtimes beside `name` that are installed here, in the order of the table."""
-    return [other for other, runtime in RUNTIMES.items() if other != name and runtime.installed()]
+    """The runtimes of ONNX files beside `name` that are installed here, in the order of the table."""
+    return [
+        other for other, runtime in RUNTIMES.items() if other != name and runtime.reads_graphs and runtime.installed()
+    ]
+
+
+def names(*, graphs_only: bool = False) -> tuple[str, ...]:
+    """What an option may be given: the table's names, their aliases, `auto`; of those that run ONNX files on request."""
+    table = [name for name, runtime in RUNTIMES.items() if runtime.reads_graphs or not graphs_only]
+    return (*ALIASES, *table, AUTO)
 
 
 def find_runtime(name: str) -> Runtime:
