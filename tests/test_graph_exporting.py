@@ -247,7 +247,7 @@ def test_parity_sees_shapes_nan_and_the_worst_output():
     assert not compare(lambda x: x, lambda x: x[:1], (torch.ones(2),)).agrees
     assert not compare(lambda x: x, lambda x: x * float("nan"), (torch.ones(2),)).agrees
     assert not compare(lambda x: x.long(), lambda x: x.long() + 1, (torch.ones(2),)).agrees
-    with pytest.raises(ParityError, match="returns 1 outputs, the other 2"):
+    with pytest.raises(ParityError, match="returns 1 output, the other 2"):
         compare(lambda x: x, lambda x: (x, x), (torch.ones(2),))
     with pytest.raises(ParityError, match="no tensors"):
         compare(lambda x: None, lambda x: None, (torch.ones(2),))

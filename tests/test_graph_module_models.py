@@ -279,7 +279,7 @@ def test_failing_node_is_named():
     module = GraphModule(small()[1])
     with pytest.raises(ModelError, match=r"node .*Conv.* fails on these inputs"):
         module(torch.randn(2, 4, 6, 6))
-    with pytest.raises(InputError, match="the graph takes 1 inputs"):
+    with pytest.raises(InputError, match="the graph takes 1 input"):
         module(torch.randn(2, 3, 6, 6), torch.randn(1))
 
 

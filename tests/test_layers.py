@@ -19,6 +19,7 @@ LEVELS = [
     {"loading"},
     {
         "steps",
+        "counting",
         "errors",
         "escaping",
         "batches",

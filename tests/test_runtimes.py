@@ -150,7 +150,7 @@ def test_what_openvino_cannot_read_is_one_line(tmp_path, block):
     with pytest.raises(ModelError) as caught:
         find_runtime("openvino").open(bad)
     assert "\n" not in str(caught.value) and "bad.onnx" in str(caught.value)
-    with pytest.raises(InputError, match="takes 1 inputs"):
+    with pytest.raises(InputError, match="takes 1 input"):
         find_runtime("openvino").open(block[0]).run(*block)
 
 

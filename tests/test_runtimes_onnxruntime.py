@@ -87,7 +87,7 @@ def test_weights_above_the_limit_go_through_a_file(graph, network, monkeypatch):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((), r"takes 1 inputs \(input\), got 0"),
+        ((), r"takes 1 input \(input\), got 0"),
         ((torch.zeros(2, 5),), r"rejects its inputs \(input \(2, 5\)\): .*Expected: 4"),
         ((torch.zeros(2, 4, dtype=torch.int64),), "input 'input' must be float32, got int64"),
     ],

@@ -279,7 +279,7 @@ def test_data_without_labels_is_searched_by_the_outputs_and_said(here):
         note.startswith("no labels: files are told apart by how far their outputs moved") for note in report.notes
     )
     page = (here / "front" / "report.html").read_text()
-    assert "Outputs against latency" in page and page.count("<circle") == 2
+    assert "Outputs against latency" in page and page.count("<circle") == 2 * 2  # wide and narrow
     with pytest.raises(InputError, match=r"max.drop has no figure"):
         search("net.py:build", "bare.npz", output="other", gates=Gates(max_drop=1), settings=QUICK)
 
@@ -304,7 +304,7 @@ def test_the_page_draws_the_limits_and_names_the_recipes():
     }
     report = Report(rows=ROWS, details={"search": told})
     page = report.html()
-    assert page.count('class="limit"') == 2 and "at most 3 ms" in page and "most that may be lost" in page
+    assert page.count('class="limit"') == 2 * 2 and "at most 3 ms" in page and "least, by --max-drop" in page
     assert "front/int8/recipe.toml</title>" in page and "&lt;b&gt;" in page and "<b>;" not in page
     assert "small" in report.markdown().partition("## Candidates")[2]
 

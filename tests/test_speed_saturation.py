@@ -102,14 +102,14 @@ def test_check_counts_what_a_loop_counts(groups):
     expected = conv_overflows(weights, x, groups)
     assert expected > 0
     safe, layer = check_saturation(conv_graph(weights, groups), [torch.from_numpy(x)])
-    assert safe.action.startswith("0 of 1 layers")
+    assert safe.action.startswith("0 of 1 layer ")
     assert layer.skipped and layer.values["overflows"] == expected and "--target any" in layer.reason
 
 
 def test_seven_bits_need_no_samples():
     graph = conv_graph(np.full((4, 4, 3, 3), 64))
     (safe,) = check_saturation(graph, [])
-    assert safe.action.startswith("1 of 1 layers cannot overflow")
+    assert safe.action.startswith("1 of 1 layer cannot overflow")
 
 
 def test_small_activations_do_not_overflow():

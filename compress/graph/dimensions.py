@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from compress.batches import Batch
+from compress.counting import counted
 from compress.errors import InputError, nearest
 
 BATCH, SEQUENCE = "batch", "sequence"
@@ -98,7 +99,9 @@ class Wanted:
                 raise InputError(f"the model has no input {name!r} to keep dynamic; {nearest(name, inputs)}")
             for axis in axes:
                 if axis >= inputs[name].dim():
-                    raise InputError(f"input {name!r} has {inputs[name].dim()} dimensions, and {axis} is to be dynamic")
+                    raise InputError(
+                        f"input {name!r} has {counted(inputs[name].dim(), 'dimension')}, and {axis} is to be dynamic"
+                    )
                 found[name][axis] = BATCH if axis == 0 else f"{name}_{axis}"
         return found
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from compress.counting import counted
 from compress.errors import ModelError
 from compress.state import quiet_logger
 
@@ -137,7 +138,14 @@ def weights_as_constants(graph: ir.Model) -> tuple[str, ...]:
     kept = [value for value in inputs if value.name not in graph.graph.initializers]
     inputs.clear()
     inputs.extend(kept)
-    return (f"{len(listed)} weights that the file lists among its inputs are constants in the result",)
+    return (
+        counted(
+            len(listed),
+            "weight that the file lists among its inputs is a constant",
+            "weights that the file lists among its inputs are constants",
+        )
+        + " in the result",
+    )
 
 
 def unique_name(graph: ir.Model, name: str) -> str:

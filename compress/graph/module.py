@@ -11,6 +11,7 @@ import onnx_ir.passes.common as passes
 import torch
 from torch import Tensor, nn
 
+from compress.counting import counted
 from compress.errors import InputError, ModelError
 from compress.graph.operators import FIXED_INPUTS
 from compress.graph.plan import Compiler, Instruction, Plan, Replacement, is_trainable, to_torch
@@ -88,7 +89,7 @@ class GraphModule(nn.Module):
         plan = self._plan
         if len(inputs) != len(plan.inputs):
             raise InputError(
-                f"the graph takes {len(plan.inputs)} inputs ({', '.join(self.input_names)}), got {len(inputs)}"
+                f"the graph takes {counted(len(plan.inputs), 'input')} ({', '.join(self.input_names)}), got {len(inputs)}"
             )
         values: list[Any] = plan.template.copy()
         for slot, given in zip(plan.inputs, inputs):

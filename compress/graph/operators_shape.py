@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compress.counting import counted
 from compress.graph.operator_node import Builder, OperatorNode, Run, plain
 
 
@@ -296,7 +297,7 @@ def col2im(node: OperatorNode) -> Run:
     def run(x: Tensor, image: Tensor, block: Tensor) -> Tensor:
         size, kernel = image_of(image), block_of(block)
         if len(size) != 2:
-            raise node.refuse(f"an image of {len(size)} dimensions")
+            raise node.refuse(f"an image of {counted(len(size), 'dimension')}")
         height, width = size
         padded = (height + top + bottom, width + left + right)
         whole = F.fold(x, padded, kernel, dilation=dilations, stride=strides)

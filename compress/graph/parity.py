@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.batches import Batch, call, example_batch
+from compress.counting import counted
 from compress.errors import ParityError
 from compress.runtimes.onnxruntime import Session
 from compress.state import evaluating
@@ -65,7 +66,7 @@ def compare(
     names = output_names or next((s.output_names for s in (run_second, run_first) if isinstance(s, Session)), None)
     ours, theirs = flat_outputs(_call(run_first, inputs)), flat_outputs(_call(run_second, inputs))
     if len(ours) != len(theirs):
-        raise ParityError(f"one model returns {len(ours)} outputs, the other {len(theirs)}")
+        raise ParityError(f"one model returns {counted(len(ours), 'output')}, the other {len(theirs)}")
     rows = [_difference(a, b, relative_tolerance) for a, b in zip(ours, theirs)]
     labels = list(names) if names and len(names) == len(rows) else [f"output_{index}" for index in range(len(rows))]
     if not rows:

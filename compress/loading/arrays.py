@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from compress.batches import TARGETS
+from compress.counting import counted
 from compress.errors import DataError, nearest
 from compress.loading.datasets import ArrayDataset, ImageArrayDataset, NamedArrayDataset
 from compress.loading.parts import Parts
@@ -59,7 +60,7 @@ def open_arrays(
                 f"{where if x.ndim == 0 else f'{path.name}:y{suffix}'} is a single value; the first dimension must be the samples"
             )
         if y is not None and len(x) != len(y):
-            raise DataError(f"{where} has {len(x)} samples and y{suffix} has {len(y)}; they must match")
+            raise DataError(f"{where} has {counted(len(x), 'sample')} and y{suffix} has {len(y)}; they must match")
         target = None if y is None else _target(y, f"{path.name}:y{suffix}", classes)
         if target is not None and target.ndim == 1 and not target.is_floating_point() and len(target):
             highest = max(highest, int(target.max()))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, default_collate
 
 from compress.batches import Batch, is_mapping, joined, read_batch
+from compress.counting import counted
 from compress.errors import CompressError, DataError, nearest
 from compress.given import is_list_of_batches, is_pair_of_loaders
 from compress.loading.arrays import as_dataset, check_labels, open_arrays
@@ -137,7 +138,7 @@ class Data:
         """Raise DataError where a class of this data has no output in a model of `outputs` classes."""
         if self.num_classes is not None and self.num_classes > outputs:
             raise DataError(
-                f"data {self.name!r} has labels up to {self.num_classes - 1}, out of range for a model of {outputs} outputs"
+                f"data {self.name!r} has labels up to {self.num_classes - 1}, out of range for a model of {counted(outputs, 'output')}"
             )
 
     def sizes(self) -> dict[str, int]:
@@ -384,7 +385,7 @@ def _as_part(value: Any, where: str) -> Dataset:
     ):
         x, y = (torch.as_tensor(item) for item in value)
         if len(x) != len(y):
-            raise DataError(f"{where} has {len(x)} samples and {len(y)} targets; they must match")
+            raise DataError(f"{where} has {counted(len(x), 'sample')} and {counted(len(y), 'target')}; they must match")
         return as_dataset(x.numpy(), y, where, Preprocessing())
     if isinstance(value, (Tensor, np.ndarray)):
         return as_dataset(np.asarray(value), None, where, Preprocessing())

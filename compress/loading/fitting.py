@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from compress.counting import counted
 from compress.errors import WeightsError
 from compress.metadata import attributes, baked, recorded, remember, remember_baked
 from compress.shapes import plain_layer, replace_module, replace_parameters, skip_for
@@ -107,6 +108,6 @@ def _outputs_cut(expected: Mapping[str, Tensor], changed: Mapping[str, Tensor], 
         if not counts_outputs or old == new or (old, new) in read or (read and name not in last):
             continue
         yield (
-            f"layer {name.rpartition('.')[0]} has {new} outputs in the checkpoint and {old} in the architecture: "
+            f"layer {name.rpartition('.')[0]} has {counted(new, 'output')} in the checkpoint and {old} in the architecture: "
             f"cut to fit; if it should have {old}, this is another model's checkpoint"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.counting import counted
 from compress.errors import DataError, nearest
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "nearest-exact")
@@ -44,7 +45,9 @@ class Preprocessing:
             and self.std is not None
             and not (len(self.mean) == len(self.std) or 1 in (len(self.mean), len(self.std)))
         ):
-            raise DataError(f"mean has {len(self.mean)} values and std {len(self.std)}; give one per channel to both")
+            raise DataError(
+                f"mean has {counted(len(self.mean), 'value')} and std {len(self.std)}; give one per channel to both"
+            )
 
     def image(self, image: Any) -> Tensor:
         """Return a PIL image as a float tensor (C, H, W)."""
@@ -89,7 +92,7 @@ class Preprocessing:
         for name, given in (("mean", self.mean), ("std", self.std)):
             if given is not None and channels != 1 and len(given) not in (1, channels):
                 raise DataError(
-                    f"{name} has {len(given)} values for images of {channels} channels; give one per channel"
+                    f"{name} has {counted(len(given), 'value')} for images of {counted(channels, 'channel')}; give one per channel"
                 )
         if self.mean is not None:
             values = values - torch.tensor(self.mean).view(1, -1, 1, 1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from compress.batches import Batch
+from compress.counting import counted
 from compress.errors import ModelError
 from compress.loading.callables import first_line
 from compress.loading.models import LoadedModel
@@ -68,7 +69,11 @@ def build(source: str, arguments: Mapping[str, Any]) -> LoadedModel:
     model, told = _quietly(source, lambda: kind.from_pretrained(source, **keywords))
     missing = sorted(told.get("missing_keys", ()))
     notes = (
-        (f"{len(missing)} weights are not in {source!r} and are random: {', '.join(missing[:3])}",) if missing else ()
+        (
+            f"{counted(len(missing), 'weight is', 'weights are')} not in {source!r}, set at random: {', '.join(missing[:3])}",
+        )
+        if missing
+        else ()
     )
     return LoadedModel(
         Path(source).name,

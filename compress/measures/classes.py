@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from compress.counting import counted
 from compress.errors import DataError
 from compress.measures.figure import Records
 from compress.measures.task import Labelled, Reading, Seen
@@ -62,7 +63,7 @@ def check_labels(target: Tensor, classes: int) -> None:
     if low < 0 or high >= classes:
         worst = low if low < 0 else high
         raise DataError(
-            f"label {worst} is out of range: the model has {classes} classes (0 to {classes - 1}); check the data's labels, "
+            f"label {worst} is out of range: the model has {counted(classes, 'class', 'classes')} (0 to {classes - 1}); check the data's labels, "
             f"give the class order with --classes, or leave that label out with --ignore-label {worst} (as {IGNORED} always is)"
         )
 

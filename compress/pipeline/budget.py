@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from compress.batches import read_batch
+from compress.counting import counted
 from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import resized_batch
@@ -22,7 +23,7 @@ from compress.quantization.repairs.levels import resolve_accuracy
 from compress.quantization.repairs.passes import ENOUGH_DB
 from compress.quantization.static import quantize_static
 from compress.quantization.storage import NARROW
-from compress.reporting.words import counted
+from compress.reporting.words import samples_of
 from compress.steps import Measure, Measurement, Step
 
 SECONDS = 10.0  # of timing one candidate
@@ -65,7 +66,7 @@ def quantize_to_budget(graph: ir.Model, job: Job, options: StaticOptions) -> Ste
         limit.allowed(decides),
         baseline=deciding.score(before),
         measure=decides,
-        scored_on=f"{counted(before).replace(' ', ' calibration ', 1)} (the test part had no say)",
+        scored_on=f"{samples_of(before).replace(' ', ' calibration ', 1)} (the test part had no say)",
         bounds=bounds,
     )
     return quantize_within(graph, calibration, budget, options, threads=threads).step
@@ -114,5 +115,5 @@ def _undecidable(before: Measurement | None, decides: Measure | None) -> str:
     if before is None or decides is None:
         return "the calibration part has no labels"
     if (before.samples or 0) < FEWEST:
-        return f"the calibration part has {before.samples} samples, and choosing takes {FEWEST}"
+        return f"the calibration part has {counted(before.samples or 0, 'sample')}, and choosing takes {FEWEST}"
     return ""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from compress.counting import counted
 from compress.graph.module import GraphModule
 from compress.pipeline.inputs import Opened
 from compress.pipeline.trying import rehearse_training
@@ -55,7 +56,7 @@ def quantize_qat(graph: Any, opened: Opened, options: QuantizeOptions) -> Step:
         before_epoch=[lambda run: schedule.apply(run.module, run.epoch)],
     )
     step = convert(result.module)
-    trained = f"trained for {len(result.history)} epochs as the int8 graph"
+    trained = f"trained for {counted(len(result.history), 'epoch')} as the int8 graph"
     return Step(step.name, step.model, step.changes, (*step.notes, trained, *result.notes))
 
 

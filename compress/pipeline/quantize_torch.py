@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from compress.counting import counted
 from compress.errors import InputError, nearest
 from compress.loading.torchscript import SUFFIX, save_torchscript
 from compress.measures.opening import Measures
@@ -126,7 +127,7 @@ def _qat(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
         before_epoch=[freeze],
     )
     step = torch_native.convert(dataclasses.replace(prepared, module=result.module.cpu()), opened.inputs)
-    return dataclasses.replace(step, notes=(*step.notes, f"trained for {epochs} epochs with simulated int8"))
+    return dataclasses.replace(step, notes=(*step.notes, f"trained for {counted(epochs, 'epoch')} with simulated int8"))
 
 
 METHODS: Mapping[str, Callable[[Opened, Any, str], Step]] = {"dynamic": _dynamic, "qat": _qat, "static": _static}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import state
+from compress.counting import counted
 from compress.graph.exporting import export
 from compress.pipeline.closing import closing_report
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
@@ -99,7 +100,7 @@ def quickstart(
             targets,
             "Quickstart: a residual network on MNIST digits",
             steps=[fused, exported, dynamic, static],
-            notes=[f"trained for {epochs} epochs in {seconds:.0f} s on {len(opened.data.train)} digits"],  # type: ignore
+            notes=[f"trained for {counted(epochs, 'epoch')} in {seconds:.0f} s on {len(opened.data.train)} digits"],  # type: ignore
             files={"model": str(folder.onnx), "report": str(folder.path / "report.html")},
             shipped=folder.onnx,
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compress import state
 from compress.batches import read_batch
+from compress.counting import counted
 from compress.errors import InputError
 from compress.evaluation.accuracy import Row
 from compress.evaluation.runners import open_runner
@@ -115,7 +116,7 @@ def _check_memory(job: Job, outputs: tuple[Tensor, ...], samples: int, models: i
     needed, there = each * samples * models, _memory()
     if there and needed > MEMORY_SHARE * there:
         raise InputError(
-            f"metric {whole.spec!r} is called on the whole data: outputs of {samples} samples and {models} models take "
+            f"metric {whole.spec!r} is called on the whole data: outputs of {counted(samples, 'sample')} and {counted(models, 'model')} take "
             f"{needed / 1e9:.0f} GB of this machine's {there / 1e9:.0f}; mark it per_batch = True, or give a class with "
             "update(outputs, target) and compute()"
         )

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from compress import state
+from compress.counting import counted
 from compress.errors import InputError, OutputError
 from compress.evaluation.runners import open_runner, resized_batch
 from compress.locking import claimed
@@ -128,7 +129,7 @@ class Pipeline:
                 )
         tests = 0 if opened.test is None else len(opened.test.dataset)  # type: ignore[arg-type]
         rows = 2 + any(stage.name in ("prune", "finetune") for stage in self.stages)
-        cost = f"about {duration(rows * tests * seconds + 20)}: {rows} models, {tests} samples"
+        cost = f"about {duration(rows * tests * seconds + 20)}: {counted(rows, 'model')}, {counted(tests, 'sample')}"
         return [*found, Planned("evaluate", "", False, cost)]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from compress.batches import first_batches, read_batch
+from compress.counting import counted
 from compress.errors import InputError
 from compress.evaluation.accuracy import evaluate_all
 from compress.graph.exporting import to_graph
@@ -74,7 +75,7 @@ def sensitivity(
     if (opened.calibration_samples or FEWEST) < FEWEST:
         notes.append(f"{opened.calibration_samples} calibration samples are few; the order holds from {FEWEST} on")
     return Report(
-        title=f"Sensitivity of {opened.name}, {len(found)} layers",
+        title=f"Sensitivity of {opened.name}, {counted(len(found), 'layer')}",
         notes=tuple(notes),
         details={"layers": [_as_row(item, figure) for item in found]},
         environment=replace(describe(), seed=settings.seed),

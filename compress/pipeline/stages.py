@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from compress.counting import counted
 from compress.errors import InputError
 from compress.evaluation.size import sparsity
 from compress.files import native_file
@@ -164,7 +165,7 @@ class Prune(ModuleStage):
         layers = sum(isinstance(part, LAYERS) for part in model.modules())
         samples = min(SAMPLES, work.opened.calibration_samples or 0)
         seconds = layers * samples * seconds_per_sample
-        return f"{words}; up to {duration(seconds)} more: as many as {layers} layers fitted on {samples} samples"
+        return f"{words}; up to {duration(seconds)} more: as many as {counted(layers, 'layer')} fitted on {counted(samples, 'sample')}"
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Finetune(ModuleStage):
         trained = make_permanent(result.module) if masked else result.module
         last = result.final
         words = ", ".join(f"{key} {last[key]:.4f}" for key in ("train/loss", "eval/loss", "eval/top1") if key in last)
-        notes = (f"trained for {len(result.history)} epochs: {words}", *result.notes)
+        notes = (f"trained for {counted(len(result.history), 'epoch')}: {words}", *result.notes)
         return Step("finetune", trained.eval(), notes=notes)
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:
@@ -215,7 +216,7 @@ class Finetune(ModuleStage):
         passes = 4 if self.distill else 3  # forward, twice that for backward, and the teacher
         samples = len(data.train)  # type: ignore[arg-type]
         seconds = self.options.epochs * samples * seconds_per_sample * passes
-        return f"about {duration(seconds)}: {self.options.epochs} epochs of {samples} samples"
+        return f"about {duration(seconds)}: {counted(self.options.epochs, 'epoch')} of {counted(samples, 'sample')}"
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,9 @@ class Quantize(GraphStage):
         samples = work.opened.calibration_samples
         if samples is None:
             return "cannot run: there is no calibration data"
-        return f"about {duration(samples * seconds_per_sample)} and a few seconds: {samples} samples calibrate"
+        return (
+            f"about {duration(samples * seconds_per_sample)} and a few seconds: {counted(samples, 'sample')} calibrate"
+        )
 
 
 def _module(work: Work, stage: str) -> nn.Module:

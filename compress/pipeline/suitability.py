@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from compress.counting import counted
 from compress.errors import CompressError, InputError, nearest
 from compress.escaping import terminal
 from compress.onnx_files import read_onnx
@@ -87,4 +88,4 @@ def _really(graph: ir.Model, runtime: str) -> tuple[dict[str, str], str]:
         return {}, f"not tried in {runtime} itself: {error}"
     ran = {name: "int8" if name in integer else "float" for name in layers}
     count = sum(kind == "int8" for kind in ran.values())
-    return ran, f"{who} here runs {count} of {len(ran)} layers with weights in int8"
+    return ran, f"{who} here runs {count} of {counted(len(ran), 'layer')} with weights in int8"

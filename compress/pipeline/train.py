@@ -14,6 +14,7 @@ from torch import nn
 
 from compress import state
 from compress.batches import Batch
+from compress.counting import counted
 from compress.errors import CompressError, InputError, OutputError
 from compress.graph.exporting import export, to_graph
 from compress.locking import claimed
@@ -325,7 +326,7 @@ def _summary(result: FitResult) -> Change:
         "steps": result.steps,
         **{k: v for k, v in result.final.items() if "/" in k},
     }
-    return Change("model", f"trained for {len(result.history)} epochs", values=values)
+    return Change("model", f"trained for {counted(len(result.history), 'epoch')}", values=values)
 
 
 def _sentences(job: TrainJob, opened: Opened, result: FitResult) -> list[str]:
@@ -346,7 +347,7 @@ def _sentences(job: TrainJob, opened: Opened, result: FitResult) -> list[str]:
         words.append(f"no weights were given: started from those that {job.model.spec} makes")
     words += [f"best epoch: {result.best_epoch} of {len(result.history)}, {result.watched} {shown}"]
     if result.stopped_early:
-        words.append(f"stopped early: no improvement in {job.options.patience} epochs")
+        words.append(f"stopped early: no improvement in {counted(job.options.patience or 0, 'epoch')}")
     several = job.options.keep == "best" and len(result.history) > 1
     if several and job.options.evaluate_on == "test" and result.watched.startswith("eval"):
         words.append(

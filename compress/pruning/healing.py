@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.batches import Batch, call, first_batches, joined
+from compress.counting import counted
 from compress.errors import PruningError
 from compress.given import batches_of
 from compress.progress import track
@@ -99,7 +100,7 @@ def heal(
     if not budget_s > 0:
         raise PruningError(f"a budget of {budget_s:g} seconds heals nothing; give more, or leave healing out")
     if steps is not None and steps < 1:
-        raise PruningError(f"{steps} steps heal nothing; give more, or leave healing out")
+        raise PruningError(f"{counted(steps, 'step')} heal nothing; give more, or leave healing out")
     budget_s = budget_s if steps is None else math.inf
     deadline = time.monotonic() + budget_s
     pool = _pool(data, seed)
@@ -125,7 +126,7 @@ def heal(
     healed.load_state_dict(best.state)
     values = {"error_before": before, "error_after": best.best, "steps": best.steps, "rate": best.rate}
     said = (
-        f"healed without labels in {best.steps} steps at {best.rate:g}: the outputs' error on inputs held back "
+        f"healed without labels in {counted(best.steps, 'step')} at {best.rate:g}: the outputs' error on inputs held back "
         f"{before:.3g} → {best.best:.3g} of their variance"
     )
     return Step("heal", healed, (Change("", HEALED, values=values),), (said,))

@@ -19,6 +19,7 @@ from typing import Any, Unpack
 import onnx_ir as ir
 from torch import nn
 
+from compress.counting import counted
 from compress.errors import QuantizationError
 from compress.given import batches_of
 from compress.graph.folding import constant_array
@@ -81,7 +82,7 @@ class Trial:
     def as_change(self, chosen: bool, text: str) -> Change:
         """The step of the way that this trial was."""
         values = {"float_layers": list(self.float_layers), "wide_layers": list(self.wide_layers), "bytes": self.bytes}
-        parts = f"{len(self.float_layers)} layers in float" + (
+        parts = f"{counted(len(self.float_layers), 'layer')} in float" + (
             f", {len(self.wide_layers)} back in 8 bits" if self.wide_layers else ""
         )
         reason = f"{parts}: {text}, {self.bytes:,} bytes"

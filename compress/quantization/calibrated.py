@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from compress.counting import counted
 from compress.graph.folding import constant_array
 from compress.quantization.arithmetic import Grid
 from compress.quantization.bias_correction import ChannelMeans, channel_axes, correct_biases, input_names, shift_biases
@@ -184,15 +185,17 @@ def _notes(plan: Plan, weights: WeightOptions) -> tuple[str, ...]:
     notes = [f"target {weights.target.name}: {weights.target.description}"]
     paired = sum(site.weighted and weights.in_pairs(site.node) for site in plan.sites)
     if paired:
-        notes.append(f"the weights of {paired} layers are scaled so that no sum of two u8·s8 products leaves 16 bits")
+        notes.append(
+            f"the weights of {counted(paired, 'layer')} are scaled so that no sum of two u8·s8 products leaves 16 bits"
+        )
     if plan.stored:
-        count = f"{len(plan.stored)} transposed convolution{'s' if len(plan.stored) > 1 else ''}"
+        count = counted(len(plan.stored), "transposed convolution")
         notes.append(
             f"the weights of {count} are stored in int8 and computed in float: no runtime here has an int8 kernel"
         )
     floats = [change for change in plan.changes if change.skipped]
     if floats:
         kinds = sorted({str(change.values["op_type"]) for change in floats})
-        stay = "1 node stays" if len(floats) == 1 else f"{len(floats)} nodes stay"
+        stay = counted(len(floats), "node stays", "nodes stay")
         notes.append(f"{stay} in float: {', '.join(kinds)}")
     return tuple(notes)

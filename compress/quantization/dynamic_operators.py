@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from compress.counting import counted
 from compress.graph.folding import constant_array, replace_node
 from compress.quantization.arithmetic import scales_of_least_error, symmetric_scales
 from compress.quantization.naming import Namer
@@ -96,7 +97,7 @@ class Rewriter:
 def run_matmul(rewriter: Rewriter, node: ir.Node) -> str:
     weight = _weight(node, 1)
     if weight.ndim != 2:
-        raise Refused(f"its weight has {weight.ndim} dimensions; the int8 kernel takes matrices")
+        raise Refused(f"its weight has {counted(weight.ndim, 'dimension')}; the int8 kernel takes matrices")
     made, result = _integer_matmul(rewriter, node, weight)
     replace_node(node, made, [result])
     return "runs in int8 (MatMulInteger)"

@@ -25,6 +25,7 @@ import onnx_ir as ir
 from torch import nn
 
 from compress.batches import Batch, read_batch
+from compress.counting import counted
 from compress.errors import QuantizationError
 from compress.given import batches_of
 from compress.graph.exporting import to_graph
@@ -261,7 +262,7 @@ def _told(changes: list[Change]) -> str:
     kinds = Counter(str(change.values["op_type"]) for change in changes if change.skipped)
     named = f": {', '.join(sorted(kinds))}" if kinds else ""
     return (
-        f"{done} nodes compute in float16, {left} in float32{named}; GPUs and NPUs have the kernels, ONNX Runtime's CPU "
+        f"{counted(done, 'node')} compute in float16, {left} in float32{named}; GPUs and NPUs have the kernels, ONNX Runtime's CPU "
         "casts most of them back to float32"
     )
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.batches import call, read_batch
+from compress.counting import counted
 from compress.errors import QuantizationError
 from compress.given import batches_of, model_of
 from compress.graph.folding import consumers
@@ -216,7 +217,7 @@ class Agreement:
         if not self.samples:
             return "not compared with ONNX Runtime: no inputs to compare on"
         share = "" if self.top1 is None else f"the same first class on {self.top1:.1%}, "
-        sentence = f"ONNX Runtime against the trained module on {self.samples} samples: {share}at most {self.steps:.2g} steps apart"
+        sentence = f"ONNX Runtime against the trained module on {counted(self.samples, 'sample')}: {share}at most {self.steps:.2g} steps apart"
         return sentence if self.holds else f"{sentence}, which is more than expected (99.5 %, {STEPS:g} steps)"
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from compress.counting import counted
 from compress.graph.folding import constant_array
 from compress.graph.naming import layer_of
 from compress.quantization.calibration import run_streaming
@@ -72,7 +73,8 @@ def check_saturation(graph: ir.Model, batches: Iterable[Any], *, threads: int | 
     if risky:
         run_streaming(graph, tuple(by_input), batches, look, threads=threads, description="looking for overflows")
     safe = Change(
-        "", f"{len(layers) - len(risky)} of {len(layers)} layers cannot overflow 16 bits, whatever their input"
+        "",
+        f"{len(layers) - len(risky)} of {counted(len(layers), 'layer')} cannot overflow 16 bits, whatever their input",
     )
     return (safe, *(layer.change() for layer in risky))
 
@@ -100,7 +102,7 @@ class _Layer:
         values = {"pairs": self.pairs, "overflows": self.overflows, "node": self.node.name or ""}
         if not self.overflows:
             return Change(layer_of(self.node), "no pair overflowed on these samples", values=values)
-        share = f"{self.overflows} of {self.pairs} pairs looked at leave 16 bits; quantize with --target any"
+        share = f"{self.overflows} of {counted(self.pairs, 'pair')} looked at leave 16 bits; quantize with --target any"
         return Change(layer_of(self.node), "right on x86 without VNNI", share, skipped=True, values=values)
 
 

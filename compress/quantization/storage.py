@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from compress.counting import counted
 from compress.errors import UnsupportedOperatorError
 from compress.graph.folding import constant_array
 from compress.graph.naming import layer_of
@@ -87,7 +88,7 @@ def store_in_four_bits(graph: ir.Model, names: Iterable[str] | None = None) -> t
     raise_for_four_bits(graph)
     kept = sum(value.const_value.size for value in found if value.const_value is not None) // 2
     values = {"tensors": len(found), "bytes_before": bytes_before, "bytes_after": kept}
-    return (Change("graph", f"the codes of {len(found)} weights are stored in four bits", values=values),)
+    return (Change("graph", f"the codes of {counted(len(found), 'weight')} are stored in four bits", values=values),)
 
 
 def raise_for_four_bits(graph: ir.Model) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import onnx_ir as ir
 
 from compress.batches import example_batch
+from compress.counting import counted
 from compress.errors import GateError, InputError, QuantizationError
 from compress.graph.folding import is_constant
 from compress.progress import track
@@ -178,7 +179,9 @@ class _Tuner:
             speed = self._undone(*plain, speed)
         notes = [speed.sentence()]
         if untried:
-            notes.append(f"{untried} decisions were left as they stand, untimed: the time for tuning was up")
+            notes.append(
+                f"{counted(untried, 'decision was left as it stands', 'decisions were left as they stand')}, untimed: the time for tuning was up"
+            )
         return Tuned(self.choices, speed, tuple(self.changes), tuple(notes))
 
     def _built(self, choices: Choices) -> tuple[ir.Model, Sequence[Change]]:

@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor, nn
 
+from compress.counting import counted
 from compress.errors import QuantizationError
 from compress.given import batches_of
 from compress.graph.exporting import to_graph
@@ -109,7 +110,7 @@ def quantize_weight_only(
 
 def _note(options: WeightOnlyOptions, count: int, fed_back: bool) -> str:
     how = "rounded with error feedback" if fed_back else "rounded to the nearest (with --data, by error feedback)"
-    return f"{count} weights in {options.bits} bits, a scale for each block of {options.block}, {how}"
+    return f"{counted(count, 'weight')} in {options.bits} bits, a scale for each block of {options.block}, {how}"
 
 
 def _refusal(node: ir.Node, graph: ir.Model, left_out: set[ir.Node], block: int) -> str | None:

@@ -9,13 +9,15 @@ from tabulate import tabulate
 
 from compress.escaping import html as escape
 from compress.measures import deciding
+from compress.measures.figure import LOWER
 from compress.reporting import table
 
 if TYPE_CHECKING:
     from compress.reporting.report import Report
 
-HEADINGS = ("#", "candidate", "state", "outputs, dB", "size", "made in, s", "why")
-TEXT = (1, 2, 6)  # columns of words
+HEADINGS = ("candidate", "#", "state", "outputs", "size", "made in", "why")
+TEXT = (0, 2, 6)  # columns of words
+EQUAL_DB = 120.0  # what the search writes for outputs that are equal
 
 
 def listed(report: Report) -> Sequence[Mapping[str, Any]]:
@@ -28,12 +30,12 @@ def listed(report: Report) -> Sequence[Mapping[str, Any]]:
 def _cells(item: Mapping[str, Any]) -> tuple[str, ...]:
     noise = item["snr_db"]
     return (
-        str(item["number"]),
         item["name"],
+        str(item["number"]),
         item["state"],
-        "–" if noise is None else f"{noise:.1f}",
+        "–" if noise is None else "equal" if noise >= EQUAL_DB else f"{noise:.1f} dB",
         table.size(item["size_bytes"]) or "–",
-        f"{item['seconds']:.1f}",
+        f"{item['seconds']:.1f} s",
         item["reason"],
     )
 
@@ -52,36 +54,34 @@ def as_html(report: Report) -> str:
     found = listed(report)
     if not found:
         return ""
-    head = "".join(f'<th><button type="button">{escape(name)}</button></th>' for name in HEADINGS)
+    head = "".join(
+        f'<th{" class=text" if place in TEXT else ""}><button type="button">{escape(name)}</button></th>'
+        for place, name in enumerate(HEADINGS)
+    )
     lines = "".join(_html_row(item) for item in found)
     return (
         '<h2>Candidates</h2><p class="soft">Outputs: signal to noise beside the float model’s on samples of the training part; '
-        'what was beaten there was not measured.</p><div class="scroll"><table class="sortable"><thead>'
+        'what was beaten there was not measured.</p><div class="scroll"><table class="sortable stacked one"><thead>'
         f"<tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 
 
 def _html_row(item: Mapping[str, Any]) -> str:
-    sort = (
-        item["number"],
-        item["name"],
-        item["state"],
-        item["snr_db"],
-        item["size_bytes"],
-        item["seconds"],
-        item["reason"],
-    )
-    cells = "".join(
-        f'<td{" class=text" if place in TEXT else ""} data-v="{escape("" if value is None else str(value))}">{escape(cell)}</td>'
-        for place, (cell, value) in enumerate(zip(_cells(item), sort, strict=True))
-    )
-    kind = "" if item["state"] != "out" else "base"
-    return f'<tr class="{kind}" title="{escape(chosen(item))}">{cells}</tr>'
+    keys = ("name", "number", "state", "snr_db", "size_bytes", "seconds", "reason")
+    cells = []
+    for place, (heading, cell, key) in enumerate(zip(HEADINGS, _cells(item), keys, strict=True)):
+        sort = "" if item[key] is None else str(item[key])
+        text = escape(cell) or "–"
+        if key == "name":  # what it is made of stands below: a phone has no pointer to hover with
+            text = f"<span>{text}<small>{escape(chosen(item))}</small></span>"
+        kind = " class=text" if place in TEXT else ""
+        cells.append(f'<td{kind} data-v="{escape(sort)}" data-name="{escape(heading)}">{text}</td>')
+    return f"<tr{' class=base' if item['state'] == 'out' else ''}>{''.join(cells)}</tr>"
 
 
 def chosen(item: Mapping[str, Any]) -> str:
     """The choices of a candidate, and where its recipe is."""
-    words = ", ".join(f"{name} {value}" for name, value in item["choices"].items())
+    words = ", ".join(f"{name} {value}" for name, value in item["choices"].items() if (name, value) != ("removed", 0.0))
     return f"{words}; {item['recipe']}" if item["recipe"] else words
 
 
@@ -99,5 +99,6 @@ def lines(report: Report) -> list[tuple[str, float, str]]:
     figure = deciding.deciding(report.base) if report.rows else None
     if "figure" in limits and figure is not None:
         scale = 100.0 if figure.unit == "%" else 1.0
-        found.append(("y", scale * limits["figure"], "most that may be lost"))
+        least = "most" if figure.better == LOWER else "least"
+        found.append(("y", scale * limits["figure"], f"{least}, by --max-drop"))
     return found

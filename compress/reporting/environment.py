@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from compress.counting import counted
+
 PACKAGES = ("torch", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 # What decides which int8 kernels a runtime picks; all others of /proc/cpuinfo are noise here.
 FEATURES = (
@@ -57,7 +59,7 @@ class Environment:
         if not self.threads:
             return "default threads"
         others = "" if self.torch_threads in (None, self.threads) else f" (PyTorch: {self.torch_threads})"
-        return f"{self.threads} thread{'s' if self.threads != 1 else ''}{others}"
+        return f"{counted(self.threads, 'thread')}{others}"
 
     @property
     def sentence(self) -> str:
@@ -65,7 +67,7 @@ class Environment:
         versions = ", ".join(
             f"{name} {self.packages[name]}" for name in ("torch", "onnxruntime") if name in self.packages
         )
-        return f"{self.cpu}, {self.cores} cores, {self.counted_threads}; {versions}; {self.when[:10]}"
+        return f"{self.cpu}, {counted(self.cores, 'core')}, {self.counted_threads}; {versions}; {self.when[:10]}"
 
 
 def describe(*, threads: int | None = None, seed: int | None = None, command: str | None = None) -> Environment:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from compress.counting import counted
 from compress.escaping import html as escape
 from compress.steps import Change, Step
 
@@ -47,7 +48,7 @@ def _listed(heading: str, changes: Sequence[Change]) -> str:
     rows = [(change.layer, change.action, change.reason) for change in changes]
     if len(rows) > LISTED:
         counts = Counter((action, reason) for _, action, reason in rows)
-        rows = [(f"{number} layers", action, reason) for (action, reason), number in counts.most_common()]
+        rows = [(counted(number, "layer"), action, reason) for (action, reason), number in counts.most_common()]
     lines = "".join(
         f'<tr><td class="text"><code>{escape(layer)}</code></td><td class="text">{escape(action)}</td>'
         f'<td class="text">{escape(reason)}</td></tr>'

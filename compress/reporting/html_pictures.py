@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from compress.counting import counted
 from compress.escaping import html as escape
 from compress.measures import deciding
 from compress.measures.figure import HIGHER, LOWER, scale_of
@@ -119,7 +120,7 @@ def _small(report: Report, row: Measurement) -> list[str]:
         found.append(_card(noise, f"outputs beside {base.name}'s, signal to noise", None))
     if report.gates:
         missed, count = len(report.failed), len(report.gates)
-        limits = "1 limit" if count == 1 else f"{count} limits"
+        limits = counted(count, "limit")
         found.append(
             _card(f"{missed} failed" if missed else "passed", f"of {limits}" if missed else limits, not missed)
         )

@@ -60,6 +60,7 @@ CSS = """
   .cr table.stacked td::before { content:attr(data-name); color:var(--soft); }
   .cr table.stacked.one tr { grid-template-columns:1fr; }
   .cr table.stacked td:first-child { grid-column:1/-1; font-weight:600; overflow-wrap:anywhere; white-space:normal; }
+  .cr table.stacked td small { font-weight:400; }
   .cr table.stacked td:first-child::before { content:none; } }
 .cr ul.limits { list-style:none; padding-left:.2em; }
 .cr details.more { margin-top:10px; } .cr details.more .scroll { border:0; }

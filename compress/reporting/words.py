@@ -60,7 +60,7 @@ def interval(row: Measurement) -> str:
     found, known = deciding.deciding(row), deciding.interval(row)
     if found is None or known is None:
         return ""
-    return f"{row.name}: {found.name} between {between(known, found)} (95 %, {counted(row)})"
+    return f"{row.name}: {found.name} between {between(known, found)} (95 %, {samples_of(row)})"
 
 
 def between(interval: tuple[float, float], measure: Measure) -> str:
@@ -75,10 +75,10 @@ def between(interval: tuple[float, float], measure: Measure) -> str:
     return f"{low:.4g} and {high:.4g}{' ' + measure.unit if measure.unit else ''}"
 
 
-def counted(row: Measurement) -> str:
+def samples_of(row: Measurement) -> str:
     """How many samples a figure stands on; an image is one, however many pixels it has.
 
-    >>> counted(Measurement("a", samples=75, extra={"sample": "image", "position": "pixel", "positions": 307200}))
+    >>> samples_of(Measurement("a", samples=75, extra={"sample": "image", "position": "pixel", "positions": 307200}))
     '75 images (307,200 pixels)'
     """
     noun = _plural(row.extra.get("sample", "sample"), row.samples or 0)

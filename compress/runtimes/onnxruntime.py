@@ -18,6 +18,7 @@ import onnxruntime as ort
 from torch import Tensor
 
 from compress.batches import Batch
+from compress.counting import counted
 from compress.errors import InputError, ModelError, UnsupportedOperatorError, nearest
 from compress.scratch import scratch_folder
 
@@ -109,7 +110,9 @@ class Session:
         given: tuple[Any, ...] = self.in_order(one) if isinstance(one, Batch) else inputs
         if len(given) != len(self.input_names):
             expected = ", ".join(self.input_names)
-            raise InputError(f"{self._label} takes {len(self.input_names)} inputs ({expected}), got {len(given)}")
+            raise InputError(
+                f"{self._label} takes {counted(len(self.input_names), 'input')} ({expected}), got {len(given)}"
+            )
         feeds = {
             name: _as_array(name, value, dtype)
             for name, value, dtype in zip(self.input_names, given, self.input_dtypes)

@@ -17,6 +17,7 @@ import openvino as ov
 from torch import Tensor
 
 from compress.batches import Batch
+from compress.counting import counted
 from compress.errors import InputError, ModelError, UnsupportedOperatorError
 
 VERSION: str = ov.__version__.split("-")[0]
@@ -78,7 +79,9 @@ class Session:
         given: tuple[Any, ...] = self.in_order(one) if isinstance(one, Batch) else inputs
         if len(given) != len(self.input_names):
             expected = ", ".join(self.input_names)
-            raise InputError(f"{self._label} takes {len(self.input_names)} inputs ({expected}), got {len(given)}")
+            raise InputError(
+                f"{self._label} takes {counted(len(self.input_names), 'input')} ({expected}), got {len(given)}"
+            )
         arrays = [_array(value).astype(dtype, copy=False) for value, dtype in zip(given, self._types)]
         try:
             self._request.infer(dict(enumerate(arrays)))

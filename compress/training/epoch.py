@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.batches import read_batch
+from compress.counting import counted
 from compress.errors import CompressError, TrainingError
 from compress.progress import track
 from compress.state import as_in_training, evaluating
@@ -305,10 +306,12 @@ def check_classes(output: Any, target: Any, declared: int | None = None) -> None
         return
     given, advice = output.shape[1], "build it for the classes of the data (for torchvision: --model-arg num_classes=N)"
     if declared is not None and given < declared:
-        raise TrainingError(f"the model gives {given} classes, the data has {declared}; {advice}")
+        raise TrainingError(f"the model gives {counted(given, 'class', 'classes')}, the data has {declared}; {advice}")
     highest = int(target.max())
     if highest >= given:
-        raise TrainingError(f"label {highest} is out of range: the model gives {given} classes; {advice}")
+        raise TrainingError(
+            f"label {highest} is out of range: the model gives {counted(given, 'class', 'classes')}; {advice}"
+        )
 
 
 def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:

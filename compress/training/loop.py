@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from compress.batches import read_batch
+from compress.counting import counted
 from compress.errors import InputError, TrainingError
 from compress.given import model_of
 from compress.measures.opening import Measures, open_measures
@@ -249,10 +250,12 @@ def _resume(run: Run) -> tuple[str, ...]:
     if not path.exists():
         return (f"no checkpoint in {str(path.parent)!r} yet: started from the beginning",)
     planned = run.resume(path)
-    within = f" and {run.within.groups} steps" if run.resumed else ""
+    within = f" and {counted(run.within.groups, 'step')}" if run.resumed else ""
     said = [f"resumed after epoch {run.epoch}{within} from {str(path)!r}"]
     if planned != run.options.epochs:
-        said.append(f"that run was planned for {planned} epochs: the learning rate goes on as for {run.options.epochs}")
+        said.append(
+            f"that run was planned for {counted(planned, 'epoch')}: the learning rate goes on as for {run.options.epochs}"
+        )
     return tuple(said)
 
 

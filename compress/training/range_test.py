@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from compress.counting import counted
 from compress.errors import TrainingError
 from compress.training import checkpoints
 from compress.training.criterion import Fed
@@ -44,7 +45,7 @@ def find_rate(run: Run) -> tuple[float, str]:
     if not losses:
         raise TrainingError("the range test finds no learning rate: the loss is not finite at the smallest one")
     rate = chosen_rate(rates, losses)
-    return rate, f"learning rate {rate:.2g}, found by {len(losses)} steps of growing rates from {low:g} on"
+    return rate, f"learning rate {rate:.2g}, found by {counted(len(losses), 'step')} of growing rates from {low:g} on"
 
 
 def chosen_rate(rates: list[float], losses: list[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from compress.counting import counted
 from compress.training.options import TrainOptions
 
 FEW = 0.01  # share of zeros below which nobody has pruned a weight
@@ -40,7 +41,7 @@ class Zeros:
             return ()
         share = self.zeros / self.elements
         return (
-            f"zeros stayed zero: {share:.1%} of the weights of {len(self.held)} layers; hold_zeros=False trains them",
+            f"zeros stayed zero: {share:.1%} of the weights of {counted(len(self.held), 'layer')}; hold_zeros=False trains them",
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from compress.counting import counted
 from compress.evaluation.runners import Runnable, Target
 from compress.locking import locked_folder
 from compress.measures import deciding
@@ -178,7 +179,7 @@ def _told(
     }
     notes = [_winner_note(verdict, session, report), *_kind_notes(session, tried, report), *session.opened.notes]
     notes += [*of_metrics(session.job), *how_read(rows), *plain_words((report.base, report.row(shown)), report.base)]
-    title = f"{session.opened.name}: search, {len(tried)} candidates in {words(session.clock.elapsed)}"
+    title = f"{session.opened.name}: search, {counted(len(tried), 'candidate')} in {words(session.clock.elapsed)}"
     return replace(
         report,
         rows=tuple(rows),
@@ -250,7 +251,7 @@ def _winner_note(verdict: Verdict, session: Session, report: Report) -> str:
 def _kind_notes(session: Session, tried: Sequence[Candidate], report: Report) -> list[str]:
     """What the reader must know of how the candidates were judged."""
     notes = [
-        f"{len(tried)} candidates judged by their outputs on {session.judge.samples} samples without labels, "
+        f"{counted(len(tried), 'candidate')} judged by their outputs on {counted(session.judge.samples, 'sample')} without labels, "
         f"{len(front_of(tried))} of them beaten by none; those that were measured saw the test part once"
     ]
     if deciding.deciding(report.base) is None:
@@ -258,5 +259,5 @@ def _kind_notes(session: Session, tried: Sequence[Candidate], report: Report) ->
         notes.append(f"no labels: files are told apart by how far their outputs moved, in decibels, on {where}")
     cut = sum(item.reason == INTERRUPTED for item in tried)
     if cut:
-        notes.append(f"{cut} candidate{'s were' if cut > 1 else ' was'} cut off by the end of the time")
+        notes.append(f"{counted(cut, 'candidate was', 'candidates were')} cut off by the end of the time")
     return notes
