@@ -20,7 +20,7 @@ _HOMES = {
     "Metric": "compress.measures.own",
     "ModelSource": "compress.pipeline.inputs",
     "Output": "compress.pipeline.outputs",
-    "Pipeline": "compress.pipeline.run",
+    "Pipeline": "compress.pipeline.pipeline",
     "Preprocessing": "compress.loading.preprocessing",
     "PruneRequest": "compress.pruning.request",
     "QATSchedule": "compress.quantization.qat",

@@ -16,9 +16,10 @@ from tiny_recipe import prepare
 from cli.main import main
 from compress.errors import InputError, OutputError
 from compress.pipeline.inputs import ModelSource, Settings
+from compress.pipeline.pipeline import Pipeline
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.recipe import Recipe
-from compress.pipeline.run import Pipeline, plan, run
+from compress.pipeline.run import plan, run
 from compress.pipeline.stages import Export, Finetune, Prune, Quantize
 from compress.reporting.record import figures
 from compress.training.options import TrainOptions

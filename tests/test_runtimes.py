@@ -205,8 +205,8 @@ def test_openvinos_own_files(tmp_path, block):
 @installed
 def test_a_recipe_holds_its_file_to_the_runtime_that_it_is_made_for(tmp_path):
     from compress.loading.data import open_data
+    from compress.pipeline.pipeline import Pipeline
     from compress.pipeline.quantize_options import QuantizeOptions
-    from compress.pipeline.run import Pipeline
     from compress.pipeline.stages import Export, Quantize
 
     np.savez(tmp_path / "data.npz", x=torch.randn(40, 3, 12, 12).numpy(), y=np.arange(40) % 4)

@@ -21,8 +21,9 @@ from compress.errors import InputError, OutputError
 from compress.pipeline.cache import StageCache
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Settings, open_inputs
+from compress.pipeline.pipeline import start_key
 from compress.pipeline.recipe import EvaluateOptions, Recipe, parse_recipe
-from compress.pipeline.run import plan, run, start_key
+from compress.pipeline.run import plan, run
 from compress.pipeline.search.candidate import Candidate, beaten_early, front_of, spread
 from compress.pipeline.search.clock import TimeIsUp, ending_at
 from compress.pipeline.search.closing import judge_rows

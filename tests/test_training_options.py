@@ -12,8 +12,9 @@ from torch.optim import lr_scheduler
 from compress.errors import InputError
 from compress.training.criterion import make_criterion
 from compress.training.losses import LOSSES
+from compress.training.names import OPTIMIZERS, SCHEDULERS, own_name
 from compress.training.options import LOSSES as LOSS_NAMES
-from compress.training.options import OPTIMIZERS, SCHEDULERS, TrainOptions, own_name
+from compress.training.options import TrainOptions
 
 
 def test_frozen_with_help_for_every_field():

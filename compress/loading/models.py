@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from compress.loading.callables import first_line, import_callable
 from compress.loading.checkpoints import SUFFIXES, load_state_dict, read_pickle, read_state_dict
 from compress.loading.data import Data
 from compress.loading.declared import Declared, check_complete
-from compress.loading.preprocessing import Preprocessing
+from compress.loading.loaded import BATCH, LoadedModel, TensorSpec
 from compress.loading.untrusted import load_checked
 from compress.loading.whole_modules import check_ultralytics, module_in
 from compress.onnx_files import read_onnx
@@ -33,39 +33,6 @@ from compress.taking import takes
 DEFAULT_WEIGHTS = "DEFAULT"
 WHOLE = (".onnx", ".pt2", ".torchscript")  # files that hold a model with its weights
 RESULTS = ("model.onnx", "model.pt2", "model.torchscript")  # what a command leaves in its folder
-BATCH = 2  # a batch of one would be specialized by torch.export
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input of a model; a dimension that may vary is None."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model and what its source says about its inputs.
-
-    `kind` is "module", "exported" (a module out of an exported program, kept as `program`) or "onnx" (a graph).
-    `input_shape` includes the batch; it is None where the source does not tell. Modules are in eval mode. `notes` are
-    sentences for the user: what about the weights looks wrong.
-    """
-
-    name: str
-    model: Any
-    kind: str
-    path: Path | None = None
-    input_shape: tuple[int, ...] | None = None
-    input_dtype: torch.dtype = torch.float32
-    preprocessing: Preprocessing | None = None
-    inputs: tuple[TensorSpec, ...] = ()
-    program: Any = None
-    notes: tuple[str, ...] = ()
-    example: Batch | None = None  # inputs that the source itself tells, by name
-    tokenizer: str | None = None  # the folder, or id, of the tokenizer that goes with a text model
 
 
 @takes()

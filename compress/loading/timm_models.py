@@ -6,7 +6,7 @@ from typing import Any
 
 from compress.errors import ModelError, WeightsError, nearest
 from compress.loading.callables import first_line
-from compress.loading.models import BATCH, LoadedModel
+from compress.loading.loaded import BATCH, LoadedModel
 from compress.loading.preprocessing import Preprocessing
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from compress.errors import ModelError, WeightsError, nearest
 from compress.loading.callables import first_line
-from compress.loading.models import BATCH, LoadedModel
+from compress.loading.loaded import BATCH, LoadedModel
 from compress.loading.preprocessing import from_torchvision
 from compress.loading.torchvision_ops import torchvision
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from compress.batches import Batch
     from compress.loading.data import Data
-    from compress.loading.models import LoadedModel
+    from compress.loading.loaded import LoadedModel
 
 MOST_THREADS = 1024
 

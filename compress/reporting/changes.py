@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tabulate import tabulate
 
@@ -25,7 +25,7 @@ from compress.files import written_beside
 from compress.measures import deciding
 from compress.measures.deciding import UNKNOWN
 from compress.measures.figure import HIGHER, difference, scale_of
-from compress.reporting import table
+from compress.reporting import html_changes, table
 from compress.reporting.reading import read_report
 from compress.reporting.record import plain
 from compress.reporting.report import Gate, Report, check_suffix
@@ -67,6 +67,7 @@ class ReportChange:
     names: tuple[str, str]
     figures: tuple[FigureChange, ...]
     notes: tuple[str, ...] = ()
+    headings: ClassVar[tuple[str, ...]] = HEADINGS  # of the table, in each of its forms
 
     @property
     def worse(self) -> tuple[FigureChange, ...]:
@@ -122,9 +123,7 @@ class ReportChange:
 
     def html(self) -> str:
         """The comparison as one self-contained page."""
-        from compress.reporting.html_changes import render
-
-        return render(self)
+        return html_changes.render(self)
 
     def write(self, path: str | Path) -> Path:
         """Write it; the suffix chooses the form: .md, .json or .html.
@@ -147,9 +146,7 @@ class ReportChange:
         return path
 
     def _repr_html_(self) -> str:
-        from compress.reporting.html_changes import notebook
-
-        return notebook(self)
+        return html_changes.notebook(self)
 
 
 def _report_of(value: Any) -> Report:

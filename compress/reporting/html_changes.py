@@ -69,14 +69,12 @@ def _bars(item: FigureChange, values: tuple[float, float], most: float) -> str:
 
 
 def _table(change: ReportChange) -> str:
-    from compress.reporting.changes import HEADINGS
-
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in change.headings)
     lines = ""
     for item in change.figures:
         cells = [
             f'<td{COLOURS.get(item.verdict, "") if place >= 4 else ""} data-name="{escape(heading)}">{escape(cell) or "–"}</td>'
-            for place, (heading, cell) in enumerate(zip(HEADINGS, item.cells))
+            for place, (heading, cell) in enumerate(zip(change.headings, item.cells))
         ]
         lines += f"<tr>{''.join(cells)}</tr>"
     return (

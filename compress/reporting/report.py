@@ -11,7 +11,7 @@ from compress import escaping
 from compress.errors import InputError
 from compress.escaping import each_text, without_home
 from compress.files import written_beside
-from compress.reporting import layer_table, markdown, record, table
+from compress.reporting import html, layer_table, markdown, record, table
 from compress.reporting.environment import Environment, describe
 from compress.steps import Measurement, Step
 
@@ -136,9 +136,7 @@ class Report:
 
     def html(self) -> str:
         """The report as one self-contained page."""
-        from compress.reporting.html import render
-
-        return render(self)
+        return html.render(self)
 
     def write(self, path: str | Path) -> Path:
         """Write the report; the suffix chooses the form: .md, .json or .html. Home folders are written as "~".
@@ -172,9 +170,7 @@ class Report:
         return replace(self, rows=rows, files={name: moved(path) or path for name, path in self.files.items()})
 
     def _repr_html_(self) -> str:
-        from compress.reporting.html import notebook
-
-        return notebook(self)
+        return html.notebook(self)
 
 
 SUFFIXES = (".md", ".json", ".html")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn, optim
 
 from compress.errors import TrainingError
 from compress.training.arguments import accepted, call, check_arguments, named
-from compress.training.options import OPTIMIZERS, TrainOptions
+from compress.training.names import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from compress.training.options import TrainOptions
 
 FIELDS = ("lr", "weight_decay", "nesterov")  # of `TrainOptions`, handed to every class that takes them
 MOMENTUM = ("sgd", "rmsprop", "muon")  # whose `momentum` is the field of that name

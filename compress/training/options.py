@@ -10,43 +10,8 @@ from typing import Any, ClassVar
 
 from compress.errors import InputError, nearest
 from compress.options import check_fields, choice, option
+from compress.training.names import OPTIMIZERS, SCHEDULERS, own_name
 
-# Name of the option → class of torch.optim; the class's own name is taken too, in any case.
-OPTIMIZERS = {
-    "sgd": "SGD",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "rmsprop": "RMSprop",
-    "adadelta": "Adadelta",
-    "adafactor": "Adafactor",
-    "adagrad": "Adagrad",
-    "adamax": "Adamax",
-    "asgd": "ASGD",
-    "lbfgs": "LBFGS",
-    "muon": "Muon",
-    "nadam": "NAdam",
-    "radam": "RAdam",
-    "rprop": "Rprop",
-    "sparseadam": "SparseAdam",
-}
-# Name of the option → class of torch.optim.lr_scheduler; the class's own name is taken too, in any case.
-SCHEDULERS = {
-    "step": "StepLR",
-    "plateau": "ReduceLROnPlateau",
-    "cosine": "CosineAnnealingLR",
-    "multistep": "MultiStepLR",
-    "exponential": "ExponentialLR",
-    "linear": "LinearLR",
-    "constant": "ConstantLR",
-    "polynomial": "PolynomialLR",
-    "onecycle": "OneCycleLR",
-    "cyclic": "CyclicLR",
-    "cosineannealingwarmrestarts": "CosineAnnealingWarmRestarts",
-    "lambda": "LambdaLR",
-    "multiplicative": "MultiplicativeLR",
-    "sequential": "SequentialLR",
-    "chained": "ChainedScheduler",
-}
 # Those that may need arguments, or cannot be used: checked by making one.
 RARE = (*list(OPTIMIZERS)[4:], *list(SCHEDULERS)[3:])
 LOSSES = ("cross_entropy", "bce", "mse", "mae", "huber", "model")  # see the table of losses.py
@@ -199,11 +164,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return getattr(value, "__qualname__", repr(value)) if callable(value) else value
-
-
-def own_name(name: Any, classes: Mapping[str, str]) -> Any:
-    """The option's name of what may be written as torch writes it: OneCycleLR, adamW."""
-    if not isinstance(name, str):
-        return name
-    folded = {own.lower(): key for key, own in classes.items()} | {key: key for key in classes}
-    return folded.get(name.lower(), folded.get(name.lower().replace("_", ""), name))

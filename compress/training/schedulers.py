@@ -9,14 +9,18 @@ where the length of an epoch is not known.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import optim
 from torch.optim import lr_scheduler
 
 from compress.errors import InputError
 from compress.training.arguments import call, check_arguments, named
-from compress.training.options import SCHEDULERS, TrainOptions
+from compress.training.names import SCHEDULERS
+from compress.training.optimizers import trial_optimizer
+
+if TYPE_CHECKING:
+    from compress.training.options import TrainOptions
 
 BY_STEP = ("cosine", "onecycle", "cyclic")
 # Why a scheduler cannot be named.
@@ -185,8 +189,6 @@ def check_optimizer_and_scheduler(options: TrainOptions) -> None:
     Raises:
         InputError: an unknown name or argument, or a value that is refused.
     """
-    from compress.training.optimizers import trial_optimizer
-
     known = options.optimizer != "auto"
     rate = 0.01 if options.lr is None or isinstance(options.lr, str) else options.lr
     with_rate = options.settled(lr=rate, optimizer=options.optimizer if known else "sgd")

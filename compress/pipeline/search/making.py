@@ -16,9 +16,9 @@ from compress.evaluation.size import count_macs, size_bytes
 from compress.onnx_files import read_onnx, save_onnx
 from compress.pipeline.cache import StageCache, fingerprint
 from compress.pipeline.inputs import Opened
+from compress.pipeline.pipeline import finished_stage, pipeline_of, start_of
 from compress.pipeline.prune import pruned_alike
 from compress.pipeline.recipe import Recipe
-from compress.pipeline.run import finished_stage, pipeline_of, start_of
 from compress.pipeline.search.candidate import Candidate, beaten_early
 from compress.pipeline.search.judging import Judge
 from compress.pipeline.search.space import cost_of, recipe_of, runtime_of

@@ -20,10 +20,10 @@ from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.job import Job
 from compress.pipeline.outputs import Output
+from compress.pipeline.pipeline import source_key
 from compress.pipeline.quantize import check_runs
 from compress.pipeline.recipe import EvaluateOptions, Recipe, read_recipe
 from compress.pipeline.rehearsal import rehearsed
-from compress.pipeline.run import source_key
 from compress.pipeline.search.clock import Clock, words
 from compress.pipeline.search.closing import close
 from compress.pipeline.search.folder import SEARCH, Front

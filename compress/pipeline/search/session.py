@@ -11,8 +11,8 @@ from compress.locking import locked_folder
 from compress.pipeline.cache import StageCache
 from compress.pipeline.inputs import Opened
 from compress.pipeline.job import Job
+from compress.pipeline.pipeline import start_key
 from compress.pipeline.recipe import Recipe
-from compress.pipeline.run import start_key
 from compress.pipeline.search.candidate import Candidate, front_of, spread
 from compress.pipeline.search.clock import Clock, TimeIsUp, ending_at
 from compress.pipeline.search.folder import MODEL, Front
