@@ -48,13 +48,15 @@ class Step:
     """The result of a verb: a new model, and the list of what was done, refusals included.
 
     `model` is a `torch.nn.Module` before the border and an `onnx_ir.Model` after it. The
-    model that was handed in is never touched. `notes` are sentences for the user.
+    model that was handed in is never touched. `notes` are sentences for the user; `faults` those for which the result is
+    not good, whatever its figures are.
     """
 
     name: str
     model: Any
     changes: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def done(self) -> tuple[Change, ...]:

@@ -1,5 +1,7 @@
 """What is reported is what runs: float layers stay float in ONNX Runtime, and the report says what does not."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,11 @@ from torch import nn
 
 import compress
 import compress.quantization.finishing as finishing
+from cli.printing import show
+from compress.batches import Batch
+from compress.errors import GateError
+from compress.pipeline.cache import step_from
+from compress.quantization.divergence import first_divergence
 from compress.quantization.executed import _error_db, as_executed
 from compress.runtimes.onnxruntime import Session, executed_operators, runs_in_integers
 
@@ -95,25 +102,6 @@ def test_a_graph_that_runs_as_it_says_gets_no_note(net):
     assert as_executed(step, graph, [x]) == step
 
 
-def test_optimizations_that_change_the_outputs_are_said(net, monkeypatch):
-    graph, x = net
-    step = compress.quantize_static(graph, [x], target="any")
-    run = Session.run
-
-    def worse(self, *inputs):
-        outputs = run(self, *inputs)
-        return tuple(value + 1000 * self.optimized_anew for value in outputs)
-
-    def start(self, model, *, optimize=True, **options):
-        begin(self, model, optimize=optimize, **options)
-        self.optimized_anew = optimize and model is step.model
-
-    begin = Session.__init__
-    monkeypatch.setattr(Session, "__init__", start)
-    monkeypatch.setattr(Session, "run", worse)
-    assert any("not to be trusted" in note for note in as_executed(step, graph, [x]).notes)
-
-
 def test_error_in_decibels():
     a = np.ones(100)
     assert _error_db((a,), (a + 0.1,)) == pytest.approx(20)
@@ -130,3 +118,63 @@ def test_weights_that_the_runtime_quantizes_behind_a_layers_name_are_told(net, m
         change for change in found.changes if change.layer == "up" and "quantizes its weights" in change.reason
     ]
     assert not change.skipped and change.action == "weights in int8, computed in float"
+
+
+class Small(nn.Module):
+    """A depthwise layer whose first kernel is 1,000 times the others, on an input that is as much smaller."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16)
+        self.second, self.out = nn.Conv2d(16, 16, 3), nn.Linear(16, 4)
+        with torch.no_grad():
+            self.depthwise.weight[:1] *= 1000
+            self.first.weight[:1] /= 1000
+            self.first.bias[:1] /= 1000
+
+    def forward(self, x):
+        x = torch.relu(self.depthwise(torch.relu(self.first(x))))
+        return self.out(torch.relu(self.second(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def changed_at_load(monkeypatch):
+    """A network whose depthwise layer, left in float, ONNX Runtime quantizes with one scale when it loads the file."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 16, 16)
+    graph = compress.export(Small().eval(), x[:2]).model
+    monkeypatch.setattr(finishing, "keep_float_layers", lambda graph: 0)
+    return graph, x
+
+
+def test_the_node_that_the_optimizer_changes_is_named(changed_at_load):
+    graph, x = changed_at_load
+    step = compress.quantize_static(graph, [x], exclude=("depthwise*",), target="any")
+    found = first_divergence(step.model, Batch.of(x))
+    assert found is not None and found.node == "depthwise/Conv" and found.largest > 20
+    (fault,) = as_executed(step, graph, [x]).faults
+    assert "first at depthwise/Conv (Conv)" in fault and "not to be trusted" in fault
+    whole = compress.quantize_static(graph, [x], target="any")
+    assert first_divergence(whole.model, Batch.of(x)) is None and not as_executed(whole, graph, [x]).faults
+
+
+def test_a_job_does_not_call_such_a_result_good(changed_at_load, tmp_path):
+    graph, x = changed_at_load
+    np.savez(tmp_path / "d.npz", x=x.repeat(4, 1, 1, 1).numpy(), y=np.arange(64) % 4)
+    options = {"exclude": ("depthwise*",), "target": "any", "accuracy": "fast"}
+    report = compress.quantize(graph, str(tmp_path / "d.npz"), output=tmp_path / "out", options=options)
+    (gate,) = report.failed
+    assert gate.name == "runs-as-written" and gate.row == "int8" and "depthwise/Conv" in gate.sentence
+    assert "✗ int8" in report.table() and (tmp_path / "out" / "model.onnx").exists()
+    data = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert data["passed"] is False and "depthwise/Conv" in data["steps"][0]["faults"][0]
+    assert step_from(data["steps"][0], None).faults == report.steps[0].faults  # a recipe's finished stage keeps it
+    assert "depthwise/Conv" in report.html() and "depthwise/Conv" in report.markdown()
+    with pytest.raises(GateError, match="depthwise/Conv") as caught:
+        show(report, compress.Settings())
+    assert caught.value.exit_code == 3
+
+
+def test_outputs_that_are_not_finite_are_no_agreement():
+    a = np.ones(4)
+    assert _error_db((a,), (np.array([1, 1, 1, np.nan]),)) == -100

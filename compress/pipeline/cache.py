@@ -120,4 +120,4 @@ def step_from(record: Mapping[str, Any], model: Any) -> Step:
         Change(c["layer"], c["action"], c.get("reason", ""), c["skipped"], c.get("values", {}))
         for c in record["changes"]
     )
-    return Step(record["name"], model, changes, tuple(record["notes"]))
+    return Step(record["name"], model, changes, tuple(record["notes"]), tuple(record.get("faults", ())))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from compress.pipeline.job import Delivery, Job
 from compress.pipeline.layer_noise import SAMPLES
 from compress.pipeline.processors import made_elsewhere
 from compress.reporting.environment import describe
-from compress.reporting.report import Report
+from compress.reporting.report import Gate, Report
 from compress.reporting.words import how_read, plain_words
 from compress.steps import Measurement
 
@@ -103,11 +103,21 @@ def closing_report(job: Job, made: Delivery) -> Report:
         notes=tuple(dict.fromkeys(notes)),
         title=made.title,
         baseline=base.name,
-        gates=job.limits.check(gated, base, foreign=foreign),
+        gates=(*job.limits.check(gated, base, foreign=foreign), *_faults(made, gated or rows)),
         files=made.files,
         details=_details(job, made, made.source or _other_than(made.shipped, model_in(made.targets[base.name]))),
         environment=describe(threads=job.settings.threads, seed=job.settings.seed),
     )
+
+
+def _faults(made: Delivery, rows: Sequence[Measurement]) -> Iterator[Gate]:
+    """A failed limit for each fault of a step: such a result is not good, whatever was asked for."""
+    shipped = next(
+        (row.name for row in rows if made.shipped is not None and row.path == str(made.shipped)), rows[-1].name
+    )
+    for step in made.steps:
+        for fault in step.faults:
+            yield Gate("runs-as-written", shipped, None, 0.0, "", False, said=fault)
 
 
 def _set_beside(job: Job, made: Delivery, rows: tuple[Measurement, ...]) -> tuple[Measurement, ...]:

@@ -13,6 +13,7 @@ from compress.evaluation.runners import Runnable, resized_batch
 from compress.onnx_files import save_onnx
 from compress.pipeline.inputs import Opened
 from compress.pipeline.job import CLOSING_SECONDS, Job
+from compress.pipeline.processors import made_elsewhere
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.quantization.executed import as_executed
 from compress.quantization.weights import wants_of
@@ -68,7 +69,10 @@ def held_to_runtime(step: Step, graph: Any, opened: Opened, runtime: str = DEFAU
     if wants_of(step.model, "profile"):
         return step
     batches = opened.calibration() if opened.calibration_samples else None
-    return as_executed(step, graph, batches, runtime=runtime)
+    held = as_executed(step, graph, batches, runtime=runtime)
+    if held.faults and made_elsewhere(held.model):  # this processor's kernels say nothing of the one it is made for
+        return replace(held, faults=step.faults, notes=(*held.notes, *held.faults))
+    return held
 
 
 def _timed(made: dict[str, Step], job: Job, scratch: Path) -> dict[str, float]:

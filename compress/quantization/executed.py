@@ -17,6 +17,7 @@ import onnx_ir as ir
 from compress.batches import Batch, read_batch
 from compress.errors import CompressError
 from compress.quantization.calibration import all_rows
+from compress.quantization.divergence import first_divergence
 from compress.quantization.kernels import HEAVY, MOVING, STORED
 from compress.runtimes.onnxruntime import VERSION, Executed, Session, executed_operators, runs_in_integers
 from compress.runtimes.runtime import DEFAULT, INTEGERS, find_runtime
@@ -30,6 +31,8 @@ CHANGED_DB = 3.0  # rounding moves the error of a whole network by less (measure
 def as_executed(step: Step, plain: ir.Model, batches: Iterable[Any] | None = None, *, runtime: str = DEFAULT) -> Step:
     """Return `step` with each change as its runtime really runs it, and notes about what it runs otherwise.
 
+    Where the runtime's optimizations change the outputs beyond rounding, that is a fault of the step, with the node.
+
     Args:
         plain: the same network in float; the outputs of both forms of the quantized one are set beside its outputs.
         batches: samples to compare on; None compares the operators alone.
@@ -42,8 +45,8 @@ def as_executed(step: Step, plain: ir.Model, batches: Iterable[Any] | None = Non
         note = f"what ONNX Runtime runs of this file could not be read back ({error})"
         return replace(step, notes=(*step.notes, note))
     held = _with_changes(step, [_corrected(change, operators) for change in step.changes], "ONNX Runtime")
-    outputs = _outputs_changed(step.model, plain, batches) if batches is not None else ()
-    return replace(held, notes=(*held.notes, *outputs))
+    faults = _outputs_changed(step.model, plain, batches) if batches is not None else ()
+    return replace(held, faults=(*held.faults, *faults))
 
 
 def _with_changes(step: Step, changes: Sequence[Change], runtime: str) -> Step:
@@ -93,7 +96,7 @@ def _told(differing: list[Change], runtime: str) -> Iterator[str]:
 
 
 def _outputs_changed(graph: ir.Model, plain: ir.Model, batches: Iterable[Any]) -> list[str]:
-    """Whether the runtime's optimizations change how far the outputs are from the float network's."""
+    """Whether the runtime's optimizations change how far the outputs are from the float network's, and at which node."""
     batch = next((read_batch(raw).part(0, SAMPLES) for raw in batches), None)
     if batch is None:
         return []
@@ -101,9 +104,14 @@ def _outputs_changed(graph: ir.Model, plain: ir.Model, batches: Iterable[Any]) -
     optimized, written = (_error_db(wanted, _outputs(graph, batch, optimize=flag)) for flag in (True, False))
     if written - optimized < CHANGED_DB:
         return []
+    try:
+        found = first_divergence(graph, batch)
+    except CompressError:  # a graph that cannot be cut; that its outputs differ is said all the same
+        found = None
+    where = f"first at {found.words}" if found is not None else "at no single node: looked into, it runs as written"
     return [
         f"ONNX Runtime {VERSION} changes what this file computes when it optimizes it: its outputs are {optimized:.1f} dB "
-        f"from the float model's, {written:.1f} dB where it runs the file as written; the result is not to be trusted"
+        f"from the float model's, {written:.1f} dB where it runs the file as written; {where}; the result is not to be trusted"
     ]
 
 
@@ -112,7 +120,9 @@ def _outputs(graph: ir.Model, batch: Batch, *, optimize: bool) -> tuple[np.ndarr
 
 
 def _error_db(wanted: tuple[np.ndarray, ...], found: tuple[np.ndarray, ...]) -> float:
-    """Signal over noise of all float outputs together, in dB; 100 where there is no noise."""
+    """Signal over noise of all float outputs together, in dB; 100 where there is no noise, −100 where one is not finite."""
     pairs = [(a.astype(np.float64), b) for a, b in zip(wanted, found) if a.dtype.kind == "f" and a.shape == b.shape]
     signal, noise = sum(float((a**2).sum()) for a, _ in pairs), sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+    if math.isfinite(signal) and not math.isfinite(noise):
+        return -100.0
     return 10 * math.log10(signal / noise) if signal > 0 and noise > signal * 1e-10 else 100.0

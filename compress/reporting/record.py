@@ -21,7 +21,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     """Return the report as plain values.
 
     Keys: `schema_version`, `title`, `baseline` (a row's name), `rows` (every field of `Measurement`; null is
-    "not measured"; sizes in bytes, latencies in ms, accuracies as fractions; of `measures` the first decides), `steps` (`name`, `notes`, `changes`
+    "not measured"; sizes in bytes, latencies in ms, accuracies as fractions; of `measures` the first decides), `steps` (`name`, `notes`, `faults` where there are any, `changes`
     with `layer`, `action`, `skipped`, `reason`, `values`), `gates`, `notes`, `files`, `details`, `environment`.
     """
     return plain(
@@ -47,7 +47,8 @@ def row_dict(row: Measurement) -> dict[str, Any]:
 
 
 def step_dict(step: Step) -> dict[str, Any]:
-    return {"name": step.name, "notes": list(step.notes), "changes": [change.as_dict() for change in step.changes]}
+    found = {"name": step.name, "notes": list(step.notes), "changes": [change.as_dict() for change in step.changes]}
+    return found | ({"faults": list(step.faults)} if step.faults else {})
 
 
 def dumps(report: Report) -> str:
