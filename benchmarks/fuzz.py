@@ -4,6 +4,8 @@
     python benchmarks/fuzz.py --cases 50 --kind onnx --seed 3
     python benchmarks/fuzz.py --case 1234 --seed 0           # one case again, its command and words shown
 
+Texts and tokenizers are among them where transformers is installed.
+
 Each case runs the command line in a forked child of a process that has imported everything, so that most take a tenth of
 a second. A case is lost where the exit code is none of 0, 2, 3, 130, more than one line is on stderr, a traceback is
 shown, "bug in compress" is said, it takes more than 20 s of processor time, it dies of a signal, it leaves a half-written output or
@@ -51,14 +53,26 @@ spec = "my.py:build"
 weights = "good.pt"
 [data]
 spec = "good.npz"
-calibration_samples = 8
+calibration_samples = 12
 [prune]
 amount = 0.5
+heal = 0.0
 [quantize]
 method = "static"
 [gates]
 max_drop = 50.0
 """
+SEARCH_RECIPE = (
+    RECIPE.split("[prune]")[0]
+    + """[search]
+minutes = 0.5
+trials = 1
+sampler = "random"
+[gates]
+max_drop = 50.0
+"""
+)
+TEXTS_OF = {"csv": ",", "tsv": "\t"}  # the separators of the tables
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,8 @@ def make_seeds(folder: Path) -> None:
     from PIL import Image
 
     import compress
+    from compress.loading.torchscript import save_torchscript
+    from compress.quantization import torch_native
     from compress.training.weights import save_weights
 
     (folder / "my.py").write_text(PYTHON)
@@ -105,6 +121,37 @@ def make_seeds(folder: Path) -> None:
     compress.export(net.eval(), x, path=folder / "good.onnx")
     program = torch.export.export(net.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     torch.export.save(program, folder / "good.pt2")
+    int8 = torch_native.quantize_dynamic(net).model
+    save_torchscript(int8, folder / "good.torchscript", (x,))
+    (folder / "search.toml").write_text(SEARCH_RECIPE)
+    static = compress.quantize_static(str(folder / "good.onnx"), [(torch.rand(4, 3, 8, 8),)])
+    compress.save_onnx(static, folder / "int8.onnx")
+    if has_transformers():
+        make_texts(folder)
+
+
+def has_transformers() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("transformers") is not None
+
+
+def make_texts(folder: Path) -> None:
+    """A tiny BERT with its tokenizer, and its reviews as .csv, .tsv and .jsonl."""
+    import csv
+    import json
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    import tiny_bert
+
+    (folder / "bert").mkdir()
+    rows = tiny_bert.save(folder / "bert", texts=24)
+    names = ("review", "other", "stars")
+    for suffix, separator in TEXTS_OF.items():
+        with open(folder / f"reviews.{suffix}", "w", newline="") as file:
+            csv.writer(file, delimiter=separator).writerows([names, *rows])
+    lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+    (folder / "reviews.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -170,7 +217,20 @@ WORDS = (
     "a\tb",
     "99999999999999999999",
     "0.5",
+    "0.3,0.5",
+    "0.5,,0.3",
+    "0.2,0.9,1.5",
+    ",",
+    "onnxruntime",
+    "openvino",
+    "float16",
+    "weight-only",
+    "good.npz",
+    "hf:x",
+    "text:good.npz?text=a&label=b",
+    "x" * 5000,
 )
+SETTINGS = ("text=", "label=", "test=", "tokenizer=", "length=", "text=review&text=", "&", "x=", "review", "%00", "#")
 TEXTS = ("spec", "weights", "amount", "method", "calibration_samples", "seed", "max_drop", "out", "target")
 
 
@@ -200,6 +260,27 @@ def mutated_recipe(text: str, rng: random.Random) -> bytes:
     return "\n".join(lines).encode()
 
 
+UNTIMED = ("--no-tune-latency", "-o", "out")
+
+
+def _text(spec: str) -> list[str]:
+    return ["evaluate", "hf:bert", "--data", f"text:{spec}"]
+
+
+def _texts(name: str) -> list[str]:
+    return _text(f"{name}?text=review&label=stars")
+
+
+def settings_case(rng: random.Random) -> Case:
+    """A table of texts that is whole, asked for in words that may be wrong."""
+    known = {"text": "review", "label": "stars", "test": "reviews.tsv", "length": "16", "tokenizer": "bert"}
+    names = rng.sample(sorted(known), rng.randint(1, 4))
+    parts = [f"{name}={known[name] if rng.random() < 0.5 else rng.choice(WORDS)}" for name in names]
+    parts += [rng.choice(SETTINGS) + rng.choice(WORDS)] if rng.random() < 0.3 else []
+    file = rng.choice(("reviews.csv", "reviews.tsv", "reviews.jsonl", "good.npz", "bert", ""))
+    return Case("text-settings", _text(f"{file}?{'&'.join(parts)}"))
+
+
 def _model(name: str) -> list[str]:
     return ["evaluate", name, "--data", "good.npz"]
 
@@ -216,10 +297,27 @@ MUTATE: dict[str, tuple[str, Callable[[str], list[str]]]] = {  # kind → the fi
     "npz-zip": ("good.npz", lambda n: ["evaluate", "good.onnx", "--data", n]),
     "image": ("images/a/0.jpg", lambda n: ["evaluate", "good.onnx", "--data", "imagefolder:images"]),
     "recipe": ("recipe.toml", lambda n: ["run", n]),
+    "recipe-search": ("search.toml", lambda n: ["run", n]),
+    "onnx-static": ("good.onnx", lambda n: ["quantize", n, "--data", "good.npz", *UNTIMED]),
+    "onnx-half": ("good.onnx", lambda n: ["quantize", n, "--method", "float16", "--input-shape", "2,3,8,8", *UNTIMED]),
+    "onnx-sensitivity": ("good.onnx", lambda n: ["sensitivity", n, "--data", "good.npz", "--samples", "4"]),
+    "onnx-doctor": ("int8.onnx", lambda n: ["doctor", n, "--for", "tensorrt", "--for", "openvino"]),
+    "onnx-int8": ("int8.onnx", lambda n: ["compare", "good.onnx", n, "--data", "good.npz"]),
+    "torchscript": ("good.torchscript", _model),
+    "torchscript-zip": ("good.torchscript", _model),
+    "csv": ("reviews.csv", _texts),
+    "tsv": ("reviews.tsv", _texts),
+    "jsonl": ("reviews.jsonl", _texts),
+    "tokenizer": ("bert/tokenizer.json", lambda n: _texts("reviews.csv")),
+    "tokenizer-config": ("bert/tokenizer_config.json", lambda n: _texts("reviews.csv")),
+    "model-config": ("bert/config.json", lambda n: _texts("reviews.csv")),
     "options": ("options.toml", lambda n: ["train", "my.py:build", "--data", "good.npz", "--config", n, "-o", "out"]),
     "classes": ("classes.txt", lambda n: ["evaluate", "good.onnx", "--data", "imagefolder:images", "--classes", n]),
 }
-NOT_TRIED = ("help", "help_all", "nproc", "verbose", "json")  # other processes; tracebacks that were asked for
+IN_PLACE = ("image", "tokenizer", "tokenizer-config", "model-config")  # found by a folder's name, not by their own
+OF_TEXTS = ("csv", "tsv", "jsonl", "tokenizer", "tokenizer-config", "model-config", "text-settings")
+NOT_TRIED = ("help", "help_all", "nproc", "verbose", "json", "processes", "workers", "minutes")
+# (other processes; tracebacks that were asked for; what would take as long as it is told)
 COMMANDS: dict[str, list[str]] = {
     "evaluate": ["good.onnx", "--data", "good.npz"],
     "benchmark": ["good.onnx"],
@@ -228,7 +326,9 @@ COMMANDS: dict[str, list[str]] = {
     "quantize": ["good.onnx", "--data", "good.npz", "-o", "out"],
     "prune": ["my.py:build", "--weights", "good.pt", "--input-shape", "2,3,8,8", "-o", "out"],
     "run": ["recipe.toml", "--dry-run"],
-    "doctor": [],
+    "doctor": ["int8.onnx", "--for", "openvino"],
+    "sensitivity": ["good.onnx", "--data", "good.npz", "--samples", "4"],
+    "search": [*"my.py:build --weights good.pt --data good.npz --minutes 0.5 --trials 1 -o out".split()],
     "init": ["-o", "new.toml"],
     "train": ["my.py:build", "--data", "good.npz", "--epochs", "1", "-o", "out"],
     "finetune": ["my.py:build", "--weights", "good.pt", "--data", "good.npz", "--epochs", "1", "-o", "out"],
@@ -259,17 +359,20 @@ def options_case(rng: random.Random) -> Case:
 def make_case(number: int, seed: int, kind: str | None, folder: Path) -> Case:
     """Case `number` in `folder`, which holds the good inputs: the same for the same number and seed."""
     rng = random.Random(f"{seed}/{number}")
-    chosen = kind or rng.choice([*MUTATE, "options", "options", "options", "options"])
+    kinds = [item for item in [*MUTATE, "text-settings"] if has_transformers() or item not in OF_TEXTS]
+    chosen = kind or rng.choice([*kinds, *["options"] * 8])
     if chosen == "options":
         return options_case(rng)
+    if chosen == "text-settings":
+        return settings_case(rng)
     name, command = MUTATE[chosen]
     path = folder / name
     content = path.read_bytes()
-    if chosen == "recipe":
+    if chosen in ("recipe", "recipe-search"):
         content = mutated_recipe(content.decode(), rng)
     else:
         content = inside_zip(content, rng) if chosen.endswith("-zip") else damaged(content, rng)
-    bad = path if chosen == "image" else path.with_name("bad" + path.suffix)
+    bad = path if chosen in IN_PLACE else path.with_name("bad" + path.suffix)
     bad.write_bytes(content)
     return Case(chosen, command(bad.name))
 
@@ -292,6 +395,9 @@ def run_case(case: Case, folder: Path) -> Outcome:
     return Outcome(code, said, seconds, _why_lost(code, said, seconds, folder))
 
 
+LOUD = ("doctor", "init")  # they show no progress, so that they have no -q
+
+
 def become(arguments: list[str], folder: Path, writing: int) -> None:
     """In the child: the command, with stderr into the pipe; never returns."""
     code = 97
@@ -310,7 +416,7 @@ def become(arguments: list[str], folder: Path, writing: int) -> None:
         from cli.main import main
 
         try:
-            main([*arguments, "-q"])
+            main([*arguments, *(["-q"] if arguments[0] not in LOUD else [])])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 98
         import compress.scratch as scratch
@@ -347,15 +453,21 @@ def _why_lost(code: int, said: str, seconds: float, folder: Path) -> str:
     return ""
 
 
-def fuzz(cases: list[int], seed: int, kind: str | None, *, show: bool = False) -> tuple[Counter[str], list[str]]:
-    """Run the cases; return how many of each kind ran, and a line for each that was lost."""
+def fuzz(
+    cases: list[int], seed: int, kind: str | None, *, show: bool = False, seeds: Path | None = None
+) -> tuple[Counter[str], list[str]]:
+    """Run the cases; return how many of each kind ran, and a line for each that was lost.
+
+    `seeds` is a folder that `make_seeds` has filled; without, one is made.
+    """
     counts: Counter[str] = Counter()
     lost: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         root = Path(name)
-        good = root / "good"
-        good.mkdir()
-        make_seeds(good)
+        good = seeds or root / "good"
+        if seeds is None:
+            good.mkdir()
+            make_seeds(good)
         for number in cases:
             folder = root / "outer" / "case"
             shutil.copytree(good, folder)
@@ -375,23 +487,48 @@ def fuzz(cases: list[int], seed: int, kind: str | None, *, show: bool = False) -
     return counts, lost
 
 
+def unharmed(kinds: list[str]) -> list[str]:
+    """What the commands say to inputs that nobody has changed: a line for each that is not taken, since its mutations
+    would then be refused for another reason."""
+    lost = []
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        good, folder = Path(name) / "good", Path(name) / "case"
+        good.mkdir()
+        make_seeds(good)
+        cases = [Case(kind, MUTATE[kind][1](MUTATE[kind][0])) for kind in kinds if kind in MUTATE]
+        cases += [Case(f"options of {verb}", [verb, *COMMANDS[verb]]) for verb in COMMANDS if "options" in kinds]
+        for case in cases:
+            shutil.copytree(good, folder)
+            (folder / "tmp").mkdir()
+            outcome = run_case(case, folder)
+            if outcome.lost or outcome.code not in (0, 3):
+                lost.append(f"{case.kind}: exit {outcome.code} {outcome.lost}: {outcome.said.strip()[-400:]}")
+            shutil.rmtree(folder)
+    return lost
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", choices=[*MUTATE, "options"])
+    parser.add_argument("--kind", choices=[*MUTATE, "options", "text-settings"])
     parser.add_argument("--case", type=int, help="this one alone, shown")
     options = parser.parse_args()
-    prepare()
+    prepare(texts=True)
     numbers = list(range(options.cases)) if options.case is None else [options.case]
     started = time.monotonic()
+    if options.case is None:
+        wrong = unharmed([options.kind] if options.kind else [*MUTATE, "options"])
+        if wrong:
+            print("NOT TAKEN", *wrong, sep="\n  ")
+            return 1
     counts, lost = fuzz(numbers, options.seed, options.kind, show=options.case is not None)
     print(", ".join(f"{name}: {count}" for name, count in sorted(counts.items())))
     print(f"{len(numbers)} cases, seed {options.seed}, {time.monotonic() - started:.0f} s: {len(lost)} lost")
     return 1 if lost else 0
 
 
-def prepare() -> None:
+def prepare(*, texts: bool = False) -> None:
     """Import what the commands import, before the first fork; one thread, which a fork survives."""
     import importlib
 
@@ -403,9 +540,15 @@ def prepare() -> None:
 
     for module in KNOWN.values():
         importlib.import_module(module)
-    for name in ("quantize", "prune", "train", "run", "compare", "export", "doctor"):
+    for name in ("quantize", "prune", "train", "run", "compare", "export", "doctor", "sensitivity"):
         importlib.import_module(f"compress.pipeline.{name}")
     import onnxruntime  # noqa: F401
+
+    for name in ("transformers", "tokenizers", "openvino", "optuna") if texts else ():
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue
 
 
 if __name__ == "__main__":

@@ -9,14 +9,38 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import fuzz
 
 
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeds")
+    fuzz.make_seeds(folder)
+    fuzz.prepare(texts=True)
+    return folder
+
+
 @pytest.mark.skipif(not hasattr(fuzz.os, "fork"), reason="cases run in forked children")
 @pytest.mark.parametrize(
     ("kind", "cases"),
-    [("onnx", 6), ("pt", 12), ("pt-zip", 12), ("pt2-zip", 8), ("npz-zip", 8), ("recipe", 4), ("image", 2)],
+    [
+        ("onnx", 20),
+        ("onnx-evaluate", 20),
+        ("pt", 24),
+        ("pt-zip", 24),
+        ("pt2-zip", 16),
+        ("npz-zip", 20),
+        ("npz", 20),
+        ("safetensors", 20),
+        ("recipe", 6),
+        ("image", 6),
+        ("onnx-doctor", 8),
+        ("csv", 4),
+        ("tokenizer", 4),
+        ("text-settings", 8),
+    ],
 )
-def test_mutated_inputs(kind, cases):
-    fuzz.prepare()
-    counts, lost = fuzz.fuzz(list(range(cases)), 7, kind)
+def test_mutated_inputs(kind, cases, seeds):
+    if kind in fuzz.OF_TEXTS and not fuzz.has_transformers():
+        pytest.skip("transformers is not installed")
+    counts, lost = fuzz.fuzz(list(range(cases)), 7, kind, seeds=seeds)
     assert not lost, "\n".join(lost)
     assert counts[kind] == cases
 
