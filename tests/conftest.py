@@ -1,6 +1,8 @@
 """Fixtures that several test files share."""
 
+import functools
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,6 +12,30 @@ import pytest
 import torch
 
 SEED = int(os.environ.get("COMPRESS_TEST_SEED", "0"))  # another one shows tests that pass by luck
+
+
+def remember_the_exporters_table():
+    """Keep torch's table of ONNX operators, which each export makes anew: half of what exporting a small network takes."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:  # another torch: slower, nothing else
+        return
+    make = ONNXRegistry.from_torchlib
+
+    @functools.cache
+    def made(opset_version, with_torchvision):
+        return make(opset_version=opset_version)
+
+    def copied(cls, opset_version=ONNXRegistry().opset_version):
+        table, own = made(opset_version, "torchvision" in sys.modules), cls()
+        own._opset_version = table.opset_version
+        own.functions = {name: list(entries) for name, entries in table.functions.items()}
+        return own
+
+    ONNXRegistry.from_torchlib = classmethod(copied)
+
+
+remember_the_exporters_table()
 
 
 @pytest.hookimpl(tryfirst=True)

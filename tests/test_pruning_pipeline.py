@@ -323,7 +323,7 @@ def test_a_checkpoint_of_fewer_classes_is_told_in_the_report_and_by_load(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "regnet_y_400mf", "shufflenet_v2_x1_0"])
+@pytest.mark.parametrize("name", ["swin_t", "shufflenet_v2_x0_5"])
 def test_torchvision_architectures_reload(name, tmp_path):
     from compress.loading.torchvision_ops import torchvision
 
