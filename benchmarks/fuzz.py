@@ -328,7 +328,9 @@ COMMANDS: dict[str, list[str]] = {
     "run": ["recipe.toml", "--dry-run"],
     "doctor": ["int8.onnx", "--for", "openvino"],
     "sensitivity": ["good.onnx", "--data", "good.npz", "--samples", "4"],
-    "search": [*"my.py:build --weights good.pt --data good.npz --minutes 0.5 --trials 1 -o out".split()],
+    "search": [
+        *["my.py:build", "--weights", "good.pt", "--data", "good.npz", "--minutes", "0.5", "--trials", "1", "-o", "out"]
+    ],
     "init": ["-o", "new.toml"],
     "train": ["my.py:build", "--data", "good.npz", "--epochs", "1", "-o", "out"],
     "finetune": ["my.py:build", "--weights", "good.pt", "--data", "good.npz", "--epochs", "1", "-o", "out"],

@@ -20,13 +20,13 @@ def remember_the_exporters_table():
         from torch.onnx._internal.exporter._registration import ONNXRegistry
     except ImportError:  # another torch: slower, nothing else
         return
-    make = ONNXRegistry.from_torchlib
+    make, newest = ONNXRegistry.from_torchlib, ONNXRegistry().opset_version
 
     @functools.cache
     def made(opset_version, with_torchvision):
         return make(opset_version=opset_version)
 
-    def copied(cls, opset_version=ONNXRegistry().opset_version):
+    def copied(cls, opset_version=newest):
         table, own = made(opset_version, "torchvision" in sys.modules), cls()
         own._opset_version = table.opset_version
         own.functions = {name: list(entries) for name, entries in table.functions.items()}
