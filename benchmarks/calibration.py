@@ -68,8 +68,8 @@ class Memory:
 def ours(model: Path, method: str, images: int, batch: int) -> dict[str, float]:
 
     from compress.quantization.calibration import calibrate
-    from compress.quantization.observers import resolve_ranges
     from compress.quantization.placement import plan_placement
+    from compress.quantization.range_table import resolve_ranges
     from compress.quantization.static import prepare
 
     graph, _ = prepare(model, [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from compress.errors import InputError, nearest
@@ -49,13 +49,13 @@ def option(
 def choice(
     default: str,
     text: str,
-    choices: tuple[str, ...],
+    choices: Collection[str],
     *,
     or_own: bool = False,
     idle: Mapping[str, tuple[Any, ...]] | None = None,
     **command: Unpack[OnTheCommandLine],
 ) -> Any:
-    """A field that takes one of `choices`; with `or_own` also the user's own, written module:function; `idle` as above."""
+    """A field that takes one of `choices` (names, or a table of `compress.tables`); with `or_own` also the user's own, written module:function; `idle` as above."""
     metadata = {"help": text, "choices": choices, "or_own": or_own, "idle": idle or {}, **command}
     return dataclasses.field(default=default, metadata=metadata)
 

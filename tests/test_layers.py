@@ -33,6 +33,7 @@ LEVELS = [
         "scratch",
         "shapes",
         "state",
+        "tables",
         "taking",
         "tracing",
     },

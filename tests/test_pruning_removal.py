@@ -508,7 +508,7 @@ class Branches(nn.Module):
         ({"exclude": ["8"]}, r"no layer is named '8'; "),
         ({"method": "batch_norm"}, r"pruning score 'batch_norm' is unknown; did you mean 'batchnorm'"),
         ({"method": "l3"}, r"pruning score 'l3' is unknown; known: batchnorm, fpgm"),
-        ({"method": "taylor"}, r"score 'taylor' follows gradients and needs data"),
+        ({"method": "taylor"}, r"score 'taylor' needs data with labels"),
         ({"method": "taylor", "data": []}, r"score 'taylor' got no batch"),
         ({"method": "taylor", "data": [IMAGE]}, r"score 'taylor' needs targets"),
         ({"target": "mac"}, r"pruning target 'mac' is unknown; did you mean 'macs'"),

@@ -15,8 +15,8 @@ from torch.nn import functional
 import compress
 from compress.errors import DataError, InputError, QuantizationError
 from compress.graph.exporting import to_graph
-from compress.quantization.observers import Percentile
 from compress.quantization.placement import plan_placement
+from compress.quantization.ranges.percentile import Percentile
 from compress.quantization.static import fold_weights, prepare, quantize_static
 from compress.runtimes.onnxruntime import Session
 

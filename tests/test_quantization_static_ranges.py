@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 
 from compress.errors import QuantizationError
 from compress.quantization.arithmetic import dequantize, grid_for_range, quantize_to
-from compress.quantization.observers import RANGES, Entropy, MeanSquaredError, MinMax, Percentile, resolve_ranges
-from compress.quantization.ranges.entropy import best_threshold
+from compress.quantization.range_table import RANGES, resolve_ranges
+from compress.quantization.ranges.entropy import Entropy, best_threshold
 from compress.quantization.ranges.histogram import Histogram
+from compress.quantization.ranges.mean_squared_error import MeanSquaredError
+from compress.quantization.ranges.minmax import MinMax
+from compress.quantization.ranges.percentile import Percentile
 
 
 def gaussian(count=200_000, seed=0):
@@ -61,7 +64,7 @@ def test_memory_of_a_histogram_does_not_grow():
     "values", [np.zeros(100), np.full(100, 3.0), np.full(100, -2.0), np.full(10, 1e-42), np.empty(0)]
 )
 def test_degenerate_tensors_have_a_range(name, values):
-    observer = RANGES[name]().start()
+    observer = resolve_ranges(name).start()
     observer.observe(values.astype(np.float32))
     low, high = observer.range()
     assert np.isfinite([low, high]).all() and low <= high
@@ -74,9 +77,9 @@ def test_degenerate_tensors_have_a_range(name, values):
 @pytest.mark.parametrize("name", RANGES)
 def test_streaming_and_merging_change_nothing(name):
     values = gaussian()
-    whole, streamed = RANGES[name]().start(), RANGES[name]().start()
+    whole, streamed = resolve_ranges(name).start(), resolve_ranges(name).start()
     whole.observe(values)
-    halves = RANGES[name]().start(), RANGES[name]().start()
+    halves = resolve_ranges(name).start(), resolve_ranges(name).start()
     for index, piece in enumerate(pieces(values)):
         streamed.observe(piece)
         halves[index % 2].observe(piece)

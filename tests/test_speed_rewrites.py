@@ -455,7 +455,7 @@ def test_padding_declines_to_double_the_work():
 
 def test_every_rewrite_is_listed_with_its_file():
     assert list(REWRITES) == list(dict.fromkeys(REWRITES))
-    assert all(function.__module__.rsplit(".", 1)[1] == name for name, function in REWRITES.items())
+    assert all(entry.what.__module__.rsplit(".", 1)[1] == name and entry.help for name, entry in REWRITES.items())
 
 
 def test_all_together_on_a_block():

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from compress.errors import InputError, TrainingError
 from compress.training.loop import fit
-from compress.training.losses import LOSSES, refusal
+from compress.training.loss_table import LOSSES
+from compress.training.losses import refusal
 from compress.training.options import TrainOptions
 
 PLAIN = {"epochs": 2, "batch_size": 16, "lr": 0.05, "scheduler": "none", "keep": "last"}
@@ -44,7 +45,7 @@ def test_targets_that_a_loss_takes(loss, output, target, text):
     """What is taken gives a number, what is refused names the loss that fits."""
     assert text in refusal(loss, output, target) and bool(text) == bool(refusal(loss, output, target))
     if not text:
-        assert LOSSES[loss].make(TrainOptions())(output, target).isfinite()
+        assert LOSSES[loss].load()(TrainOptions())(output, target).isfinite()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_targets_that_a_loss_takes(loss, output, target, text):
     ],
 )
 def test_losses_of_a_column_do_not_broadcast(loss, wanted):
-    found = LOSSES[loss].make(TrainOptions())(ONE, YES)
+    found = LOSSES[loss].load()(TrainOptions())(ONE, YES)
     assert found.item() == pytest.approx(wanted(ONE[:, 0], YES.float()).item())
 
 

@@ -91,7 +91,7 @@ def sized(options: StaticOptions, graph: ir.Model, max_bytes: int | None) -> Sta
     if bits == 8:
         return options
     level = resolve_accuracy(options.accuracy)
-    passes = level.passes if "widths" in level.passes else (*level.passes, "widths")
+    passes = level.passes if level.runs("widths") else (*(level.passes or ()), "widths")
     filled = replace(level, passes=passes, max_bytes=max_bytes, mixed_db=ENOUGH_DB)
     return replace(options, weight_bits=bits, accuracy=filled)
 

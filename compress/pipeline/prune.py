@@ -12,7 +12,7 @@ from torch import nn
 
 from compress import state
 from compress.batches import example_batch, first_batches
-from compress.errors import InputError, PruningError, nearest
+from compress.errors import InputError, PruningError
 from compress.evaluation.latency import benchmark
 from compress.evaluation.runners import Runnable, resized_batch, run_by
 from compress.graph.exporting import export
@@ -36,7 +36,7 @@ from compress.pruning.prune import prune as prune_module
 from compress.pruning.prune import prune_channels
 from compress.pruning.recalibration import recalibrate_batchnorm
 from compress.pruning.request import PruneRequest
-from compress.pruning.scores import SCORES
+from compress.pruning.scores import check_score
 from compress.pruning.sizes import each_size
 from compress.reporting.report import Report
 from compress.runtimes.runtime import AUTO, DEFAULT
@@ -141,8 +141,8 @@ def _saved(
 def check_pruning(opened: Opened, options: PruneOptions) -> None:
     if opened.loaded.kind == "onnx":
         raise InputError(f"pruning works before export; give the PyTorch model that {opened.name!r} was made from")
-    if not options.masks and options.method not in SCORES:
-        raise PruningError(f"pruning score {options.method!r} is unknown; {nearest(options.method, SCORES)}")
+    if not options.masks:
+        check_score(options.method)
     if options.masks and options.target != "channels":
         raise PruningError(f"masks remove no {options.target}; leave --target and --latency out, or leave --masks out")
     if isinstance(options.amount, tuple):

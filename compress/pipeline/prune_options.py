@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from compress.errors import InputError
 from compress.options import check_fields, choice, option
 from compress.pruning.amounts import check_amounts
+from compress.pruning.score_table import SCORES
 from compress.runtimes.runtime import names
+from compress.tables import listed
 from compress.training.options import FinetuneOptions, TrainOptions
 
 
@@ -24,7 +26,7 @@ class PruneOptions:
         0.5, "fraction to remove; several (0.2,0.4) make a model each", several=True
     )
     target: str = option("channels", "what --amount is of: channels, macs, parameters, latency, blocks", metavar="NAME")
-    method: str = option("l1", "score; the least go first: l1, l2, random, batchnorm, taylor, fpgm", metavar="NAME")
+    method: str = option("l1", f"score; the least go first: {listed(SCORES)}", metavar="NAME")
     scope: str | None = option(
         None,
         "how much goes from where: uniform (of each layer), global (one ranking), balanced (as the outputs allow), auto "

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 from compress.errors import InputError
 from compress.options import check_fields, choice, option
+from compress.quantization.range_table import RANGES
+from compress.quantization.repairs.levels import LEVELS
 from compress.runtimes.runtime import ALIASES, AUTO, DEFAULT, names
-from compress.training.options import LOSSES
+from compress.tables import listed
+from compress.training.loss_table import LOSSES
 
 if TYPE_CHECKING:  # a command's help must not wait for what quantization loads
     from compress.quantization.options import DynamicOptions, HalfOptions, StaticOptions, WeightOnlyOptions
 
 METHODS = ("static", "dynamic", "weight-only", "float16", "qat")
 NO_DATA = ("dynamic", "weight-only", "float16")  # methods that need no inputs
-LEVELS = ("fast", "balanced", "best")  # of `quantization.repairs.levels`
 # Beside these an option changes nothing (`compress.options.option`).
 TORCH = {"runtime": ("torch",)}
 NOT_QAT = {"method": ("static", "dynamic", "weight-only", "float16")}
@@ -36,7 +38,7 @@ class QuantizeOptions:
     target: str = option("auto", "processor: auto, any, x86-vnni, x86-avx2, arm64, tensorrt", metavar="CPU")
     ranges: str = option(
         "minmax",
-        "how ranges are chosen: minmax, percentile, entropy, mse",
+        f"how ranges are chosen: {listed(RANGES)}",
         idle={"method": NOT_STATIC, **TORCH},
         metavar="NAME",
     )

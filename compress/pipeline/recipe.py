@@ -20,6 +20,7 @@ from compress.pipeline.inputs import DataSource, ModelSource
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pipeline.search.options import SearchOptions
+from compress.pruning.score_table import SCORES
 from compress.training.options import FinetuneOptions, TrainOptions
 
 
@@ -291,7 +292,7 @@ spec = {data}
 {prune}[prune]
 {prune}amount = 0.5                     # of what `target` says
 {prune}target = "channels"              # channels, macs, parameters, latency, blocks
-{prune}method = "l1"                    # l1, l2, random, batchnorm, taylor, fpgm
+{prune}method = "l1"                    # {scores}
 {prune}# reconstruct = false            # do not fit the weights that stay to what their layers gave before
 
 {prune}[finetune]                       # the options of `compress finetune`
@@ -329,7 +330,13 @@ def commented_recipe(
 
     line = f"weights = {quoted(weights)}" if weights else '# weights = "checkpoint.pt"'
     text = COMMENTED.format(
-        name=name, out=out, spec=quoted(spec), data=quoted(data), weights=line, prune="" if prune else "# "
+        name=name,
+        out=out,
+        spec=quoted(spec),
+        data=quoted(data),
+        weights=line,
+        prune="" if prune else "# ",
+        scores=", ".join(SCORES),
     )
     parse_recipe(text)
     return text

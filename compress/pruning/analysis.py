@@ -19,7 +19,7 @@ from compress.pruning.channels import Channels, find_channels
 from compress.pruning.cost import CostModel
 from compress.pruning.naming import check_patterns, matches
 from compress.pruning.request import PruneRequest
-from compress.pruning.scores import score_classes
+from compress.pruning.scores import Given, score_classes
 from compress.pruning.surgery import remove
 
 COMPUTED = re.compile("weight computed in|weight is computed from")  # reasons of layers that baking may free
@@ -56,9 +56,8 @@ def analysed(module: nn.Module, inputs: Batch, request: PruneRequest) -> Analysi
     channels = _restrict(channels, module, request)
     if not any(family.classes.size for family in channels.families):
         raise PruningError(f"no channel of this model can be removed; {locks(channels)}")
-    scores, notes = score_classes(
-        module, channels, request.method, data=request.data, loss=request.loss, seed=request.seed
-    )
+    given = Given(request.data, request.loss, request.seed)
+    scores, notes = score_classes(module, channels, request.method, given)
     return Analysis(module, channels, scores, (*notes, *_baked_note(baked)), request)
 
 

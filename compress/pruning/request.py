@@ -12,7 +12,7 @@ from compress.errors import PruningError, nearest
 from compress.given import batches_of
 from compress.pruning.amounts import check_amount
 from compress.pruning.naming import as_patterns
-from compress.pruning.scores import SCORES
+from compress.pruning.scores import check_score
 
 TARGETS = ("channels", "macs", "parameters", "latency", "blocks")
 SCOPES = ("uniform", "global", "balanced", "auto")
@@ -72,8 +72,8 @@ class PruneRequest:
         self._refuse(OF_MASKS, "is of masks; leave it out, or give remove_channels=False")
         if self.target == "blocks":
             self._refuse(NOT_OF_BLOCKS, "chooses among channels; leave it out with target 'blocks'")
-        if isinstance(self.method, str) and self.method not in SCORES:
-            raise PruningError(f"pruning score {self.method!r} is unknown; {nearest(self.method, SCORES)}")
+        if isinstance(self.method, str):
+            check_score(self.method)
         if self.scope not in SCOPES:
             raise PruningError(f"pruning scope {self.scope!r} is unknown; {nearest(str(self.scope), SCOPES)}")
         if self.scope in ("balanced", "auto") and self.data is None:

@@ -11,6 +11,7 @@ fpgm        distance to the other filters of the layer (He et al. 2019): what ot
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,9 +20,19 @@ from torch import Tensor, nn
 from compress.batches import call, read_batch
 from compress.errors import PruningError, nearest
 from compress.pruning.channels import Channels
+from compress.pruning.score_table import SCORES
 from compress.state import evaluating
 
-Score = Callable[[Tensor], Tensor]  # (n, everything else of one filter) → (n,)
+OfFilters = Callable[[Tensor], Tensor]  # (n, everything else of one filter) → (n,)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a score may look at besides the network."""
+
+    data: Iterable[object] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None  # None: cross entropy
+    seed: int = 0
 
 
 def l1_norm(filters: Tensor) -> Tensor:
@@ -37,18 +48,11 @@ def geometric_median(filters: Tensor) -> Tensor:
     return torch.cdist(filters, filters).sum(1)
 
 
-FILTER_SCORES: dict[str, Score] = {"l1": l1_norm, "l2": l2_norm, "fpgm": geometric_median}
-SCORES = (*FILTER_SCORES, "random", "batchnorm", "taylor")
-
-
 def score_classes(
     module: nn.Module,
     channels: Channels,
-    method: str | Score = "l1",
-    *,
-    data: Iterable[object] | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    seed: int = 0,
+    method: str | OfFilters = "l1",
+    given: Given = Given(),
 ) -> tuple[np.ndarray, list[str]]:
     """Return the score of every class by its root (others 0), and notes for the user.
 
@@ -58,22 +62,31 @@ def score_classes(
     Raises:
         PruningError: the method is unknown, or needs data and got none.
     """
-    if isinstance(method, str) and method not in SCORES:
+    if not isinstance(method, str):
+        return _filters(module, channels, _checked(method)), []
+    check_score(method)
+    score = SCORES[method]
+    if score.needs and given.data is None:
+        raise PruningError(f"score {method!r} needs {score.needs}; pass --data (data=…), or choose l1")
+    if not score.whole:
+        return _filters(module, channels, _checked(score.load())), []
+    found: tuple[np.ndarray, list[str]] = score.load()(module, channels, given)
+    return found
+
+
+def check_score(method: str) -> None:
+    """Raise PruningError for a name that is not in the table; the nearest is given."""
+    if method not in SCORES:
         raise PruningError(f"pruning score {method!r} is unknown; {nearest(method, SCORES)}")
-    if method == "random":
-        return np.random.default_rng(seed).random(channels.root.size), []
-    if method == "taylor":
-        if data is None:
-            raise PruningError("score 'taylor' follows gradients and needs data; pass --data (data=…), or choose l1")
-        return _taylor(module, channels, data, loss or _cross_entropy), []
-    if method == "batchnorm":
-        return _batchnorm(module, channels)
-    function = FILTER_SCORES[method] if isinstance(method, str) else _checked(method)
-    return _filters(module, channels, function), []
 
 
-def _checked(score: Score) -> Score:
-    """The user's own score, held to one finite number for each filter."""
+def at_random(module: nn.Module, channels: Channels, given: Given) -> tuple[np.ndarray, list[str]]:
+    """Draw a score for each class."""
+    return np.random.default_rng(given.seed).random(channels.root.size), []
+
+
+def _checked(score: OfFilters) -> OfFilters:
+    """A score held to one finite number for each filter."""
 
     def checked(filters: Tensor) -> Tensor:
         values = score(filters)
@@ -117,7 +130,7 @@ def _scaled(values: Tensor) -> np.ndarray:
     return array / mean if mean > 0 else array
 
 
-def _filters(module: nn.Module, channels: Channels, function: Score) -> np.ndarray:
+def _filters(module: nn.Module, channels: Channels, function: OfFilters) -> np.ndarray:
     state = dict(module.named_parameters(remove_duplicate=False))
     means = _Means(channels.root.size)
     for name, dim in channels.producers:
@@ -126,7 +139,8 @@ def _filters(module: nn.Module, channels: Channels, function: Score) -> np.ndarr
     return means.result()
 
 
-def _batchnorm(module: nn.Module, channels: Channels) -> tuple[np.ndarray, list[str]]:
+def batchnorm(module: nn.Module, channels: Channels, given: Given) -> tuple[np.ndarray, list[str]]:
+    """|γ| of the batch-norm that scales each class; l1 where none does."""
     means = _Means(channels.root.size)
     for path, part in module.named_modules():
         name = f"{path}.weight" if path else "weight"
@@ -142,10 +156,9 @@ def _batchnorm(module: nn.Module, channels: Channels) -> tuple[np.ndarray, list[
     return scores, notes
 
 
-def _taylor(
-    module: nn.Module, channels: Channels, data: Iterable[object], loss: Callable[[Tensor, Tensor], Tensor]
-) -> np.ndarray:
+def taylor(module: nn.Module, channels: Channels, given: Given) -> tuple[np.ndarray, list[str]]:
     """Mean over batches of |Σ w·g| over everything that reads a class."""
+    loss = given.loss or _cross_entropy
     state = dict(module.named_parameters(remove_duplicate=False))
     made = set(channels.producers)
     readers = [key for key in channels.axes if key not in made and key[0] in state and state[key[0]].dim() > 1]
@@ -156,7 +169,7 @@ def _taylor(
         for parameter in wanted:
             parameter.requires_grad_(True)
         with evaluating(module):
-            for raw in data:
+            for raw in given.data or ():
                 batch = read_batch(raw)
                 if batch.target is None:
                     raise PruningError("score 'taylor' needs targets beside the inputs; yield (inputs, target)")
@@ -175,4 +188,4 @@ def _taylor(
             state[name].requires_grad_(flag)
     if not batches:
         raise PruningError("score 'taylor' got no batch; the data is empty")
-    return total / batches
+    return total / batches, []

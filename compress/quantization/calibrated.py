@@ -18,9 +18,9 @@ from compress.quantization.finishing import finish
 from compress.quantization.insertion import WeightOptions, insert
 from compress.quantization.kernels import HEAVY
 from compress.quantization.naming import Namer
-from compress.quantization.observers import Observer, RangeMethod
 from compress.quantization.placement import Plan
 from compress.quantization.profiles import PROFILES
+from compress.quantization.ranges.observer import Observer, RangeMethod
 from compress.quantization.rescaling import carried_factors, carried_grid
 from compress.quantization.storage import tables_of
 from compress.quantization.targets import Target

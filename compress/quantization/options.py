@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from compress.errors import QuantizationError, nearest
-from compress.quantization.observers import RangeMethod, resolve_ranges
 from compress.quantization.placement import check_op_types
 from compress.quantization.profiles import PROFILES
+from compress.quantization.range_table import resolve_ranges
+from compress.quantization.ranges.observer import RangeMethod
 from compress.quantization.repairs.levels import Accuracy, resolve_accuracy
 from compress.quantization.targets import Target, resolve_target, weight_limit
 

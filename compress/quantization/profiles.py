@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from compress.quantization.placement import Plan, plan_placement
 from compress.quantization.placement_openvino import plan_for_openvino, plan_for_tensorrt
-from compress.quantization.rewrites import REWRITES
 
 
 @dataclass(frozen=True)
@@ -15,13 +14,13 @@ class Profile:
     """How static quantization serves one runtime."""
 
     plan: Callable[..., Plan]  # (graph, op_types=…, exclude=…) → where it is quantized
-    rewrites: tuple[str, ...]  # that help this runtime's int8 kernels
+    rewrites: tuple[str, ...] | None  # that help this runtime's int8 kernels; None: all
     runs_here: bool = True  # False: files are made for it, and run in ONNX Runtime to see what they compute
     tables: bool = True  # embedding tables may be stored in int8
 
 
 PROFILES: Mapping[str, Profile] = {
-    "onnxruntime": Profile(plan_placement, tuple(REWRITES)),
+    "onnxruntime": Profile(plan_placement, None),
     # OpenVINO fuses SiLU, hard-swish, GELU and normalization as they stand; pieces of them it does not know.
     "openvino": Profile(plan_for_openvino, ()),
     # TensorRT fuses as OpenVINO does, and reads no codes in a Gather; `targets.TARGETS` has its zero points and biases.

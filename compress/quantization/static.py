@@ -22,13 +22,14 @@ from compress.quantization.calibration import two_samples
 from compress.quantization.finishing import finish
 from compress.quantization.insertion import WeightOptions
 from compress.quantization.naming import name_everything
-from compress.quantization.observers import resolve_ranges
 from compress.quantization.options import StaticFields, StaticOptions
 from compress.quantization.profiles import PROFILES
+from compress.quantization.range_table import resolve_ranges
+from compress.quantization.repairs.bench import Bench
 from compress.quantization.repairs.judge import Judge, take_samples
 from compress.quantization.repairs.levels import resolve_accuracy
-from compress.quantization.repairs.passes import Bench, repair
-from compress.quantization.rewrites import REWRITES, apply_rewrites
+from compress.quantization.repairs.passes import repair
+from compress.quantization.rewrites import apply_rewrites
 from compress.quantization.rewrites.matching import keep_float, stays_float
 from compress.quantization.targets import resolve_target
 from compress.quantization.weights import fold_weights as _fold
@@ -117,7 +118,7 @@ def calibrate_static(
         return replace(found, excluded=names, notes=notes, profile=name)
 
     calibrated, accuracy = observed(graph), resolve_accuracy(options.accuracy)
-    if not accuracy.passes or not options.fold_weights:
+    if accuracy.passes == () or not options.fold_weights:
         return calibrated, rewritten
     samples = take_samples(calibration, accuracy.samples)
     bench = Bench(samples, Judge(graph, samples, threads=threads), observed, accuracy, threads)
@@ -159,7 +160,7 @@ def prepare(
     name_everything(graph)
     before = nodes_by_name(graph, exclude)
     keep_float(set().union(*before.values()))
-    changes = apply_rewrites(graph, tuple(REWRITES) if rewrites is None else tuple(rewrites))
+    changes = apply_rewrites(graph, None if rewrites is None else tuple(rewrites))
     name_everything(graph)
     after = nodes_by_name(graph, exclude)
     keep_float(set().union(*after.values()))

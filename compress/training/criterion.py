@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from compress.batches import TARGETS, Batch, call
 from compress.errors import InputError, TrainingError, nearest
 from compress.loading.callables import import_callable
-from compress.training.losses import LOSSES, OWN, Loss, refusal
+from compress.training.loss_table import LOSSES, OWN
+from compress.training.losses import Loss, refusal
 from compress.training.options import TrainOptions
 from compress.training.outputs import find_tensor, named_outputs, one_tensor
 
@@ -107,7 +108,7 @@ def make_criterion(options: TrainOptions, loss: Loss | None = None) -> Criterion
         return make_criterion(options, import_callable(options.loss))
     if options.loss not in LOSSES:
         raise InputError(f"unknown loss {options.loss!r}; {nearest(options.loss, LOSSES)}")
-    return Criterion(options.loss, LOSSES[options.loss].make(options))
+    return Criterion(options.loss, LOSSES[options.loss].load()(options))
 
 
 def form_of(function: Any) -> str:

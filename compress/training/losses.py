@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compress.training.loss_table import LOSSES
 from compress.training.options import TrainOptions
 
 # (output of the model, target) → scalar, a mean over the samples: the loop weights it by their number.
 Loss = Callable[..., Tensor]
 SUM_OF_SHARES = 1e-3  # how far from 1 the shares of the classes may add up
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A loss: what it is, what targets it takes, and why a pair of output and target does not fit ("" where it does)."""
-
-    make: Callable[[TrainOptions], Loss]
-    help: str
-    targets: str
-    refusal: Callable[[Tensor, Tensor], str]
 
 
 def cross_entropy(options: TrainOptions) -> Loss:
@@ -45,7 +35,8 @@ def _of_numbers(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Train
     return lambda options: lambda output, target: function(output, target.to(output.dtype).reshape(output.shape))
 
 
-def _not_classes(output: Tensor, target: Tensor) -> str:
+def not_classes(output: Tensor, target: Tensor) -> str:
+    """Why cross entropy does not take these; "" where it does."""
     if target.is_floating_point():
         if _are_shares(output, target):
             return ""
@@ -67,7 +58,8 @@ def _are_shares(output: Tensor, target: Tensor) -> bool:
     return bool((target >= 0).all()) and bool(((target.sum(1) - 1).abs() < SUM_OF_SHARES).all())
 
 
-def _not_binary(output: Tensor, target: Tensor) -> str:
+def not_binary(output: Tensor, target: Tensor) -> str:
+    """Why binary cross-entropy does not take these; "" where it does."""
     if target.numel() != output.numel():
         advice = "; give loss cross_entropy" if output.dim() > 1 and not target.is_floating_point() else ""
         return (
@@ -79,7 +71,8 @@ def _not_binary(output: Tensor, target: Tensor) -> str:
     return ""
 
 
-def _not_numbers(output: Tensor, target: Tensor) -> str:
+def not_numbers(output: Tensor, target: Tensor) -> str:
+    """Why a loss of numbers does not take these; "" where it does."""
     if target.numel() != output.numel():
         classes = not target.is_floating_point() and output.dim() == target.dim() + 1
         advice = "; give loss cross_entropy" if classes else ""
@@ -93,35 +86,14 @@ def _shape(value: Tensor) -> str:
     return f"of shape {tuple(value.shape)}"
 
 
-LOSSES: dict[str, Entry] = {
-    "cross_entropy": Entry(
-        cross_entropy,
-        "negative log of the softmax of the right class",
-        "class numbers (N,) for scores (N, C), or (N, …) for (N, C, …); or shares of the classes (N, C)",
-        _not_classes,
-    ),
-    "bce": Entry(
-        binary_cross_entropy,
-        "binary cross-entropy of logits: one output for each yes-or-no question",
-        "0 and 1 (integers, floats, booleans) of the outputs' shape; (N,) for (N, 1)",
-        _not_binary,
-    ),
-    "mse": Entry(_of_numbers(functional.mse_loss), "mean squared error", "numbers of the outputs' shape", _not_numbers),
-    "mae": Entry(_of_numbers(functional.l1_loss), "mean absolute error", "numbers of the outputs' shape", _not_numbers),
-    "huber": Entry(
-        _of_numbers(functional.huber_loss),
-        "squared error below 1, absolute above",
-        "numbers of the outputs' shape",
-        _not_numbers,
-    ),
-    "model": Entry(
-        lambda options: lambda output, target: output,
-        "the model's own: forward is given the labels, and its output has a `loss`, as transformers' models do",
-        "whatever forward takes as labels",
-        lambda output, target: "",
-    ),
-}
-OWN = "model"  # the entry whose loss the model works out itself
+squared_error = _of_numbers(functional.mse_loss)
+absolute_error = _of_numbers(functional.l1_loss)
+huber = _of_numbers(functional.huber_loss)
+
+
+def of_the_model(options: TrainOptions) -> Loss:
+    """The output that the model's own loss stands in."""
+    return lambda output, target: output
 
 
 def refusal(name: str, output: Any, target: Any) -> str:

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from compress.errors import InputError, nearest
 from compress.options import check_fields, choice, option
+from compress.training.loss_table import LOSSES
 from compress.training.names import OPTIMIZERS, SCHEDULERS, own_name
 
 # Those that may need arguments, or cannot be used: checked by making one.
 RARE = (*list(OPTIMIZERS)[4:], *list(SCHEDULERS)[3:])
-LOSSES = ("cross_entropy", "bce", "mse", "mae", "huber", "model")  # see the table of losses.py
 KEEP = ("best", "last")
 AUTO = "auto"
 PRECISIONS = ("float32", "bf16", "fp16")

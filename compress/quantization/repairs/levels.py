@@ -11,10 +11,10 @@ from compress.errors import QuantizationError, nearest
 class Accuracy:
     """What may be done for accuracy.
 
-    `passes`: names of `repairs.passes.REPAIRS`. `seconds`: after which no further pass starts.
+    `passes`: names of `repairs.passes.REPAIRS`; None: all of them. `seconds`: after which no further pass starts.
     """
 
-    passes: tuple[str, ...] = ()
+    passes: tuple[str, ...] | None = ()
     seconds: float = 120.0
     samples: int = 128  # that passes look at, a quarter of them held back to judge by
     wide_share: float = 0.2  # of the weights, that may keep 8 bits where 4 are asked for
@@ -23,11 +23,15 @@ class Accuracy:
     keeps: bool = False  # Ctrl-C ends the repairs, and what they have come to is delivered; else it ends the work
     round_bytes: bool = False  # whether weights of eight bits are rounded with error feedback too
 
+    def runs(self, name: str) -> bool:
+        """Whether the repair of that name is to run."""
+        return self.passes is None or name in self.passes
+
 
 LEVELS = {
     "fast": Accuracy(),
-    "balanced": Accuracy(("equalize", "round", "widths", "bias"), 120.0),
-    "best": Accuracy(("equalize", "round", "widths", "bias"), 1200.0, samples=256, keeps=True, round_bytes=True),
+    "balanced": Accuracy(None, 120.0),
+    "best": Accuracy(None, 1200.0, samples=256, keeps=True, round_bytes=True),
 }
 
 

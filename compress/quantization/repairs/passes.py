@@ -6,18 +6,15 @@ rewrite → equalize → place → calibrate → choose ranges → round weights
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-
-import onnx_ir as ir
+from dataclasses import replace
 
 from compress.onnx_files import file_bytes
 from compress.progress import tell
 from compress.quantization.calibrated import Calibrated
+from compress.quantization.repairs.bench import Bench, Repair
 from compress.quantization.repairs.bias import shifts_in_sequence
 from compress.quantization.repairs.equalization import equalize
-from compress.quantization.repairs.judge import Judge, Samples, decibels
-from compress.quantization.repairs.levels import Accuracy
+from compress.quantization.repairs.judge import decibels
 from compress.quantization.repairs.rounding import round_weights
 from compress.quantization.repairs.widths import all_wide, fitting, kept_wide, narrow_bytes, rank_widths, widened
 from compress.steps import Change
@@ -28,30 +25,6 @@ SHARES = (0.25, 0.5, 1.0)  # of what may be added for them, tried in turn
 NARROW = 7  # bits of weights up to which they are rounded with error feedback without being asked for `best`
 STOPPED = "the best found until then is saved"
 WORTH = 0.98  # a pass must bring the noise below this share of what it was: less is chance
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What repairs work with: samples, the judge, how to calibrate a changed graph."""
-
-    samples: Samples
-    judge: Judge
-    observe: Callable[[ir.Model], Calibrated]
-    accuracy: Accuracy
-    threads: int | None = None
-
-    def noise(self, calibrated: Calibrated) -> float:
-        """At the outputs of the graph that would ship, on samples held back."""
-        return self.judge.noise(calibrated.quantize(tables=False).model)
-
-
-@dataclass(frozen=True)
-class Repair:
-    """One pass: what it does in words, and the function that returns a changed Calibrated, or None for nothing to do."""
-
-    action: str
-    run: Callable[[Calibrated, Bench], tuple[Calibrated, list[Change]] | None]
-    wide: bool = False  # judged with weights of eight bits: it mends activations, whose error narrow weights would hide
 
 
 def _equalize(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change]] | None:
@@ -97,7 +70,8 @@ def _bias(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change
     return replace(calibrated, shifts=shifts), []
 
 
-REPAIRS: Mapping[str, Repair] = {
+# A new repair is one file with a function like those above, and one line here, where it stands in the order.
+REPAIRS: dict[str, Repair] = {
     "equalize": Repair("channels brought to one size and centre", _equalize, wide=True),
     "round": Repair("weights rounded with error feedback", _round),
     "widths": Repair("widths of weights chosen layer by layer", _widths),
@@ -116,7 +90,7 @@ def repair(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, tuple[Chan
             Change("graph", "repairs judged on few samples", f"{count} calibration samples; 32 and more tell")
         )
     for name, repair_pass in REPAIRS.items():
-        if name not in bench.accuracy.passes:
+        if not bench.accuracy.runs(name):
             continue
         start = time.monotonic()
         if decibels(noise) > ENOUGH_DB:
