@@ -65,7 +65,7 @@ max_drop = 50.0
 SEARCH_RECIPE = (
     RECIPE.split("[prune]")[0]
     + """[search]
-minutes = 0.5
+minutes = 3
 trials = 1
 sampler = "random"
 [gates]
@@ -329,7 +329,17 @@ COMMANDS: dict[str, list[str]] = {
     "doctor": ["int8.onnx", "--for", "openvino"],
     "sensitivity": ["good.onnx", "--data", "good.npz", "--samples", "4"],
     "search": [
-        *["my.py:build", "--weights", "good.pt", "--data", "good.npz", "--minutes", "0.5", "--trials", "1", "-o", "out"]
+        "my.py:build",
+        "--weights",
+        "good.pt",
+        "--data",
+        "good.npz",
+        "--minutes",
+        "3",
+        "--trials",
+        "1",
+        "-o",
+        "out",
     ],
     "init": ["-o", "new.toml"],
     "train": ["my.py:build", "--data", "good.npz", "--epochs", "1", "-o", "out"],

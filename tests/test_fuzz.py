@@ -29,7 +29,7 @@ def seeds(tmp_path_factory):
         ("npz-zip", 20),
         ("npz", 20),
         ("safetensors", 20),
-        ("recipe", 6),
+        ("recipe", 3),
         ("image", 6),
         ("onnx-doctor", 8),
         ("csv", 4),

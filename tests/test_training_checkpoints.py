@@ -114,6 +114,18 @@ def test_finished_run_resumed_does_nothing_more(tmp_path):
     assert again.history == done.history
 
 
+def test_killed_after_the_last_checkpoint_before_the_curves(tmp_path):
+    options = TrainOptions(epochs=1, batch_size=16)
+    fit(perceptron(), TinyData(), options, output=tmp_path)
+    written = ("history.json", "curves.png")
+    for name in written:
+        (tmp_path / name).unlink()
+    left = tmp_path / ".curves.png.writing-abcd1234"  # as a killed process leaves it
+    left.mkdir()
+    fit(perceptron(), TinyData(), options, output=tmp_path, resume=True)
+    assert all((tmp_path / name).exists() for name in written) and not left.exists()
+
+
 def test_more_epochs_of_a_finished_run(tmp_path):
     few = TrainOptions(epochs=2, batch_size=16, scheduler="none")
     many = TrainOptions(epochs=4, batch_size=16, scheduler="none")

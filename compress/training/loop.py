@@ -291,6 +291,11 @@ def _epochs(run: Run, board: Board | None, before_epoch: Sequence[Callback], aft
         _publish(run, board)
         if run.stopped:
             break
+    if (
+        run.folder and run.world.leads and run.history
+    ):  # here: a run may have been killed between its last checkpoint and these
+        write_history(run.history, run.folder / "history.json")
+        plot_history(run.history, run.folder / "curves.png")
     return run.stopping.exhausted and run.epoch < run.options.epochs
 
 
@@ -323,8 +328,6 @@ def _publish(run: Run, board: Board | None) -> None:
         board.epoch(run.history[-1])
     if run.folder and run.world.leads:
         write_history(run.history, run.folder / "history.json")
-        if run.epoch >= run.options.epochs or run.stopping.exhausted:
-            plot_history(run.history, run.folder / "curves.png")
 
 
 def _call(callbacks: Sequence[Callback], run: Run) -> None:
