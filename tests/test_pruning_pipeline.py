@@ -123,7 +123,8 @@ def test_the_runtime_that_will_run_it_is_timed(place, monkeypatch):
         return {name: Measurement(name, p50_ms=float(item.model.stat().st_size)) for name, item in files.items()}
 
     monkeypatch.setattr("compress.pipeline.prune.benchmark", by_size)
-    monkeypatch.setattr("compress.pipeline.prune.in_other_runtimes", lambda path, runtime: {"onnxruntime": path})
+    monkeypatch.setattr("compress.pipeline.for_runtime.crash_of", lambda runtime, path: "")
+    monkeypatch.setattr("compress.pipeline.for_runtime.others_installed", lambda runtime: ["onnxruntime"])
     monkeypatch.setattr("compress.pipeline.prune.check_runtime", lambda name: None)
     rows = []
     monkeypatch.setattr(
@@ -132,7 +133,7 @@ def test_the_runtime_that_will_run_it_is_timed(place, monkeypatch):
     options = PruneOptions(amount=0.3, target="latency", runtime="openvino")
     prune(f"{place}/net.py:build", f"{place}/data.npz", output=place / "out", options=options)
     assert {item.runtime for files in seen for item in files.values()} == {"openvino"}
-    assert [getattr(item, "runtime", "") for item in rows[0].values()] == ["openvino", "openvino", ""]
+    assert [getattr(item, "runtime", "") for item in rows[0].values()] == ["openvino", "openvino", "onnxruntime"]
     assert list(rows[0])[1:] == ["model.onnx", "model.onnx in onnxruntime"]
 
 

@@ -12,6 +12,7 @@ from compress.evaluation.runners import Runnable, Target, model_in, runtime_of
 from compress.loading.models import WHOLE
 from compress.measures.opening import open_measures
 from compress.pipeline.closing import closing_report, measure, of_metrics
+from compress.pipeline.for_runtime import crash_of
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, reopen
 from compress.pipeline.job import Delivery, Job, Timing
@@ -125,28 +126,35 @@ def _open_all(
     names = unique_names([(item.name, source.spec) for item, source in zip(opened, sources)])
     notes = tuple(dict.fromkeys(note for item in opened for note in item.notes))
     targets: dict[str, Target] = {}
+    crashes: list[str] = []
     for name, item in zip(names, opened):
-        targets |= _in_runtimes(name, target_of(item), settings.runtime)
-    return first, targets, notes
+        targets |= _in_runtimes(name, target_of(item), settings.runtime, crashes)
+    return first, targets, (*notes, *crashes)
 
 
-def _in_runtimes(name: str, target: Target, runtime: str) -> dict[str, Target]:
-    """A model in the runtime asked for; with `auto` an ONNX file in each that is installed."""
+def _in_runtimes(name: str, target: Target, runtime: str, crashes: list[str]) -> dict[str, Target]:
+    """A model in the runtime asked for; with `auto` an ONNX file in each that is installed, but those that crash on it."""
     is_file = isinstance(target, Path) and target.suffix == ".onnx"
     if runtime == AUTO:
-        others = others_installed() if is_file else []
-        return {name: target, **{f"{name} ({other})": Runnable(target, other) for other in others}}  # type: ignore[arg-type]
-    found = find_runtime(runtime)
-    found.check()
-    if found.name == DEFAULT:
+        found = {name: target}
+        for other in others_installed() if is_file else []:
+            crash = crash_of(other, target)  # type: ignore[arg-type]
+            if crash:
+                crashes.append(f"{crash}; it has no row")
+            else:
+                found[f"{name} ({other})"] = Runnable(target, other)  # type: ignore[arg-type]
+        return found
+    asked = find_runtime(runtime)
+    asked.check()
+    if asked.name == DEFAULT:
         return {name: target}
-    if not found.reads_graphs:  # modules and their files run in torch anyway
-        if runtime_of(target) != found.name:
-            raise InputError(f"{found.name} runs modules, .pt2 and .torchscript files, and {name!r} is an ONNX graph")
+    if not asked.reads_graphs:  # modules and their files run in torch anyway
+        if runtime_of(target) != asked.name:
+            raise InputError(f"{asked.name} runs modules, .pt2 and .torchscript files, and {name!r} is an ONNX graph")
         return {name: target}
     if not is_file:
-        raise InputError(f"{found.name} runs ONNX files, and {name!r} is none; export it first")
-    return {name: Runnable(target, found.name)}  # type: ignore[arg-type]
+        raise InputError(f"{asked.name} runs ONNX files, and {name!r} is none; export it first")
+    return {name: Runnable(target, asked.name)}  # type: ignore[arg-type]
 
 
 def sources_of(models: Any) -> list[ModelSource]:

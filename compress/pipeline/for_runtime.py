@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compress.errors import InputError, nearest
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import Runnable, resized_batch
+from compress.evaluation.runners import Runnable, Target, resized_batch
 from compress.onnx_files import save_onnx
 from compress.pipeline.inputs import Opened
 from compress.pipeline.job import CLOSING_SECONDS, Job
@@ -17,6 +17,7 @@ from compress.pipeline.processors import made_elsewhere
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.quantization.executed import as_executed
 from compress.quantization.weights import wants_of
+from compress.runtimes.first_try import RuntimeCrashError
 from compress.runtimes.runtime import ALIASES, AUTO, DEFAULT, find_runtime, names, others_installed
 from compress.steps import Step
 
@@ -51,21 +52,35 @@ def quantized_for(
         why = "no other runtime is installed" if not others else f"{options.method} makes one file for all of them"
         return replace(plain, notes=(*plain.notes, f"runtime onnxruntime: {why}")), DEFAULT
     made = {DEFAULT: plain}
+    crashed: list[str] = []
     for name in others:
         step = quantize(graph, job, replace(options, runtime=name))
-        made[name] = held_to_runtime(step, graph, job.opened, name)
+        try:
+            made[name] = _held(step, graph, job.opened, name)
+        except RuntimeCrashError as error:  # the other one is there
+            crashed.append(f"{error}; it is left out")
+    if len(made) == 1:
+        return replace(plain, notes=(*plain.notes, *crashed)), DEFAULT
     times = _timed(made, job, scratch)
     best = min(times, key=lambda name: times[name])
     shown = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
     note = f"runtime {best}: the faster here of the files made for each ({shown}, one sample, in turns)"
-    return replace(made[best], notes=(*made[best].notes, note)), best
+    return replace(made[best], notes=(*made[best].notes, *crashed, note)), best
 
 
 def held_to_runtime(step: Step, graph: Any, opened: Opened, runtime: str = DEFAULT) -> Step:
     """The step as the runtime really runs its graph; outputs are compared where there is data to calibrate with.
 
-    A file for a runtime that is not here says what that runtime is asked to do, which no runtime here can confirm.
+    A file for a runtime that is not here says what that runtime is asked to do, which no runtime here can confirm. That a
+    runtime crashes on its own file is the step's fault.
     """
+    try:
+        return _held(step, graph, opened, runtime)
+    except RuntimeCrashError as error:
+        return replace(step, faults=(*step.faults, str(error)))
+
+
+def _held(step: Step, graph: Any, opened: Opened, runtime: str) -> Step:
     if wants_of(step.model, "profile"):
         return step
     batches = opened.calibration() if opened.calibration_samples else None
@@ -83,16 +98,44 @@ def _timed(made: dict[str, Step], job: Job, scratch: Path) -> dict[str, float]:
     return {name: row.p50_ms or float("inf") for name, row in rows.items()}
 
 
-def in_other_runtimes(path: Path, runtime: str) -> dict[str, Runnable]:
-    """The file in the runtimes that it was not made for, where they are installed."""
-    return {name: Runnable(path, name) for name in others_installed(runtime)}
+def in_runtime(
+    targets: Mapping[str, Any], runtime: str, made: Collection[str]
+) -> tuple[dict[str, Target], tuple[str, ...]]:
+    """Files as `runtime` runs them, then those of `made` in every other runtime; and a line on each that crashes on one.
+
+    A file on which `runtime` crashes is run by ONNX Runtime.
+    """
+    shown: dict[str, Target] = {}
+    said = []
+    for name, path in targets.items():
+        crash = crash_of(runtime, path)
+        shown[name] = Runnable(path, DEFAULT if crash else runtime)
+        said += [f"{crash}; its row is ONNX Runtime's"] if crash else []
+    for name in made:
+        for other in others_installed(runtime):
+            crash = crash_of(other, targets[name])
+            if crash:
+                said.append(f"{crash}; it has no row")
+            elif Runnable(targets[name], other) != shown[name]:
+                shown[f"{name} in {other}"] = Runnable(targets[name], other)
+    return shown, tuple(said)
+
+
+def crash_of(runtime: str, path: Path) -> str:
+    """A line where the runtime crashes on the file; nothing where it does not."""
+    try:
+        find_runtime(runtime).try_first(path)
+    except RuntimeCrashError as error:
+        return str(error)
+    return ""
 
 
 def settled_runtime(name: str, path: Path, opened: Opened, threads: int | None) -> tuple[str, tuple[str, ...]]:
     """The runtime that is meant, `auto` being the faster of those installed on a float file; and what to say of the choice."""
     if name != AUTO:
         return ALIASES.get(name, name), ()
-    installed = [DEFAULT, *others_installed()]
+    crashes = {name: crash_of(name, path) for name in others_installed()}
+    installed = [DEFAULT, *(name for name, crash in crashes.items() if not crash)]
     targets = {name: Runnable(path, name) for name in installed}
     rows = benchmark(
         targets, resized_batch(opened.inputs, 1), threads=threads, rounds=30, max_seconds=CLOSING_SECONDS / 2
@@ -102,4 +145,5 @@ def settled_runtime(name: str, path: Path, opened: Opened, threads: int | None) 
     shown = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
     return best, (
         f"runtime {best}: the faster here of those installed ({shown}, one sample of the float file, in turns)",
+        *filter(None, crashes.values()),
     )

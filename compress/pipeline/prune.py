@@ -14,13 +14,13 @@ from compress import state
 from compress.batches import example_batch, first_batches
 from compress.errors import InputError, PruningError
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import Runnable, resized_batch, run_by
+from compress.evaluation.runners import resized_batch, run_by
 from compress.graph.exporting import export
 from compress.graph.parity import compare
 from compress.graph.sparse_storage import store_sparse
 from compress.measures.opening import Measures, open_measures
 from compress.pipeline.closing import closing_report
-from compress.pipeline.for_runtime import check_runtime, in_other_runtimes, settled_runtime
+from compress.pipeline.for_runtime import check_runtime, in_runtime, settled_runtime
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.job import Delivery, Job
@@ -103,11 +103,8 @@ def prune(
         if several:
             files.pop("model", None)
         if runtime != DEFAULT or options.runtime == AUTO:
-            shown = {name: Runnable(path, runtime) for name, path in targets.items()}
-            for name in list(shown)[1:]:
-                others = in_other_runtimes(targets[name], runtime)
-                shown |= {f"{name} in {other}": target for other, target in others.items()}
-            targets = shown
+            targets, crashes = in_runtime(targets, runtime, list(targets)[1:])
+            said = (*said, *crashes)
         made = Delivery(
             targets,
             f"{opened.name}, pruned",

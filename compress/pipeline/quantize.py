@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import QuantizationError, UnsupportedOperatorError
-from compress.evaluation.runners import Runnable, Target, open_runner
+from compress.evaluation.runners import Target, open_runner
 from compress.graph.exporting import to_graph
 from compress.graph.folding import stored_bytes
 from compress.measures.opening import open_measures
 from compress.onnx_files import file_bytes, save_onnx
 from compress.pipeline.closing import closing_report
-from compress.pipeline.for_runtime import check_runtime, in_other_runtimes, quantized_for
+from compress.pipeline.for_runtime import check_runtime, in_runtime, quantized_for
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.job import Delivery, Job, Timing
@@ -82,15 +82,14 @@ def quantize(
         shipped, source = folder.save_graph(step.model), _float_file(opened, graph, Path(scratch))
         kind = options.kind
         targets: dict[str, Target] = {_float_name(opened): source, kind: shipped}
+        said: tuple[str, ...] = ()
         if runtime != DEFAULT or options.runtime == AUTO:
-            targets = {name: Runnable(path, runtime) for name, path in targets.items()}  # type: ignore[arg-type]
-            others = in_other_runtimes(shipped, runtime)
-            targets |= {f"{kind} in {name}": target for name, target in others.items()}
+            targets, said = in_runtime(targets, runtime, [kind])
         made = Delivery(
             targets,
             f"{opened.name}, {options.method} {kind}",
             steps=[step],
-            notes=() if opened.has_inputs else (UNTIMED,),
+            notes=said if opened.has_inputs else (*said, UNTIMED),
             files=folder.listed(),
             shipped=shipped,
             source=source,

@@ -38,7 +38,7 @@ def as_executed(step: Step, plain: ir.Model, batches: Iterable[Any] | None = Non
         batches: samples to compare on; None compares the operators alone.
     """
     if runtime != DEFAULT:
-        return _as_in(step, runtime)
+        return _as_in(step, runtime)  # a crash of it is the caller's to decide on
     try:
         operators = executed_operators(step.model)
     except CompressError as error:  # no room for a second copy: nothing is claimed of what runs, and no work is lost

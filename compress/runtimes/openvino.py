@@ -2,6 +2,8 @@
 
 Float layers run in float32 (`INFERENCE_PRECISION_HINT`): left to itself OpenVINO takes bf16 where the processor has it,
 and a comparison with another runtime would compare precisions.
+
+Nothing heavy is imported beside OpenVINO itself: a file's first try is a process that imports this door (`first_try`).
 """
 
 from __future__ import annotations
@@ -9,16 +11,19 @@ from __future__ import annotations
 import re
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 import openvino as ov
-from torch import Tensor
 
-from compress.batches import Batch
 from compress.counting import counted
 from compress.errors import InputError, ModelError, UnsupportedOperatorError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import Tensor
+
+    from compress.batches import Batch
 
 VERSION: str = ov.__version__.split("-")[0]
 
@@ -69,14 +74,22 @@ class Session:
         bound = batch.bound(self.input_names, whose=self._label)
         return tuple(bound[name] for name in self.input_names)
 
+    def zeros(self) -> tuple[np.ndarray, ...] | None:
+        """Inputs of zeros for a first run, a free batch being 1; None where other dimensions are free."""
+        shapes = [port.partial_shape for port in self._compiled.inputs]
+        if any(shape.rank.is_dynamic or any(size.is_dynamic for size in list(shape)[1:]) for shape in shapes):
+            return None
+        sizes = [[1 if size.is_dynamic else size.get_length() for size in shape] for shape in shapes]
+        return tuple(np.zeros(size, dtype) for size, dtype in zip(sizes, self._types))
+
     def run(self, *inputs: Any) -> tuple[np.ndarray, ...]:
         """Run on one `Batch`, or on arrays in the order of `input_names`; numbers are cast to the model's width.
 
         Raises:
             InputError: wrong number, names or shapes of inputs.
         """
-        one = inputs[0] if len(inputs) == 1 else None
-        given: tuple[Any, ...] = self.in_order(one) if isinstance(one, Batch) else inputs
+        one: Any = inputs[0] if len(inputs) == 1 else None
+        given: tuple[Any, ...] = self.in_order(one) if hasattr(one, "bound") else inputs  # a Batch
         if len(given) != len(self.input_names):
             expected = ", ".join(self.input_names)
             raise InputError(
@@ -144,7 +157,9 @@ def save_ir(model: Path | str | ir.Model, path: Path) -> Path:
 
 
 def _read(core: Any, model: Path | str | ir.Model) -> Any:
-    if isinstance(model, ir.Model):
+    if not isinstance(model, (str, Path)):
+        import onnx_ir as ir
+
         return core.read_model(ir.to_proto(model).SerializeToString())
     if not Path(model).is_file():
         raise ModelError(f"model file {str(model)!r} does not exist")
@@ -157,7 +172,7 @@ def _name(port: Any) -> str:
 
 
 def _array(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)  # a tensor
 
 
 def _line(error: Exception) -> str:

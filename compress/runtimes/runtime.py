@@ -61,6 +61,7 @@ class Runtime:
     help: str
     title: str = ""  # as its makers write it
     suffixes: tuple[str, ...] = (".onnx",)  # of the files that it runs
+    tried_apart: bool = False  # each file first in a process of its own: what has not run it yet may crash on it
 
     @property
     def reads_graphs(self) -> bool:
@@ -76,8 +77,10 @@ class Runtime:
         Raises:
             InputError: the runtime is not installed, with the line that installs it.
             ModelError: it cannot take the model, with its reason.
+            RuntimeCrashError: its library crashes on the model.
         """
         self.check()
+        self.try_first(model, threads=threads)
         session: OpenedModel = importlib.import_module(self.module).Session(model, threads=threads, profile=profile)
         return session
 
@@ -87,10 +90,23 @@ class Runtime:
         Raises:
             InputError: the runtime is not installed.
             ModelError: it cannot take the model, with its reason.
+            RuntimeCrashError: its library crashes on the model.
         """
         self.check()
+        self.try_first(model)
         found: dict[str, str] = importlib.import_module(self.module).precisions(model)
         return found
+
+    def try_first(self, model: Path | str | Any, *, threads: int | None = None) -> None:
+        """Load a model in a process of its own, where this runtime is new to it.
+
+        Raises:
+            RuntimeCrashError: its library crashes on the model.
+        """
+        if self.tried_apart:
+            from compress.runtimes.first_try import try_first
+
+            try_first(self.module, self.title or self.name, model, threads=threads)
 
     def version(self) -> str:
         """The version of the library."""

@@ -1,0 +1,98 @@
+"""The first time that a runtime gets a file, in a process of its own: a crash inside its library ends that, not the job.
+
+A file is known by its bytes, so that each is tried once in a process, whatever its path. A file that the runtime merely
+refuses is no crash: the caller gets the refusal, in words, from the runtime itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from compress.errors import ModelError
+
+# The door alone is imported: a door that imports nothing heavy beside its library is tried in less than a second.
+CHILD = """
+import importlib, sys
+door, path, threads = sys.argv[1:]
+try:
+    session = importlib.import_module(door).Session(path, threads=int(threads) or None)
+    zeros = getattr(session, "zeros", lambda: None)()
+    if zeros is not None:
+        session.run(*zeros)
+except Exception:
+    pass
+"""
+EXTERNAL = ".data"  # beside a file: its weights
+_verdicts: dict[tuple[str, str], str] = {}  # (door, digest) → how it crashed; empty where it did not
+
+
+class RuntimeCrashError(ModelError):
+    """A runtime's library crashed on a file (in a process of its own, so that the caller goes on)."""
+
+
+def try_first(door: str, who: str, model: Path | str | Any, *, threads: int | None = None) -> None:
+    """Load `model` (a file or a graph) through the module `door` in a child process, unless that went well before.
+
+    Raises:
+        RuntimeCrashError: the child died of a signal; `who` is named, and the file.
+    """
+    from compress.scratch import scratch_folder
+
+    if not isinstance(model, (str, Path)):
+        with scratch_folder() as name:
+            _try(door, who, _written(model, Path(name)), f"graph {model.graph.name!r}", threads)
+    elif Path(model).is_file():  # one that is not there is said by the runtime's door
+        _try(door, who, Path(model), repr(str(model)), threads)
+
+
+def _try(door: str, who: str, path: Path, label: str, threads: int | None) -> None:
+    key = (door, _digest(path))
+    if key not in _verdicts:
+        # The child must find the same modules as this process does, whatever the current folder is.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+        command = [sys.executable, "-c", CHILD, door, str(path.absolute()), str(threads or 0)]
+        done = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, check=False
+        )
+        _verdicts[key] = _crash(done.returncode)
+    if _verdicts[key]:
+        raise RuntimeCrashError(f"{who} crashed on {label} ({_verdicts[key]}), in a process of its own")
+
+
+def _crash(code: int) -> str:
+    """What a return code says of a crash, in words; empty where there was none (Python's own errors are no crash)."""
+    if code < 0:
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"
+    return f"code {code:#x}" if code >= 0xC0000000 else ""  # Windows: an exception that nobody caught
+
+
+def _written(graph: Any, folder: Path) -> Path:
+    """The graph as the file that will be saved of it."""
+    import onnx_ir as ir
+
+    path = folder / "model.onnx"
+    try:
+        path.write_bytes(ir.to_proto(graph).SerializeToString())
+    except ValueError:  # protobuf refuses messages of 2 GiB
+        ir.save(graph.clone(), path, external_data=path.name + EXTERNAL)
+    return path
+
+
+def _digest(path: Path) -> str:
+    """A file's content; of the weights beside it, which may be large, their size and time."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    beside = path.with_name(path.name + EXTERNAL)
+    if beside.is_file():
+        status = beside.stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
