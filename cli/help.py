@@ -20,7 +20,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("weight_decay", "scheduler", "warmup_epochs", "step_size", "gamma", "plateau_patience", "min_lr"),
         *("clip_norm", "clip_value", "accumulate", "precision", "recompute", "ema_decay", "evaluate_on", "monitor"),
         *("patience", "min_delta", "checkpoint_every", "resume", "device", "nproc", "sync_batchnorm"),
-        *("find_unused_parameters", "deterministic", "config"),
+        *("find_unused_parameters", "deterministic", "config", "metric", "keep", "hold_zeros", "optimizer_args"),
+        *("scheduler_args", "checkpoint_minutes"),
     ),
     "Distillation": ("distill", "teacher", "distill_weight", "temperature", "feature_layers", "feature_weight"),
     "Limits": ("metrics", "task", "ignore_label", "max_drop", "require_speedup", "max_size", "max_latency"),
@@ -32,7 +33,19 @@ RARE = {
     *("drop_last", "pin_memory", "shuffle", "workers", "recompute", "find_unused_parameters", "sync_batchnorm"),
     *("min_delta", "checkpoint_every", "deterministic", "clip_value", "nesterov", "step_size", "gamma"),
     *("plateau_patience", "min_lr", "feature_layers", "feature_weight", "weights_format", "accumulate", "evaluate_on"),
-    *("momentum", "ema_decay", "precision", "mixup", "crop_padding", "n", "dim", "sparse_storage"),
+    *(
+        "optimizer_args",
+        "scheduler_args",
+        "checkpoint_minutes",
+        "momentum",
+        "ema_decay",
+        "precision",
+        "mixup",
+        "crop_padding",
+        "n",
+        "dim",
+        "sparse_storage",
+    ),
 }
 
 

@@ -106,7 +106,7 @@ def _answered(run: Any, arguments: list[str]) -> int:
     try:
         os.getcwd()
     except OSError:
-        return _say("the working folder is gone; change to one that exists", CompressError.exit_code)
+        return _print_line("the working folder is gone; change to one that exists", CompressError.exit_code)
     try:
         with _ended_like_ctrl_c():
             code = run()
@@ -116,39 +116,39 @@ def _answered(run: Any, arguments: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (click.Abort, KeyboardInterrupt) as stopped:
-        return _say("; ".join(["stopped", *map(str, stopped.args)]), INTERRUPTED, label="")
+        return _print_line("; ".join(["stopped", *map(str, stopped.args)]), INTERRUPTED, label="")
     except click.exceptions.NoArgsIsHelpError as error:  # its message is the help
         click.echo(error.format_message(), err=True, color=error.ctx.color if error.ctx else None)
         return error.exit_code
     except click.UsageError as error:
         hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
-        return _say(error.format_message() + hint, error.exit_code)
+        return _print_line(error.format_message() + hint, error.exit_code)
     except click.ClickException as error:
-        return _say(error.format_message(), 2)
+        return _print_line(error.format_message(), 2)
     except GateError as error:
-        return _say(str(error), error.exit_code, label="not met")
+        return _print_line(str(error), error.exit_code, label="not met")
     except CompressError as error:
         if _wants_traceback(arguments):
             traceback.print_exc()
         also = f"; {OUT_OF_MEMORY}" if _reached_its_limit() else ""
-        return _say(f"{error}{also}", error.exit_code)
+        return _print_line(f"{error}{also}", error.exit_code)
     except OSError as error:
         if error.errno == errno.EPIPE:  # `compress … | head`: the reader has left, which is no error of ours
             _drop_stdout()
             return 0
         if error.errno in FULL:
             _drop_stdout()  # what is left in its buffer would fail again as the interpreter ends
-            return _say(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space", 2)
+            return _print_line(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space", 2)
         return _unexpected(error, arguments)
     except SystemExit as error:
         if "PacifyFlush" in type(sys.stdout).__name__:  # what click puts there when the reader has left
             _drop_stdout()
             return 0
-        return _say(
+        return _print_line(
             f"your own code ended the program (SystemExit: {error.code}); let it return", CompressError.exit_code
         )
     except MemoryError:
-        return _say(OUT_OF_MEMORY, CompressError.exit_code)
+        return _print_line(OUT_OF_MEMORY, CompressError.exit_code)
     except BaseException as error:
         return _unexpected(error, arguments)
 
@@ -181,7 +181,7 @@ def _ended_like_ctrl_c() -> Iterator[None]:
     hook = sys.unraisablehook
     again: list[threading.Timer] = []  # a moment later: now it would fall into the same finalizer
 
-    def told(dropped: Any) -> None:
+    def report(dropped: Any) -> None:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             hook(dropped)
             return
@@ -194,7 +194,7 @@ def _ended_like_ctrl_c() -> Iterator[None]:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # `nohup` stays in force
                 before[number] = signal.signal(number, _interrupt)
-        sys.unraisablehook = told
+        sys.unraisablehook = report
     try:
         yield
     finally:
@@ -258,7 +258,7 @@ def _reached_its_limit() -> bool:
 
 def _unexpected(error: BaseException, arguments: list[str]) -> int:
     if _is_out_of_memory(error) and not _wants_traceback(arguments):
-        return _say(OUT_OF_MEMORY, CompressError.exit_code)
+        return _print_line(OUT_OF_MEMORY, CompressError.exit_code)
     place = _in_users_code(error)
     code = CompressError.exit_code if place else INTERNAL_ERROR
     if _wants_traceback(arguments):
@@ -267,7 +267,7 @@ def _unexpected(error: BaseException, arguments: list[str]) -> int:
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:297] + "..."
     whose = f"your own code raised this, {place}" if place else "this is a bug in compress"
-    return _say(f"{type(error).__name__}: {text}; {whose}: add --verbose for the traceback", code)
+    return _print_line(f"{type(error).__name__}: {text}; {whose}: add --verbose for the traceback", code)
 
 
 def _in_users_code(error: BaseException) -> str:
@@ -292,7 +292,7 @@ def _wants_traceback(arguments: list[str]) -> bool:
     return bool({"--verbose", "-v"} & set(arguments)) or bool(os.environ.get("COMPRESS_TRACEBACK"))
 
 
-def _say(message: str, code: int, *, label: str = "error") -> int:
+def _print_line(message: str, code: int, *, label: str = "error") -> int:
     with contextlib.suppress(OSError):  # stderr may be full or closed as well
         click.echo(f"compress: {label}{': ' if label else ''}{terminal(' '.join(message.split()))}", err=True)
     return code
@@ -301,7 +301,7 @@ def _say(message: str, code: int, *, label: str = "error") -> int:
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="`compress VERB --help` ends with examples. Exit codes: 0 done, 2 bad input, 3 a budget was not met, 130 Ctrl-C.",
+    epilog="`compress VERB --help` ends with examples. Exit codes: 0 done, 1 a fault of compress, 2 bad input, 3 a limit was not met, 130 Ctrl-C.",
 )
 @click.version_option(package_name="torch-compress", prog_name="compress")
 def main() -> None:

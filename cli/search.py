@@ -114,9 +114,9 @@ def command(
         _check_alone(source, output)
         minutes = click.get_current_context().params["minutes"]  # None where they were not typed
         tried = searching.join(join, minutes=minutes, settings=settings)
-        said = {"schema_version": 1, "candidates": tried, "folder": str(join)}
+        document = {"schema_version": 1, "candidates": tried, "folder": str(join)}
         click.echo(
-            json.dumps(said, indent=2)
+            json.dumps(document, indent=2)
             if settings.json
             else f"{tried} candidates tried by all; the process that began the search in {join} measures and reports"
         )

@@ -49,7 +49,7 @@ class Batch:
         # Columns of words (names, texts) beside the numbers are no inputs.
         words = [name for name, value in values.items() if named and _is_words(value)]
         if words and len(words) < len(values):
-            _say_dropped("any model", tuple(map(str, words)), ("text is no number",))
+            _warn_dropped("any model", tuple(map(str, words)), ("text is no number",))
             values = {name: value for name, value in values.items() if name not in words}
         found = {str(name): _tensor(value, str(name)) for name, value in values.items() if value is not None}
         if not found:
@@ -136,7 +136,7 @@ class Batch:
                 "name the data's inputs as the model does"
             )
         if extra:
-            _say_dropped(whose, tuple(extra), tuple(names))
+            _warn_dropped(whose, tuple(extra), tuple(names))
         return found
 
     def _in_order(self, names: Sequence[str], required: Sequence[str], whose: str) -> dict[str, Tensor]:
@@ -300,7 +300,7 @@ def is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping) or (hasattr(value, "keys") and hasattr(value, "__getitem__"))
 
 
-def _say_dropped(whose: str, extra: tuple[str, ...], names: tuple[str, ...]) -> None:
+def _warn_dropped(whose: str, extra: tuple[str, ...], names: tuple[str, ...]) -> None:
     # Python shows one warning of a text once, however many batches say it.
     warnings.warn(
         f"the data's {_listed(extra)} {'is' if len(extra) == 1 else 'are'} no input of {whose} "

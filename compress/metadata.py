@@ -33,8 +33,8 @@ class Record:
     baked: dict[str, Any] = field(default_factory=dict)  # the sizes of the plain layer that took a computed one's place
 
     def __call__(self, part: nn.Module, state: Any, prefix: str, metadata: dict[str, Any]) -> None:
-        held = attributes_of(part)
-        values = {name: held[name] for name in sorted(self.attributes) if name in held}
+        now = attributes_of(part)
+        values = {name: now[name] for name in sorted(self.attributes) if name in now}
         plain = {name: value if isinstance(value, int) else list(value) for name, value in values.items()}
         metadata[KEY] = {"attributes": plain, "kept": dict(self.kept)}
         if self.baked:
@@ -85,10 +85,10 @@ def remember(
     cut = kept or {}
     for path, part in module.named_modules():
         old = before.get(path, {})
-        held = attributes_of(part)
-        changed = {name for name, value in held.items() if old.get(name, value) != value}
-        if changed and held.get("groups", 1) != 1:  # shapes alone could mean another number of groups
-            changed |= held.keys() & {"groups", "in_channels", "out_channels"}
+        now = attributes_of(part)
+        changed = {name for name, value in now.items() if old.get(name, value) != value}
+        if changed and now.get("groups", 1) != 1:  # shapes alone could mean another number of groups
+            changed |= now.keys() & {"groups", "in_channels", "out_channels"}
         buffers = {
             name: cut[full]
             for name in part._non_persistent_buffers_set
@@ -113,9 +113,9 @@ def baked(state: Any) -> dict[str, dict[str, Any]]:
     listed = getattr(state, "_metadata", None)
     found = {}
     for path, entry in listed.items() if isinstance(listed, Mapping) else ():
-        said = entry.get(KEY) if isinstance(entry, Mapping) else None
-        if isinstance(said, Mapping) and isinstance(said.get("baked"), Mapping):
-            found[path] = dict(said["baked"])
+        stored = entry.get(KEY) if isinstance(entry, Mapping) else None
+        if isinstance(stored, Mapping) and isinstance(stored.get("baked"), Mapping):
+            found[path] = dict(stored["baked"])
     return found
 
 
@@ -131,15 +131,15 @@ def recorded(module: nn.Module, state: Any) -> list[Restoration]:
         return found
     for path, part in module.named_modules():
         entry = listed.get(path)
-        said = entry.get(KEY) if isinstance(entry, Mapping) else None
-        if not isinstance(said, Mapping):
+        stored = entry.get(KEY) if isinstance(entry, Mapping) else None
+        if not isinstance(stored, Mapping):
             continue
         own = attributes_of(part)
-        values = _items(said.get("attributes"))
+        values = _items(stored.get("attributes"))
         fitting = {name: _like(own[name], value) for name, value in values if name in own and _fits(own[name], value)}
         buffers = {
             name: kept
-            for name, kept in _items(said.get("kept"))
+            for name, kept in _items(stored.get("kept"))
             if name in part._non_persistent_buffers_set and _can_cut(part._buffers[name], kept)
         }
         found.append(Restoration(part, fitting, buffers))

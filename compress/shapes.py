@@ -35,16 +35,16 @@ def replace_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     A parameter shared by two layers stays shared. Flags (`requires_grad`) stay as they were.
     """
     before = {name: tuple(value.shape) for name, value in _named(module)}
-    held: dict[int, nn.Parameter] = {}
+    known: dict[int, nn.Parameter] = {}
     for path, owner in module.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for name, parameter in list(owner._parameters.items()):
             if parameter is None or prefix + name not in values:
                 continue
-            if id(parameter) not in held:
-                held[id(parameter)] = nn.Parameter(values[prefix + name], requires_grad=parameter.requires_grad)
-                held[id(held[id(parameter)])] = held[id(parameter)]
-            owner._parameters[name] = held[id(parameter)]
+            if id(parameter) not in known:
+                known[id(parameter)] = nn.Parameter(values[prefix + name], requires_grad=parameter.requires_grad)
+                known[id(known[id(parameter)])] = known[id(parameter)]
+            owner._parameters[name] = known[id(parameter)]
         for name, buffer in list(owner._buffers.items()):
             if buffer is not None and prefix + name in values:
                 owner._buffers[name] = values[prefix + name]
@@ -102,9 +102,9 @@ def fit_layer(layer: nn.Module) -> bool:
     elif isinstance(layer, nn.Bilinear):
         layer.out_features, layer.in1_features, layer.in2_features = layer.weight.shape
     elif isinstance(layer, nn.modules.batchnorm._NormBase):
-        held = layer.weight if layer.weight is not None else layer.running_mean
-        if held is not None:
-            layer.num_features = held.shape[0]
+        known = layer.weight if layer.weight is not None else layer.running_mean
+        if known is not None:
+            layer.num_features = known.shape[0]
     elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
         if layer.weight is not None:
             layer.normalized_shape = tuple(layer.weight.shape)

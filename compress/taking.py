@@ -93,10 +93,10 @@ def _as_annotated(where: str, annotation: str, value: Any, names: Mapping[str, A
     for kind in annotation.split(" | "):
         owner = names.get(kind)
         if kind in _PLAIN:
-            said, fits = _PLAIN[kind]
+            kind_words, fits = _PLAIN[kind]
             if fits(value):
                 return value
-            words.append(said)
+            words.append(kind_words)
         elif inspect.isclass(owner) and dataclasses.is_dataclass(owner):
             if isinstance(value, owner):
                 return value

@@ -94,7 +94,7 @@ def ensure_opset(
             continue
         graph.graph, graph.ir_version = graph_raised.graph, graph_raised.ir_version
         graph.functions.clear()  # they were inlined
-        return (_told(found, version, purpose, least, parity),)
+        return (_note(found, version, purpose, least, parity),)
     raise UnsupportedOperatorError(_REFUSED.format(found=found, purpose=purpose, least=least, why=reason))
 
 
@@ -142,7 +142,7 @@ def _compared(
     return parity
 
 
-def _told(found: int, version: int, purpose: str, least: int, parity: Parity | None) -> str:
+def _note(found: int, version: int, purpose: str, least: int, parity: Parity | None) -> str:
     checked = "its outputs are not compared: there was nothing to run it on"
     if parity is not None:
         same = "the same" if parity.difference == 0 else f"the same to {parity.difference:.1g}"

@@ -153,9 +153,9 @@ class _Loader(DataLoader):
     label = "the data"
 
     def __iter__(self) -> Any:
-        return self._told(super().__iter__())  # begun here, not at the first batch: it draws from the generator
+        return self._with_causes(super().__iter__())  # begun here, not at the first batch: it draws from the generator
 
-    def _told(self, batches: Iterable[Any]) -> Iterator[Any]:
+    def _with_causes(self, batches: Iterable[Any]) -> Iterator[Any]:
         try:
             yield from batches
         except Exception as error:
@@ -171,12 +171,12 @@ class _Loader(DataLoader):
 def _line_of_worker(error: Exception) -> str:
     """What a worker process said: its exception arrives with the whole traceback for a message."""
     lines = str(error).splitlines()
-    said = [
+    causes = [
         line
         for line in lines
         if type(error).__name__ in line.partition(":")[0] and not line.startswith(("Caught", " "))
     ]
-    return (said or lines)[-1]
+    return (causes or lines)[-1]
 
 
 @takes()

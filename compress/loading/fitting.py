@@ -41,10 +41,10 @@ def fit_to_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[s
             )
         changed[name] = torch.zeros(value.shape, dtype=own.dtype)
     notes = tuple(_outputs_cut(expected, changed, module))
-    before, said = attributes(module), recorded(module, state)
+    before, restorations = attributes(module), recorded(module, state)
     if changed:
         replace_parameters(module, changed)
-    for restoration in said:
+    for restoration in restorations:
         restoration.apply()
     remember(module, before)  # so that what is saved next says it as well
     return notes

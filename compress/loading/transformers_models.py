@@ -66,8 +66,8 @@ def build(source: str, arguments: Mapping[str, Any]) -> LoadedModel:
         config.use_cache = False  # a graph has no state between calls
     kind = getattr(transformers, AUTO_CLASSES[ending])
     keywords = {"config": config, "dtype": torch.float32, "output_loading_info": True, **arguments}
-    model, told = _quietly(source, lambda: kind.from_pretrained(source, **keywords))
-    missing = sorted(told.get("missing_keys", ()))
+    model, info = _quietly(source, lambda: kind.from_pretrained(source, **keywords))
+    missing = sorted(info.get("missing_keys", ()))
     notes = (
         (
             f"{counted(len(missing), 'weight is', 'weights are')} not in {source!r}, set at random: {', '.join(missing[:3])}",

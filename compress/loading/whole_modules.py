@@ -27,12 +27,12 @@ def module_in(content: Any, path: Path) -> tuple[nn.Module | None, tuple[str, ..
     if not isinstance(content, nn.Module):
         if not isinstance(content, Mapping):
             return None, ()
-        held = [name for name in HOLDERS if isinstance(content.get(name), nn.Module)]
-        if not held:
+        holders = [name for name in HOLDERS if isinstance(content.get(name), nn.Module)]
+        if not holders:
             return None, ()
-        others = f", not the one under {', '.join(map(repr, held[1:]))}" if held[1:] else ""
-        notes = (f"{path.name!r} holds a whole module under {held[0]!r}: that is taken{others}",)
-        content = content[held[0]]
+        others = f", not the one under {', '.join(map(repr, holders[1:]))}" if holders[1:] else ""
+        notes = (f"{path.name!r} holds a whole module under {holders[0]!r}: that is taken{others}",)
+        content = content[holders[0]]
     module = _unwrapped(content)
     halves = {p.dtype for p in module.parameters()} & {torch.float16, torch.bfloat16}
     if halves:

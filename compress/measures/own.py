@@ -207,8 +207,8 @@ def plain(outputs: tuple[Tensor, ...]) -> Any:
 
 
 def _stated(source: Any) -> str:
-    said = getattr(source, "higher_is_better", None)
-    return "" if said is None else HIGHER if said else LOWER
+    declared = getattr(source, "higher_is_better", None)
+    return "" if declared is None else HIGHER if declared else LOWER
 
 
 def _unit(source: Any) -> str:

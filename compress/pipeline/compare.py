@@ -78,7 +78,7 @@ def evaluate(
     """
     settings, measures = settings or Settings(), open_measures(metric, task=task, ignore_label=ignore_label)
     models = [model] if baseline is None else [baseline, model]
-    opened, targets, told = _open_all(models, data, settings)
+    opened, targets, opening_notes = _open_all(models, data, settings)
     test = opened.loader("test")
     job = rehearsed(Job(opened, settings, measures=measures, timing=None), models=len(targets))
     rows = measure(job, targets, test=test)
@@ -88,7 +88,7 @@ def evaluate(
         notes.append(f"no figure: {reason}; give a metric of your own, or name the task")
     return Report(
         rows=rows,
-        notes=(*told, *notes, *of_metrics(job), *how_read(rows), *plain_words(rows, rows[0])),
+        notes=(*opening_notes, *notes, *of_metrics(job), *how_read(rows), *plain_words(rows, rows[0])),
         title=f"Accuracy on {opened.data.name if opened.data else 'no data'}",
         environment=describe(threads=settings.threads, seed=settings.seed),
     )

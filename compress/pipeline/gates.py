@@ -66,8 +66,8 @@ class Gates:
 
         `foreign` has, for rows made for another processor, the words that say so: nobody judges their speed here.
         """
-        held = [row for row in rows if row.name != base.name] or rows
-        return tuple(gate for row in held for gate in self._of(row, base, (foreign or {}).get(row.name, "")))
+        checked = [row for row in rows if row.name != base.name] or rows
+        return tuple(gate for row in checked for gate in self._of(row, base, (foreign or {}).get(row.name, "")))
 
     def _of(self, row: Measurement, base: Measurement, foreign: str) -> Iterable[Gate]:
         if self.drop is not None:

@@ -176,8 +176,8 @@ def open_inputs(
 
 
 def _unknown(loaded: LoadedModel, source: ModelSource, data: Data | None) -> bool:
-    told = source.inputs or source.input_shape or data is not None
-    return not told and any(None in spec.shape[1:] for spec in loaded.inputs)
+    has_shapes = source.inputs or source.input_shape or data is not None
+    return not has_shapes and any(None in spec.shape[1:] for spec in loaded.inputs)
 
 
 def reopen(opened: Opened, source: ModelSource, settings: Settings) -> Opened:
@@ -289,8 +289,8 @@ def _taken(loaded: LoadedModel, inputs: Batch) -> tuple[Batch, tuple[str, ...]]:
         warnings.simplefilter("ignore")  # said once, as a note
         bound = inputs.bound(names, needed=needed, whose=repr(loaded.name))
     extra = [name for name in inputs.inputs if name not in bound] if len(bound) < len(inputs.inputs) else []
-    said = f"the data's {', '.join(map(repr, extra))} {'is' if len(extra) == 1 else 'are'} no input of {loaded.name!r}"
-    return replace(inputs, inputs=bound), (f"{said} and left out",) if extra else ()
+    note = f"the data's {', '.join(map(repr, extra))} {'is' if len(extra) == 1 else 'are'} no input of {loaded.name!r}"
+    return replace(inputs, inputs=bound), (f"{note} and left out",) if extra else ()
 
 
 def _by_place(loaded: LoadedModel, inputs: Batch) -> tuple[Tensor, ...]:

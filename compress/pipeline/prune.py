@@ -87,7 +87,7 @@ def prune(
         export(opened.model, opened.inputs, path=baseline)
         targets: dict[str, Any] = {f"{opened.name} before": baseline}
         steps, files = [], folder.listed()
-        runtime, said = settled_runtime(options.runtime, baseline, opened, settings.threads)
+        runtime, runtime_notes = settled_runtime(options.runtime, baseline, opened, settings.threads)
         work = Pruning(opened, options, settings, scratch, baseline, job.measures, runtime)
         for amount, step, tuned in each_pruned(work):
             size = size_folder(options.target, amount) if several else ""
@@ -109,7 +109,7 @@ def prune(
             targets,
             f"{opened.name}, pruned",
             steps=steps,
-            notes=said,
+            notes=runtime_notes,
             files=files,
             shipped=None if several else folder.onnx,
             scratch=scratch,
@@ -129,9 +129,9 @@ def _saved(
     changes.extend(folder.save_module(module, opened.inputs))
     shipped = folder.save_graph(export(module, opened.inputs).model)
     if options.sparse_storage:
-        stored, said = _stored_sparse(shipped, scratch, opened)
+        stored, sentence = _stored_sparse(shipped, scratch, opened)
         changes.extend(stored)
-        notes.append(said)
+        notes.append(sentence)
     return replace(step, model=module, changes=tuple(changes), notes=tuple(notes))
 
 
@@ -211,12 +211,12 @@ def pruned(work: Pruning) -> tuple[Step, nn.Module | None]:
         request = _request(work)
         rounds = 1 if options.schedule == "one-shot" else max(options.steps, 1)
         epochs = _spread(options.finetune_epochs, rounds)
-        said: list[str] = []
+        sentences: list[str] = []
 
         def between(module: nn.Module, number: int, count: int) -> nn.Module | None:
             if number == count or not epochs[number - 1]:
                 return None
-            return _finetuned(module, work, epochs[number - 1], said)
+            return _finetuned(module, work, epochs[number - 1], sentences)
 
         if rounds > 1:
             step = prune_iteratively(
@@ -229,7 +229,7 @@ def pruned(work: Pruning) -> tuple[Step, nn.Module | None]:
             )
         else:
             step = prune_module(opened.model, opened.inputs, request)
-        return _mended(step, work, epochs[-1], said)
+        return _mended(step, work, epochs[-1], sentences)
 
 
 def pruned_alike(opened: Opened, options: PruneOptions, analysis: Analysis | None) -> tuple[Step, Analysis]:
@@ -245,7 +245,7 @@ def pruned_alike(opened: Opened, options: PruneOptions, analysis: Analysis | Non
     return prune_channels(opened.model, opened.inputs, request, analysis=analysis).step, analysis
 
 
-def _mended(step: Step, work: Pruning, epochs: int, said: list[str]) -> tuple[Step, nn.Module | None]:
+def _mended(step: Step, work: Pruning, epochs: int, sentences: list[str]) -> tuple[Step, nn.Module | None]:
     """Recalibrate and fine-tune as the options say; return the step before fine-tuning, and the fine-tuned module."""
     opened, options = work.opened, work.options
     if options.recalibrate:
@@ -254,8 +254,8 @@ def _mended(step: Step, work: Pruning, epochs: int, said: list[str]) -> tuple[St
     if not epochs:
         return step, None
     last = hold_zeros(step.model) if options.masks else step.model
-    tuned = make_permanent(_finetuned(last, work, epochs, said))
-    return replace(step, notes=(*step.notes, *dict.fromkeys(said))), tuned
+    tuned = make_permanent(_finetuned(last, work, epochs, sentences))
+    return replace(step, notes=(*step.notes, *dict.fromkeys(sentences))), tuned
 
 
 def _request(work: Pruning) -> PruneRequest:
@@ -343,14 +343,14 @@ def _spread(epochs: int, rounds: int) -> list[int]:
     return [epochs // rounds + (1 if number >= rounds - epochs % rounds else 0) for number in range(rounds)]
 
 
-def _finetuned(module: nn.Module, work: Pruning, epochs: int, said: list[str]) -> nn.Module:
+def _finetuned(module: nn.Module, work: Pruning, epochs: int, sentences: list[str]) -> nn.Module:
     """Train the module on; the user's metric, where there is one, chooses the epoch. What is to be said is added to `said`."""
     opened, options = work.opened, work.options
     train = replace(options.train, epochs=epochs, batch_size=opened.batch_size)
     teacher = opened.model if options.distill else None
     module.eval()
     result = fit(module, opened.data, train, teacher=teacher, metric=work.measures.asked, device="cpu")
-    said.extend(result.notes)
+    sentences.extend(result.notes)
     return result.module.eval()
 
 

@@ -150,11 +150,11 @@ class Prune(ModuleStage):
         if options.target == "latency":
             save_onnx(to_graph(opened.model, opened.inputs), baseline)
         runtime = options.runtime
-        said: tuple[str, ...] = ()
+        runtime_notes: tuple[str, ...] = ()
         if options.target == "latency":
-            runtime, said = settled_runtime(options.runtime, baseline, opened, opened.threads)
+            runtime, runtime_notes = settled_runtime(options.runtime, baseline, opened, opened.threads)
         step, tuned = pruned(Pruning(opened, options, settings, working, baseline, work.measures, runtime))
-        step = replace(step, notes=(*said, *step.notes))
+        step = replace(step, notes=(*runtime_notes, *step.notes))
         return replace(step, model=tuned if tuned is not None else step.model)
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:

@@ -44,8 +44,8 @@ def bake(module: nn.Module, program: ExportedProgram) -> tuple[nn.Module, tuple[
             layer.weight.copy_(weight)
             if bias is not None:
                 layer.bias.copy_(bias)
-        held = next(twin.get_submodule(path).parameters())
-        layer.to(held.device, held.dtype).requires_grad_(held.requires_grad)
+        parameter = next(twin.get_submodule(path).parameters())
+        layer.to(parameter.device, parameter.dtype).requires_grad_(parameter.requires_grad)
         replace_module(twin, path, layer)
         remember_baked(layer, _config(call, weight, bias))
     return twin, tuple(found)

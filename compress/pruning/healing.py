@@ -125,11 +125,11 @@ def heal(
     healed = copied(module)
     healed.load_state_dict(best.state)
     values = {"error_before": before, "error_after": best.best, "steps": best.steps, "rate": best.rate}
-    said = (
+    note = (
         f"healed without labels in {counted(best.steps, 'step')} at {best.rate:g}: the outputs' error on inputs held back "
         f"{before:.3g} → {best.best:.3g} of their variance"
     )
-    return Step("heal", healed, (Change("", HEALED, values=values),), (said,))
+    return Step("heal", healed, (Change("", HEALED, values=values),), (note,))
 
 
 def _pool(data: Iterable[Any], seed: int) -> _Pool:
@@ -144,14 +144,14 @@ def _pool(data: Iterable[Any], seed: int) -> _Pool:
         raise PruningError("a network cannot be healed: the data is empty")
     whole = joined(batches) if len(batches) > 1 else batches[0]
     order = torch.randperm(whole.samples, generator=torch.Generator().manual_seed(seed))
-    held = min(HELD_BACK, whole.samples // 5)
+    back_count = min(HELD_BACK, whole.samples // 5)
     if whole.samples < FEWEST:
         raise PruningError(f"{whole.samples} samples are too few to heal a network on; give {FEWEST} or more")
-    size = max(2, min(TOGETHER, batches[0].samples, (whole.samples - held) // 2))
+    size = max(2, min(TOGETHER, batches[0].samples, (whole.samples - back_count) // 2))
     if _is_of_images(whole):
         whole = whole.map(lambda value: value.contiguous(memory_format=torch.channels_last))
-    back = _taken(whole, order[:held])
-    return _Pool(_taken(whole, order[held:]), [back.part(i, i + size) for i in range(0, held, size)], size)
+    back = _taken(whole, order[:back_count])
+    return _Pool(_taken(whole, order[back_count:]), [back.part(i, i + size) for i in range(0, back_count, size)], size)
 
 
 def _is_of_images(batch: Batch) -> bool:

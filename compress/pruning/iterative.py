@@ -83,9 +83,9 @@ def prune_iteratively(
     last = counts(removal.channels, removal.removed)
     beyond = beyond_target(first, last, request.target, request.amount, request.round_to)
     kept = [note for note in removal.step.notes if note.startswith("kept whole")]
-    said = fitted_note(fitted.values())
+    fit_note = fitted_note(fitted.values())
     changes = (*layers.values(), *fitted.values())
-    step = Step("prune", current, changes, (*notes, *count_notes(first, last), *kept, *beyond, *said))
+    step = Step("prune", current, changes, (*notes, *count_notes(first, last), *kept, *beyond, *fit_note))
     return healed(step, module, request)
 
 

@@ -94,8 +94,8 @@ class _Lockstep:
         """Plan how many batches go along where, and watch the unpruned network's layers."""
         for layer in layers:
             at = self._stops(layer)
-            held = self.before.elements(at[0]) + self.after.elements(at[1])
-            self.plan[layer.name] = min(len(self.batches), max(FEWEST_BATCHES, MOST_HELD // max(held, 1)))
+            per_batch = self.before.elements(at[0]) + self.after.elements(at[1])
+            self.plan[layer.name] = min(len(self.batches), max(FEWEST_BATCHES, MOST_HELD // max(per_batch, 1)))
             self.before.watched[self.places[layer.name][0].node] = self._capture(layer)
 
     def _rows(self, layer: Layer) -> int:

@@ -160,9 +160,9 @@ def _nearer(
         found[scope] = output_error(removal.step.model, whole, samples), removal
     scope = min(found, key=lambda name: found[name][0])
     errors = ", ".join(f"{name} {error:.3g}" for name, (error, _) in found.items())
-    said = f"shares of the layers: {scope} (the outputs' error, of their variance: {errors})"
+    note = f"shares of the layers: {scope} (the outputs' error, of their variance: {errors})"
     removal = found[scope][1]
-    step = replace(removal.step, notes=(*removal.step.notes, said))
+    step = replace(removal.step, notes=(*removal.step.notes, note))
     return _finished(replace(removal, step=step), request)
 
 

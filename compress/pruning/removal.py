@@ -173,9 +173,9 @@ def _lock_failure(
     elif len(known) < NARROW:
         families = fewest(families, gets_past)
     reason = f"{FIXED_SIZES} in the forward before {place}: {failure.reason}"
-    held = channels.without(dict.fromkeys(_with_heads(channels, families).tolist(), reason))
+    rest = channels.without(dict.fromkeys(_with_heads(channels, families).tolist(), reason))
     # A forward with its own count of heads need not take it from the stream, which may then go alone.
-    return replace(held, ties=[tie for tie in held.ties if not held.locked.keys() >= set(tie.heads.tolist())])
+    return replace(rest, ties=[tie for tie in rest.ties if not rest.locked.keys() >= set(tie.heads.tolist())])
 
 
 def _with_heads(channels: Channels, families: Sequence[Family]) -> np.ndarray:

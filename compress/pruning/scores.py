@@ -162,7 +162,7 @@ def taylor(module: nn.Module, channels: Channels, given: Given) -> tuple[np.ndar
     state = dict(module.named_parameters(remove_duplicate=False))
     made = set(channels.producers)
     readers = [key for key in channels.axes if key not in made and key[0] in state and state[key[0]].dim() > 1]
-    held = {name: state[name].requires_grad for name, _ in readers}
+    required_grad = {name: state[name].requires_grad for name, _ in readers}
     wanted = [state[name] for name, _ in readers]
     total, batches = np.zeros(channels.root.size), 0
     try:
@@ -184,7 +184,7 @@ def taylor(module: nn.Module, channels: Channels, given: Given) -> tuple[np.ndar
                 total += np.abs(change)
                 batches += 1
     finally:
-        for name, flag in held.items():
+        for name, flag in required_grad.items():
             state[name].requires_grad_(flag)
     if not batches:
         raise PruningError("score 'taylor' got no batch; the data is empty")

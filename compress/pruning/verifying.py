@@ -130,10 +130,10 @@ def _first_difference(
 
 def kept_part(channels: Channels, gone: Tensor, node: Any, value: Any) -> Tensor | None:
     """Cut a value of the zeroed run to what stays of it."""
-    held = channels.labels.get(node)
-    if not isinstance(held, Labelled) or held.labels is None or not isinstance(value, Tensor):
+    labelled = channels.labels.get(node)
+    if not isinstance(labelled, Labelled) or labelled.labels is None or not isinstance(value, Tensor):
         return None
-    for dim, places in kept_places(held.labels, gone).items():
+    for dim, places in kept_places(labelled.labels, gone).items():
         value = value.index_select(dim, places)
     return value
 
@@ -173,11 +173,11 @@ def _passing(channels: Channels, place: str, removed: np.ndarray) -> set[int]:
     flags = np.zeros(channels.root.size, dtype=bool)
     flags[removed] = True
     found: set[int] = set()
-    for node, held in channels.labels.items():
-        if node.op != "call_function" or module_of(node) != place or not isinstance(held, Labelled):
+    for node, labelled in channels.labels.items():
+        if node.op != "call_function" or module_of(node) != place or not isinstance(labelled, Labelled):
             continue
-        if held.param is None and held.labels is not None:
-            labels = np.unique(core(held.labels).numpy())
+        if labelled.param is None and labelled.labels is not None:
+            labels = np.unique(core(labelled.labels).numpy())
             roots = np.unique(channels.root[labels[labels > 0]])
             found |= set(roots[flags[roots]].tolist())
     return found

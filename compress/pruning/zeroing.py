@@ -127,8 +127,8 @@ class _Zeroing(Interpreter):
         """The hidden units that go are zeroed in the columns that read them."""
         result = []
         for node, weight in zip(nodes, weights):
-            held = self.channels.labels[node]
-            roots = self.channels.axes.get((held.param, 1))
+            labelled = self.channels.labels[node]
+            roots = self.channels.axes.get((labelled.param, 1))
             if weight.dim() == 2 and roots is not None:
                 weight = torch.where(self.gone[torch.from_numpy(roots)], 0.0, weight)
             result.append(weight)

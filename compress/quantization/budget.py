@@ -157,9 +157,9 @@ def quantize_within(
     fast = None if bounds.min_speedup is None or bounds.speedup is None else bounds.speedup(step.model)
     fits = search.fits(best) and (fast is None or fast >= (bounds.min_speedup or 0))
     trials = tuple(search.trials.values())
-    told = [trial.as_change(trial is best, _shown(trial.score, budget.measure)) for trial in trials]
+    decisions = [trial.as_change(trial is best, _shown(trial.score, budget.measure)) for trial in trials]
     alone = [item.as_change() for item in ranking]
-    changes = (*rewritten, *_explained(step.changes, best, ranking), *(told if len(told) > 1 else ()), *alone)
+    changes = (*rewritten, *_explained(step.changes, best, ranking), *(decisions if len(decisions) > 1 else ()), *alone)
     result = BudgetResult(replace(step, changes=changes), reference, best.score, budget.max_drop, trials, ranking, fits)
     note = _note(result, best, budget)
     if not fits:

@@ -86,8 +86,8 @@ class Calibrated:
         stored = self._tables(graph, out) if tables and only is None and fold else {}
         if fold:
             graph = finish(fold_weights(graph), tables=stored)
-        told = tuple(_told(plan, self.weights, carried, stored))
-        return Step("quantize static", graph, told, (*self.notes, *_notes(plan, self.weights)))
+        listed = tuple(_changes(plan, self.weights, carried, stored))
+        return Step("quantize static", graph, listed, (*self.notes, *_notes(plan, self.weights)))
 
     def _take_rounded(self, graph: ir.Model, out: Collection[ir.Node]) -> dict[str, np.ndarray]:
         """Put the rounded weights in, in place; return what stood there, by node name."""
@@ -163,7 +163,9 @@ def grids_of(plan: Plan, ranges: Mapping[str, tuple[float, float]], target: Targ
     return grids
 
 
-def _told(plan: Plan, weights: WeightOptions, carried: Collection[str], tables: Mapping[str, int]) -> Iterator[Change]:
+def _changes(
+    plan: Plan, weights: WeightOptions, carried: Collection[str], tables: Mapping[str, int]
+) -> Iterator[Change]:
     nodes = {str(site.node.name): site.node for site in plan.sites if site.weighted}
     for change in plan.changes:
         name = str(change.values.get("node"))

@@ -44,15 +44,15 @@ def as_executed(step: Step, plain: ir.Model, batches: Iterable[Any] | None = Non
     except CompressError as error:  # no room for a second copy: nothing is claimed of what runs, and no work is lost
         note = f"what ONNX Runtime runs of this file could not be read back ({error})"
         return replace(step, notes=(*step.notes, note))
-    held = _with_changes(step, [_corrected(change, operators) for change in step.changes], "ONNX Runtime")
+    checked = _with_changes(step, [_corrected(change, operators) for change in step.changes], "ONNX Runtime")
     faults = _outputs_changed(step.model, plain, batches) if batches is not None else ()
-    return replace(held, faults=(*held.faults, *faults))
+    return replace(checked, faults=(*checked.faults, *faults))
 
 
 def _with_changes(step: Step, changes: Sequence[Change], runtime: str) -> Step:
     """The step with its changes as they run, and a note for each kind that differs from what the file says."""
     differing = [new for old, new in zip(step.changes, changes) if new is not old]
-    return replace(step, changes=tuple(changes), notes=(*step.notes, *_told(differing, runtime)))
+    return replace(step, changes=tuple(changes), notes=(*step.notes, *_notes(differing, runtime)))
 
 
 def _as_in(step: Step, name: str) -> Step:
@@ -60,7 +60,7 @@ def _as_in(step: Step, name: str) -> Step:
     runtime = find_runtime(name)
     found = runtime.precisions(step.model)
 
-    def held(change: Change) -> Change:
+    def checked(change: Change) -> Change:
         node = str(change.values.get("node"))
         seen = [kind for key, kind in found.items() if key == node or key.startswith(f"{node}/")]
         if change.action != IN_INT8 or change.values.get("op_type") not in HEAVY or not seen or set(seen) & INTEGERS:
@@ -68,7 +68,7 @@ def _as_in(step: Step, name: str) -> Step:
         reason = f"{runtime.title} {runtime.version()} runs it in {seen[0]}"
         return replace(change, action="quantized, computed in float", reason=reason)
 
-    return _with_changes(step, [held(change) for change in step.changes], runtime.title)
+    return _with_changes(step, [checked(change) for change in step.changes], runtime.title)
 
 
 def _corrected(change: Change, operators: Mapping[str, Executed]) -> Change:
@@ -88,7 +88,7 @@ def _corrected(change: Change, operators: Mapping[str, Executed]) -> Change:
     return change
 
 
-def _told(differing: list[Change], runtime: str) -> Iterator[str]:
+def _notes(differing: list[Change], runtime: str) -> Iterator[str]:
     for said in dict.fromkeys(change.action for change in differing):
         names = [change.layer for change in differing if change.action == said]
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -23,15 +23,15 @@ QUANTIZED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 def keep_float_layers(graph: ir.Model) -> int:
     """Give each float layer that ONNX Runtime would quantize at load a form that it leaves alone; return how many."""
-    held = 0
+    changed = 0
     for node in list(graph.graph):
         if node.op_type in QUANTIZED_AT_LOAD and node.domain in ("", "ai.onnx") and _would_be_quantized(node):
             if _channels(node) > 1:
                 _feed_by_channel(graph, node)
             else:
                 _follow_by_identity(graph, node)
-            held += 1
-    return held
+            changed += 1
+    return changed
 
 
 def _would_be_quantized(node: ir.Node) -> bool:

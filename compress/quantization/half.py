@@ -106,7 +106,7 @@ def quantize_float16(
         else "not tried for overflow: give data to calibrate on"
     )
     changes = [_change(node, reason) for node, reason in reasons.items() if _floats(node) or node in half]
-    return Step("float16", graph, tuple(changes), (_told(changes), tried))
+    return Step("float16", graph, tuple(changes), (_note(changes), tried))
 
 
 def _check(graph: ir.Model) -> None:
@@ -257,7 +257,7 @@ def _change(node: ir.Node, reason: str) -> Change:
     return Change(layer_of(node), "computes in float16", values=values)
 
 
-def _told(changes: list[Change]) -> str:
+def _note(changes: list[Change]) -> str:
     done, left = (sum(change.skipped is flag for change in changes) for flag in (False, True))
     kinds = Counter(str(change.values["op_type"]) for change in changes if change.skipped)
     named = f": {', '.join(sorted(kinds))}" if kinds else ""
@@ -268,5 +268,5 @@ def _told(changes: list[Change]) -> str:
 
 
 def _why(reasons: dict[ir.Node, str]) -> str:
-    told = [reason for reason in reasons.values() if reason]
-    return told[0] if told else "it has none"
+    stated = [reason for reason in reasons.values() if reason]
+    return stated[0] if stated else "it has none"

@@ -102,8 +102,8 @@ def quantize_weight_only(
     changes += store_in_four_bits(graph, narrow_codes(graph))
     if not layers and not tables:
         kinds = ", ".join(sorted({node.op_type for node in graph.graph})[:8])
-        told = [change for change in changes if change.skipped and change.reason != "excluded by name"]
-        why = f"; {told[0].layer}: {told[0].reason}" if told else ""
+        kept = [change for change in changes if change.skipped and change.reason != "excluded by name"]
+        why = f"; {kept[0].layer}: {kept[0].reason}" if kept else ""
         raise QuantizationError(f"no MatMul, Gemm or table of this graph can be stored in blocks: it has {kinds}{why}")
     return Step("quantize weight-only", graph, tuple(changes), (_note(options, len(layers), calibration is not None),))
 

@@ -169,10 +169,10 @@ def _weight_scale(node: ir.Node) -> np.ndarray | None:
     if producer is None or producer.op_type != "DequantizeLinear":
         return None
     codes, source = producer.inputs[0], producer.inputs[0].producer() if producer.inputs[0] is not None else None
-    held = is_constant(codes) or (
+    stored = is_constant(codes) or (
         source is not None and source.op_type == "QuantizeLinear" and is_constant(source.inputs[0])
     )
-    return constant_array(producer.inputs[1]) if held else None
+    return constant_array(producer.inputs[1]) if stored else None
 
 
 def _is_float_vector(value: ir.Value) -> bool:

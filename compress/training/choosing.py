@@ -102,27 +102,27 @@ class Chosen:
 
 def chosen_weights(run: Run, module: nn.Module) -> Chosen:
     """Put the weights to be returned into the run's module. `module` is the network as it came."""
-    said = [run.stopped] if run.stopped else []
+    words = [run.stopped] if run.stopped else []
     best = None if run.stopping.best_epoch is None else run.stopping.best_epoch + 1
     score, last = run.stopping.best, len(run.history)
     first = run.start.get(run.watched, math.nan) if run.start is not None else math.nan
     if math.isfinite(first) and (run.stopping.beaten_by(first) or _tied(run, first)) and trained_already(run):
         best, score = 0, first
         after = "" if run.stopping.best is None else f", at best {run.stopping.best:.4g} after it"
-        said.append(f"epoch 0: training did not help ({run.watched} {first:.4g} before{after}); {try_instead(run)}")
+        words.append(f"epoch 0: training did not help ({run.watched} {first:.4g} before{after}); {try_instead(run)}")
     averaged = run.average.values if run.average else None
     if run.options.keep == "last" or best is None:
         _load(run.module, averaged)
         if best not in (None, last):
             figure = run.history[-1].get(run.watched, math.nan) if run.history else math.nan
-            said.append(f"saved: the last epoch ({run.watched} {figure:.4g}); epoch {best} was best ({score:.4g})")
-        return Chosen(best, score, last, tuple(said))
+            words.append(f"saved: the last epoch ({run.watched} {figure:.4g}); epoch {best} was best ({score:.4g})")
+        return Chosen(best, score, last, tuple(words))
     if _load(run.module, module.state_dict() if best == 0 else run.best_model or averaged):
-        said += ["the network is as it came"] if best == 0 else []
-        return Chosen(best, score, best, tuple(said))
+        words += ["the network is as it came"] if best == 0 else []
+        return Chosen(best, score, best, tuple(words))
     _load(run.module, averaged)
-    said.append("saved: the last epoch, because the network's parameters changed their names on the way")
-    return Chosen(best, score, last, tuple(said))
+    words.append("saved: the last epoch, because the network's parameters changed their names on the way")
+    return Chosen(best, score, last, tuple(words))
 
 
 def _tied(run: Run, first: float) -> bool:

@@ -117,10 +117,10 @@ def form_of(function: Any) -> str:
     Raises:
         InputError: it is no function of two arguments.
     """
-    if (said := getattr(function, "takes", None)) is not None:
-        if said not in FORMS:
-            raise InputError(f"the loss says that it takes {said!r}; known: {'; '.join(FORMS)}")
-        return str(said)
+    if (declared := getattr(function, "takes", None)) is not None:
+        if declared not in FORMS:
+            raise InputError(f"the loss says that it takes {declared!r}; known: {'; '.join(FORMS)}")
+        return str(declared)
     if not callable(function):
         raise InputError(f"a loss is a function (outputs, target) -> tensor, got {type(function).__name__}")
     target = function.forward if isinstance(function, nn.Module) else function
@@ -173,6 +173,6 @@ def own_loss_of(output: Any) -> Tensor:
     found = named_outputs(output)
     loss = found.get("loss", getattr(output, "loss", None))
     if not isinstance(loss, Tensor):
-        held = ", ".join(found) or type(output).__name__
-        raise TrainingError(f"loss model needs an output with a loss, and the model returns {held}")
+        content = ", ".join(found) or type(output).__name__
+        raise TrainingError(f"loss model needs an output with a loss, and the model returns {content}")
     return loss

@@ -150,8 +150,8 @@ def _own_error(rank: int, exit_code: int, message: object) -> CompressError:
         text = str(message.get("message", "")).splitlines() or ["no message"]
         error = TrainingError(f"process {rank} failed: {text[0]}")
     else:
-        said = f": {message}" if exit_code < 0 else ", and left no word"  # the launcher's would be an address to read
-        error = TrainingError(f"process {rank} failed with exit code {exit_code}{said}")
+        cause = f": {message}" if exit_code < 0 else ", and left no word"  # the launcher's would be an address to read
+        error = TrainingError(f"process {rank} failed with exit code {exit_code}{cause}")
     error.exit_code = exit_code if exit_code in KNOWN_CODES else 1  # type: ignore[misc]
     return error
 

@@ -134,7 +134,7 @@ def fit(
         raise InputError(f"training takes a torch.nn.Module, not a {type(module).__name__}")
     if isinstance(options, Mapping):
         options = TrainOptions.from_mapping(options)
-    options, told = settled(options or TrainOptions(), module)
+    options, defaults_notes = settled(options or TrainOptions(), module)
     folder = Path(output) if output is not None else None
     if resume and folder is None:
         raise TrainingError("resume needs the output folder of the run that it continues")
@@ -148,10 +148,10 @@ def fit(
     ):
         if options.lr == AUTO:
             plan, found = _with_rate(module, data, plan, world, resume=resume)
-            told = (*told, found)
+            defaults_notes = (*defaults_notes, found)
         run = start_run(module, data, plan, world, stack)
         run.after_step = after_step
-        notes = (*told, *run.zeros.note, *(_resume(run) if resume else ()))
+        notes = (*defaults_notes, *run.zeros.note, *(_resume(run) if resume else ()))
         board = Board(folder / "tensorboard") if tensorboard and folder and world.leads else None
         if board and run.epoch == 0:
             board.graph(run.module, _example(run))
@@ -180,12 +180,12 @@ def fit(
 def _with_rate(module: nn.Module, data: Any, plan: Plan, world: World, *, resume: bool) -> tuple[Plan, str]:
     """The plan with a learning rate in place of `auto`: that of the run which goes on, else found by a range test."""
     rate = saved_rate(plan.folder) if resume else None
-    said = f"learning rate {rate:g}, as the run that goes on has it" if rate is not None else ""
+    words = f"learning rate {rate:g}, as the run that goes on has it" if rate is not None else ""
     if rate is None:
         with contextlib.ExitStack() as stack:  # hooks of the trial go with it
             trial = start_run(module, data, _constant(plan), world, stack)
-            rate, said = find_rate(trial)
-    return _at_rate(plan, rate), said
+            rate, words = find_rate(trial)
+    return _at_rate(plan, rate), words
 
 
 def _at_rate(plan: Plan, rate: float) -> Plan:
@@ -251,12 +251,12 @@ def _resume(run: Run) -> tuple[str, ...]:
         return (f"no checkpoint in {str(path.parent)!r} yet: started from the beginning",)
     planned = run.resume(path)
     within = f" and {counted(run.within.groups, 'step')}" if run.resumed else ""
-    said = [f"resumed after epoch {run.epoch}{within} from {str(path)!r}"]
+    words = [f"resumed after epoch {run.epoch}{within} from {str(path)!r}"]
     if planned != run.options.epochs:
-        said.append(
+        words.append(
             f"that run was planned for {counted(planned, 'epoch')}: the learning rate goes on as for {run.options.epochs}"
         )
-    return tuple(said)
+    return tuple(words)
 
 
 def _example(run: Run) -> tuple[Tensor, ...]:

@@ -34,9 +34,9 @@ def one_tensor(output: Any) -> Tensor:
     found = find_tensor(output)
     if found is None:
         names = [name for name, value in named_outputs(output).items() if isinstance(value, Tensor)]
-        held = f"{len(names)} tensors ({', '.join(names)})" if names else f"a {type(output).__name__}"
+        content = f"{len(names)} tensors ({', '.join(names)})" if names else f"a {type(output).__name__}"
         raise InputError(
-            f"this loss takes one tensor, and the model returns {held}; give a loss of your own (module:function)"
+            f"this loss takes one tensor, and the model returns {content}; give a loss of your own (module:function)"
         )
     return found
 

@@ -54,7 +54,7 @@ def close(session: Session, tried: Sequence[Candidate]) -> Report:
         if name not in verdict.front:
             front.set_aside(name)
     front.choose(verdict.winner)
-    report = _told(report, session, verdict, tried, names)
+    report = _with_verdict(report, session, verdict, tried, names)
     for suffix in ("json", "md", "html"):
         report.write(front.root / f"report.{suffix}")
     return report
@@ -156,7 +156,7 @@ def _hardly_worse(row: Measurement, base: Measurement) -> bool:
     return lost <= HARDLY * abs(figure.value)
 
 
-def _told(
+def _with_verdict(
     report: Report, session: Session, verdict: Verdict, tried: Sequence[Candidate], names: Mapping[str, Candidate]
 ) -> Report:
     """The report with its winner, its limits, its table of candidates, its files."""

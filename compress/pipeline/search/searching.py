@@ -99,7 +99,7 @@ def search_recipe(
             if made and not front.names():
                 _forget(output.path)
             raise
-        with _told_on_ctrl_c(front):
+        with _message_on_ctrl_c(front):
             with workers(session):
                 tried = explore(session)
             return close(session, session.study.tried() or tried)
@@ -238,7 +238,7 @@ def _joined_clock(front: Front, study: Study, minutes: float | None) -> Clock:
 
 
 @contextlib.contextmanager
-def _told_on_ctrl_c(front: Front) -> Iterator[None]:
+def _message_on_ctrl_c(front: Front) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:

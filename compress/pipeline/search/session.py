@@ -86,8 +86,8 @@ class Session:
     def stop_at(self, tried: Sequence[Candidate]) -> float:
         """When to stop drawing candidates; the first process tells the others."""
         if not self.is_first:
-            told = self.study.get(STOP_AT)
-            return min(self.clock.ends, float(told or 0.0))
+            stored = self.study.get(STOP_AT)
+            return min(self.clock.ends, float(stored or 0.0))
         moment = self.clock.ends - self.measuring_s(self.survivors(tried))
         self.study.set(STOP_AT, moment)
         return moment

@@ -93,8 +93,8 @@ class Study:
         if self.sampler == "grid" and not any(item.state.name == "WAITING" for item in trials):
             left = space.without([item.params for item in trials])
             self.enqueue(left[:1])
-        told = sum(item.state.is_finished() and _reason(item) != INTERRUPTED for item in trials)
-        seed = (1_000_003 * self.seed + told) % 2**32
+        finished = sum(item.state.is_finished() and _reason(item) != INTERRUPTED for item in trials)
+        seed = (1_000_003 * self.seed + finished) % 2**32
         samplers = self._optuna.samplers
         self._study.sampler = (
             samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True)

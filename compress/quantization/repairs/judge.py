@@ -50,8 +50,8 @@ def take_samples(batches: Iterable[Any], most: int = MOST) -> Samples:
     whole = joined(taken).part(0, most)
     if whole.samples < HELD_BACK:
         return Samples(whole, whole)
-    held = torch.arange(whole.samples) % HELD_BACK == HELD_BACK - 1
-    return Samples(_chosen(whole, ~held), _chosen(whole, held))
+    is_back = torch.arange(whole.samples) % HELD_BACK == HELD_BACK - 1
+    return Samples(_chosen(whole, ~is_back), _chosen(whole, is_back))
 
 
 def _chosen(batch: Batch, chosen: Tensor) -> Batch:

@@ -105,7 +105,7 @@ def repair(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, tuple[Chan
             made = repair_pass.run(given, bench)
             if made is None:
                 continue
-            candidate, told = made
+            candidate, repaired = made
             found = bench.noise(all_wide(candidate) if narrow else candidate)
         except KeyboardInterrupt:
             if not bench.accuracy.keeps:
@@ -120,7 +120,7 @@ def repair(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, tuple[Chan
         if kept:
             calibrated = _with_bits_of(candidate, calibrated) if narrow else candidate
             noise = bench.noise(calibrated) if narrow else found
-            changes += told
+            changes += repaired
     return calibrated, tuple(changes)
 
 

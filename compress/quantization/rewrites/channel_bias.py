@@ -60,8 +60,8 @@ def layer_before(value: ir.Value | None, reader: ir.Node) -> ir.Node | None:
     ):
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    held = constant_array(bias)
-    plain = bias is None or (held is not None and held.shape == (channels_of(node),))
+    values = constant_array(bias)
+    plain = bias is None or (values is not None and values.shape == (channels_of(node),))
     return node if constant_array(node.inputs[1]) is not None and plain else None
 
 
@@ -80,13 +80,13 @@ def channels_of(layer: ir.Node) -> int:
 def scale_and_add(graph: ir.Model, layer: ir.Node, factors: np.ndarray, addend: np.ndarray) -> None:
     """W ← factors · W, b ← factors · b + addend; constants that other nodes read stay as they are."""
     weight, bias = constant_array(layer.inputs[1]), layer.inputs[2] if len(layer.inputs) > 2 else None
-    held = constant_array(bias)
+    values = constant_array(bias)
     if weight is None:
         return
     if np.any(factors != 1):
         scaled = (weight * _along(layer, factors, weight)).astype(np.float32)
         layer.replace_input_with(1, add_initializer(graph, str(layer.inputs[1].name), scaled))  # type: ignore[union-attr]
-    total = (factors * (0.0 if held is None else held.astype(np.float64)) + addend).astype(np.float32)
+    total = (factors * (0.0 if values is None else values.astype(np.float64)) + addend).astype(np.float32)
     name = str(bias.name) if bias is not None else f"{name_of(layer)}_bias"
     if len(layer.inputs) < 3:
         layer.resize_inputs(3)

@@ -56,10 +56,10 @@ def pair_of(value: ir.Value | None) -> Pair | None:
     codes, scale = node.inputs[0], node.inputs[1]
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     kind = codes.dtype if codes is not None else None
-    held = constant_array(zero) if zero is not None else None
-    if kind is None and held is not None:
-        kind = ir.DataType.from_numpy(held.dtype)
-    return Pair(constant_array(scale), held, kind, node.attributes.get_int("axis", 1))
+    zeros = constant_array(zero) if zero is not None else None
+    if kind is None and zeros is not None:
+        kind = ir.DataType.from_numpy(zeros.dtype)
+    return Pair(constant_array(scale), zeros, kind, node.attributes.get_int("axis", 1))
 
 
 def layers_of(graph: ir.Model) -> Iterator[Layer]:
@@ -68,11 +68,11 @@ def layers_of(graph: ir.Model) -> Iterator[Layer]:
         if node.op_type not in HEAVY | STORED or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
             continue
         weight = pair_of(node.inputs[1])
-        held = is_constant(node.inputs[1]) or (weight is not None and holds_constant(node.inputs[1]))
+        stored = is_constant(node.inputs[1]) or (weight is not None and holds_constant(node.inputs[1]))
         bias = pair_of(node.inputs[2]) if len(node.inputs) > 2 else None
         if node.op_type == "MatMul":
             bias = next((found for found in map(_bias_in, consumers(node.outputs[0])) if found), None)
-        yield Layer(node, pair_of(node.inputs[0]), weight, bias, held)
+        yield Layer(node, pair_of(node.inputs[0]), weight, bias, stored)
 
 
 def pairs_of(graph: ir.Model) -> Iterator[tuple[ir.Node, Pair, bool]]:
