@@ -104,7 +104,7 @@ def prune(
             files.pop("model", None)
         if runtime != DEFAULT or options.runtime == AUTO:
             targets, crashes = in_runtime(targets, runtime, list(targets)[1:])
-            said = (*said, *crashes)
+            runtime_notes = (*runtime_notes, *crashes)
         made = Delivery(
             targets,
             f"{opened.name}, pruned",
