@@ -17,7 +17,13 @@ import compress
 from cli.main import COMMANDS, main
 from compress.measures.tasks import MEASURES, TASKS
 from compress.pipeline.recipe import parse_recipe
+from compress.pruning.score_table import SCORES
+from compress.quantization.range_table import RANGES
+from compress.quantization.repairs.passes import REPAIRS
+from compress.quantization.rewrites import REWRITES
 from compress.quantization.targets import TARGETS
+from compress.runtimes.runtime import RUNTIMES
+from compress.training.loss_table import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -124,7 +130,7 @@ def test_recipes_are_recipes(page):
 @pytest.fixture
 def own_tables():
     """What a page registers holds for this page alone."""
-    tables = (TASKS, MEASURES, TARGETS)
+    tables = (TASKS, MEASURES, TARGETS, SCORES, RANGES, REWRITES, REPAIRS, RUNTIMES, LOSSES)
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
@@ -137,9 +143,13 @@ def own_tables():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(workplace)
     names = {"__name__": page.stem}
     with contextlib.redirect_stdout(io.StringIO()):
         for block in blocks(page, "python"):
+            if file := re.match(r"# (\w+\.py)\n", block):  # a file of the user's own
+                (workplace / file[1]).write_text(block)
+                continue
             exec(compile(block, page.name, "exec"), names)
 
 
