@@ -87,7 +87,7 @@ def given(rest: dict[str, Any], fields: Sequence[dataclasses.Field]) -> dict[str
 
 
 def option_of(field: dataclasses.Field) -> Decorator:
-    """The option of one field. Its default stays None, so that a file's value can be told from one typed."""
+    """The option of one field. Its default stays None, so that a file's value can be distinguished from one typed."""
     name = field.name.replace("_", "-")
     text = field.metadata["help"][0].upper() + field.metadata["help"][1:]
     kind = str(field.type).removesuffix(" | None")

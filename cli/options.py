@@ -184,7 +184,7 @@ def model_options(command: Function) -> Function:
 
 
 def optional_model_options(command: Function) -> Function:
-    """The same, for a command that may be told otherwise what to work on; `source` is then None."""
+    """The same, for a command that can get its model otherwise; `source` is then None."""
 
     @functools.wraps(command)
     def wrapper(*, model: str | None, **rest: Any) -> Any:
@@ -277,7 +277,7 @@ MEASURES = [
         type=completing(("auto", *HOMES)),
         default="auto",
         metavar="NAME",
-        help=f"How outputs and targets are read: auto (said in a note), {', '.join(HOMES)}.",
+        help=f"How outputs and targets are read: auto (with a note), {', '.join(HOMES)}.",
     ),
     click.option(
         "--ignore-label", type=int, metavar="N", help="Targets with this label count in no figure (255 of masks)."

@@ -250,7 +250,7 @@ def keyword_only(model: nn.Module) -> frozenset[str]:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module whose forward is written by somebody: inside torch.compile's wrapper, inside those of processes."""
+    """The module whose forward is written by hand: inside torch.compile's wrapper, inside those of processes."""
     inner: Any = getattr(model, "_orig_mod", None) or model
     wraps = isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel))
     found: nn.Module = _unwrapped(inner.module) if wraps else inner
@@ -320,7 +320,7 @@ def _sequence(value: Any) -> Sequence[Any]:
 
 
 def _is_numbers(value: Sequence[Any]) -> bool:
-    """A list of numbers, or of lists of them: an array that nobody has made one yet."""
+    """A list of numbers, or of lists of them: what NumPy can make an array of."""
     if not value:
         return False
     first = value[0]

@@ -89,7 +89,7 @@ def written_beside(path: str | Path, *, size_bytes: int = 0) -> Iterator[Path]:
     """Yield a path beside `path` to write a file to; flush it and rename it over `path` on success only.
 
     On any exception, Ctrl-C included, the temporary file is removed and `path` is untouched; what a kill leaves is
-    removed by whoever writes `path` next. `size_bytes`, where it is known, is held against the space that is left.
+    removed by the next process that writes `path`. `size_bytes`, where it is known, is held against the space that is left.
 
     Raises:
         OutputError: the folder cannot be made or written, or the disk is full.
@@ -174,7 +174,7 @@ def native_file(path: Path) -> Iterator[Any]:
     """Open `path` for a writer in C++ (`torch.save`, `torch.export.save`); a failure of the disk is raised at the end.
 
     Raises:
-        OSError: what the first write that failed said.
+        OSError: the error of the first write that failed.
     """
     with path.open("wb") as file:
         remembering = _Remembering(file)

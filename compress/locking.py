@@ -118,7 +118,7 @@ def _is_mine(item: os.DirEntry[str]) -> bool:
 def claimed(path: Path) -> Iterator[None]:
     """Hold the output `path` for a block, so that two commands never write one place.
 
-    The lock is a file `.NAME.lock` beside it, gone at the end; that of a dead process stands in nobody's way.
+    The lock is a file `.NAME.lock` beside it, gone at the end; that of a dead process blocks no other.
 
     Raises:
         OutputError: another living command, or another thread of this process, holds it.
@@ -141,7 +141,7 @@ def claimed(path: Path) -> Iterator[None]:
     finally:
         if descriptor is not None:
             with contextlib.suppress(OSError):
-                beside.unlink()  # while it is held: who waits for this very file sees that it is gone
+                beside.unlink()  # while the lock is ours: a process that waits for this file then sees that it is gone
             os.close(descriptor)
         with _GUARD:
             _OURS.discard(key)
@@ -153,7 +153,7 @@ def _lock_file(beside: Path, path: Path) -> int | None:
     while True:
         try:
             descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:  # a folder that cannot be written is said by whoever writes
+        except OSError:  # a folder that cannot be written is reported when it is written to
             return None
         try:
             if not _flock(descriptor):

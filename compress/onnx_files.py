@@ -145,7 +145,7 @@ def _check_name(name: object) -> None:
 
 
 def _check_sizes(graph: onnx.GraphProto) -> None:
-    """Declared shapes are held against the bytes that are there, before anybody takes memory for them.
+    """Check declared shapes against the bytes that are there, before memory is taken for them.
 
     Raises:
         ValueError: names the tensor.

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr, silent where nobody watches."""
+"""Progress of long work on stderr, none where stderr is no terminal."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def _fit_attention(layer: nn.MultiheadAttention) -> None:
 def fit_attributes(module: nn.Module, pairs: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> list[str]:
     """Correct the counts of channels and heads that a module of the user's keeps as plain integers.
 
-    An attribute follows if its name speaks of a width or of heads and its value is a size that changed: first among
+    An attribute follows if its name stands for a width or a number of heads and its value is a size that changed: first among
     the module's own parameters, then among those of its children, and only where the new size is the same for all.
     A count of heads that no parameter shows falls as the layers inside do.
     """

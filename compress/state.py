@@ -94,7 +94,7 @@ def slow_attention() -> contextlib.AbstractContextManager[None]:
 
 
 def quiet_logger(name: str) -> contextlib.AbstractContextManager[None]:
-    """Run a block without a word below CRITICAL from the logger `name`."""
+    """Run a block with the messages of the logger `name` below CRITICAL suppressed."""
     logger = logging.getLogger(name)
     return _QUIET.setdefault(name, _Borrowed(lambda: logger.level, logger.setLevel, logging.CRITICAL))()
 
@@ -115,7 +115,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def unlogged() -> contextlib.AbstractContextManager[None]:
-    """Run a block without a word from any logger, where what matters arrives as an exception."""
+    """Run a block with the messages of every logger suppressed, where what matters arrives as an exception."""
     return _UNLOGGED()
 
 

@@ -13,6 +13,7 @@ from cli.main import main
 from compress.errors import InputError
 from compress.reporting.changes import compare_reports
 from compress.reporting.reading import read_report
+from compress.reporting.report import Gate
 from compress.steps import Measure, Measurement
 
 STEADY = {"p90_ms": 4.04, "extra": {**INT8.extra, "timed_runs": 400}}
@@ -105,6 +106,14 @@ def test_limits_that_hold_no_longer_are_worse():
     after = sample(gates=(replace(GATES[0], passed=False), replace(GATES[1], passed=True)))
     change = compare_reports(sample(), after)
     assert (verdicts(change)["--max-drop"], verdicts(change)["--require-speedup"]) == ("worse", "better")
+
+
+def test_a_file_that_runs_otherwise_than_written_is_worse(report):
+    fault = Gate("runs-as-written", "int8", None, 0.0, "", False, fault="conv1 runs in int8")
+    after = sample(gates=(*GATES, fault))
+    assert verdicts(compare_reports(report, after))["runs as written"] == "worse"
+    assert verdicts(compare_reports(after, report))["runs as written"] == "better"
+    assert verdicts(compare_reports(after, after))["runs as written"] == "same"
 
 
 def test_rows_of_one_report_only_are_named(report):

@@ -1,4 +1,4 @@
-"""Right answers, changes of mind and confusions of one model, class by class."""
+"""Right answers, changed answers and confusions of one model, class by class."""
 
 from __future__ import annotations
 

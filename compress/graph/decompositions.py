@@ -45,7 +45,7 @@ def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 def _adaptive_max_pool(dimensions: int) -> Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]]:
     def run(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
         result = _by_axes(x, sizes, dimensions, _MAXIMA[dimensions])
-        return result, torch.zeros_like(result, dtype=torch.int64)  # nobody reads them: see `decomposed`
+        return result, torch.zeros_like(result, dtype=torch.int64)  # no node reads them: see `decomposed`
 
     return run
 

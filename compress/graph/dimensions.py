@@ -41,7 +41,7 @@ class Wanted:
 
     named: tuple[str, ...] = (BATCH,)
     axes: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    given: bool = False  # the user said it, so that what does not work is refused
+    given: bool = False  # set by the user, so that what does not work is refused
 
     @classmethod
     def of(cls, value: Dynamic | Wanted) -> Wanted:

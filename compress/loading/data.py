@@ -169,7 +169,7 @@ class _Loader(DataLoader):
 
 
 def _line_of_worker(error: Exception) -> str:
-    """What a worker process said: its exception arrives with the whole traceback for a message."""
+    """The cause in a worker process: its exception arrives with the whole traceback for a message."""
     lines = str(error).splitlines()
     causes = [
         line
@@ -299,7 +299,7 @@ def _default(chosen: Any, base: Preprocessing, given: Mapping[str, Any]) -> Prep
 def _for_folder(
     folder: str, chosen: Any, given: Mapping[str, Any], model_size: tuple[int, int] | None
 ) -> tuple[Preprocessing | Callable[[Any], Tensor], tuple[str, ...]]:
-    """How the images of a folder are prepared, with a note where nobody has said it."""
+    """How the images of a folder are prepared, with a note where the user has not set it."""
     base = _default(chosen, IMAGENET, given)
     resized = given["resize"] is not None or given["crop"] is not None
     if not isinstance(base, Preprocessing) or not base.suggested:

@@ -93,7 +93,7 @@ def _outputs_cut(expected: Mapping[str, Tensor], changed: Mapping[str, Tensor], 
     """Layers that lose outputs which no layer reads: those of the network.
 
     What pruning removes is missing in the readers too. Where no reader of any layer shrank, each layer that did is an
-    output; else only the last one that the module lists can be told, where no reader lost the same channels.
+    output; else only the last one that the module lists can be identified, where no reader lost the same channels.
     """
     pairs = {name: (tuple(expected[name].shape), tuple(value.shape)) for name, value in changed.items()}
     owners = {name: module.get_submodule(name.rpartition(".")[0]) for name, (old, _) in pairs.items() if len(old) > 1}

@@ -61,7 +61,7 @@ def _with_frame(base: Preprocessing, size: tuple[int, int]) -> Preprocessing:
 
 
 def described(name: str, preprocessing: Preprocessing, origin: str) -> str:
-    """Say how images are prepared where the user has not said it: the wrong mean costs accuracy in silence."""
+    """Report how images are prepared where the user has not set it: the wrong mean costs accuracy in silence."""
     height, width = preprocessing.size or (0, 0)
     short = preprocessing.resize if isinstance(preprocessing.resize, int) else min(preprocessing.resize or (0,))
     frame = f"shorter side to {short}, centre {height}×{width}" if isinstance(preprocessing.resize, int) else ""

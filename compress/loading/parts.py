@@ -57,7 +57,7 @@ def complete(parts: Parts, *, calibration_samples: int | None, test_samples: int
 
 
 class Streamed(IterableDataset):
-    """Some samples of a stream, by their number: a part of data whose length nobody knows."""
+    """Some samples of a stream, by their number: a part of data of unknown length."""
 
     def __init__(self, source: Any, chosen: Callable[[int], bool], most: int | None = None) -> None:
         self.source, self.chosen, self.most = source, chosen, most

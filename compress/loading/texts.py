@@ -29,7 +29,7 @@ from compress.loading.parts import Parts
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*SEPARATORS, ".jsonl")
 OPTIONS = ("text", "label", "test", "tokenizer", "length")
-_LABEL = "LABEL_"  # what a config calls classes that nobody has named
+_LABEL = "LABEL_"  # what a config calls classes without names
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def check_exported_archive(path: Path) -> None:
 
 
 def load_checked(path: Path) -> Any:
-    """Load a `.pt2` file that nobody vouches for; see `check_exported_archive`."""
+    """Load a `.pt2` file from an untrusted source; see `check_exported_archive`."""
     # Not `torch.export.load`: what this reader refuses, that one tries again as the format of older versions, pickles and all.
     from torch.export.pt2_archive._package import load_pt2
 

@@ -1,4 +1,4 @@
-"""Which task a first batch speaks of: outputs and targets set side by side, the answer with its reason."""
+"""Chooses the task from the shapes and types of outputs and targets of the first batch, with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WHICH figure decides: the one answer for gates, the accuracy budget, the table, the page and the notes."""
+"""Which figure decides: the one definition for gates, the accuracy budget, the table, the page and the notes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def loss(row: Measurement, base: Measurement) -> float | None:
         return None
     if not (is_number(mine.value) and is_number(theirs.value)):
         return None
-    if mine.better == UNKNOWN:  # nobody said which way is good: any move is held to the limit
+    if mine.better == UNKNOWN:  # the direction is not known: any change counts against the limit
         return abs(theirs.value - mine.value)
     return theirs.value - mine.value if mine.better == HIGHER else mine.value - theirs.value
 

@@ -67,7 +67,7 @@ def open_measures(metric: Any = None, *, task: str = "auto", ignore_label: int |
 
     Args:
         metric: see `measures.own.open_metrics`; or the name of a figure of the task (RMSE), which then decides.
-        task: a name of `TASKS`, or auto: read from the first batch, and said.
+        task: a name of `TASKS`, or auto: read from the first batch, with a note.
         ignore_label: positions with this label count in no figure; −100 never does.
 
     Raises:

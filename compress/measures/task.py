@@ -37,10 +37,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the outputs and targets of one data set are read, found on its first batch (or said by the user)."""
+    """How the outputs and targets of one data set are read, found on its first batch (or set by the user)."""
 
     task: Task
-    reason: str = ""  # why it was chosen; "" where the user said so
+    reason: str = ""  # why it was chosen; "" where the user set it
     ignore_label: int | None = None
     classes_last: bool = False  # (N, T, C) instead of (N, C, T)
     threshold: float = 0.0  # of one output column: 0 for logits, 0.5 where the outputs are probabilities

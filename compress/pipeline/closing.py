@@ -117,7 +117,7 @@ def _faults(made: Delivery, rows: Sequence[Measurement]) -> Iterator[Gate]:
     )
     for step in made.steps:
         for fault in step.faults:
-            yield Gate("runs-as-written", shipped, None, 0.0, "", False, said=fault)
+            yield Gate("runs-as-written", shipped, None, 0.0, "", False, fault=fault)
 
 
 def _set_beside(job: Job, made: Delivery, rows: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
@@ -138,7 +138,7 @@ def _set_beside(job: Job, made: Delivery, rows: tuple[Measurement, ...]) -> tupl
 
 
 def of_metrics(job: Job) -> list[str]:
-    """Say which way is taken as better where neither the user nor the metric said it."""
+    """Notes on metrics whose direction is assumed: neither the user nor the metric states it."""
     return [
         f"{metric.name}: higher is taken as better; write min:{metric.spec} where less is"
         for metric in job.measures.metrics

@@ -64,7 +64,7 @@ class Gates:
     ) -> tuple[Gate, ...]:
         """Hold each row to each limit; a figure that was not measured fails.
 
-        `foreign` has, for rows made for another processor, the words that say so: nobody judges their speed here.
+        `foreign` has, for rows made for another processor, the words for it: their speed is not judged here.
         """
         checked = [row for row in rows if row.name != base.name] or rows
         return tuple(gate for row in checked for gate in self._of(row, base, (foreign or {}).get(row.name, "")))

@@ -153,7 +153,7 @@ def open_inputs(
 ) -> Opened:
     """Load the model and the data that a job works on; check that the model takes the inputs.
 
-    Without `needs_inputs` an ONNX file whose sizes nobody tells opens with an empty batch.
+    Without `needs_inputs` an ONNX file whose sizes are not known opens with an empty batch.
 
     Raises:
         CompressError: one line for whatever cannot be found, read, built or executed.

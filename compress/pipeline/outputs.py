@@ -240,7 +240,7 @@ def _move_into_place(path: Path, final: Path) -> None:
             os.replace(path, final)
             return
         written = {item.name for item in path.iterdir()}
-        # Reports last: whoever sees the new report sees the new files.
+        # Reports last: a reader of the new report then finds the new files.
         for item in sorted(path.iterdir(), key=lambda item: item.name.startswith("report")):
             if item.is_dir() and (final / item.name).is_dir():
                 shutil.rmtree(final / item.name)

@@ -29,6 +29,6 @@ def _made_for(target: Any) -> str:
     if isinstance(target, (str, Path)):
         if Path(target).suffix != ".onnx":
             return ""
-        with contextlib.suppress(Exception):  # what cannot be read is said by whoever runs it
+        with contextlib.suppress(Exception):  # a file that cannot be read is reported when it is run
             graph = read_onnx(Path(target))
     return graph.metadata_props.get(TARGET, "") if isinstance(graph, ir.Model) else ""

@@ -46,7 +46,7 @@ from compress.training.loop import fit
 
 RECALIBRATED = "batch-norm statistics were measured anew on the calibration data"
 WEIGHED = ("macs", "parameters", "latency")  # targets that leave open from which layer how much goes
-HEAL_MINUTES = 2.0  # where nothing is said
+HEAL_MINUTES = 2.0  # the default
 SAMPLES = 512  # of the calibration part that scores and reconstruction look at, at most
 FITTED_ON = 1024  # samples, with those of the training part, where they are small
 MOST_ELEMENTS = 2**26  # of them, in memory
@@ -120,7 +120,7 @@ def prune(
 def _saved(
     step: Step, tuned: nn.Module | None, folder: OutputFolder, opened: Opened, options: PruneOptions, scratch: Path
 ) -> Step:
-    """Write one pruned model's files; return its step with the module that ships, and what was said of the files."""
+    """Write one pruned model's files; return its step with the module that ships and the notes on the files."""
     changes, notes = list(step.changes), list(step.notes)
     module = tuned if tuned is not None else step.model
     flushed = flush_denormals(module)
@@ -315,7 +315,7 @@ def reconstructs(opened: Opened, options: PruneOptions) -> bool:
 
 
 def _latency_meter(work: Pruning) -> Callable[[nn.Module], float]:
-    """Measure the exported file in its runtime, interleaved with the baseline's: a ratio that the machine's moods leave alone."""
+    """Measure the exported file in its runtime, interleaved with the baseline's: a ratio that other work on the machine does not change."""
     opened, threads, runtime = work.opened, work.settings.threads, work.runtime
     one = resized_batch(opened.inputs, 1)
 
@@ -344,7 +344,7 @@ def _spread(epochs: int, rounds: int) -> list[int]:
 
 
 def _finetuned(module: nn.Module, work: Pruning, epochs: int, sentences: list[str]) -> nn.Module:
-    """Train the module on; the user's metric, where there is one, chooses the epoch. What is to be said is added to `said`."""
+    """Train the module on; the user's metric, where there is one, chooses the epoch. Notes for the user are added to `sentences`."""
     opened, options = work.opened, work.options
     train = replace(options.train, epochs=epochs, batch_size=opened.batch_size)
     teacher = opened.model if options.distill else None

@@ -100,7 +100,7 @@ def quantize(
 
 
 def check_runs(opened: Opened) -> None:
-    """Run the model once, so that what it refuses (an operator, a shape) is said before hours of work.
+    """Run the model once, so that what it refuses (an operator, a shape) is reported before hours of work.
 
     Raises:
         ModelError, InputError: it does not run on these inputs.

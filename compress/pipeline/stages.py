@@ -34,7 +34,7 @@ from compress.state import copied
 from compress.steps import Step
 from compress.training.options import FinetuneOptions, TrainOptions
 
-FEW = 0.01  # share of zero weights below which nobody has masked anything
+FEW = 0.01  # share of zero weights below which no mask was set
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 def main(job_path: str, report_path: str) -> None:
     """Run the pickled `TrainJob` (written by our own parent a moment ago, so it can be trusted)."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch is imported: an end without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch is imported ends without a traceback
     from compress.files import written_beside
     from compress.pipeline.train import TrainJob, run_job
     from compress.progress import set_quiet

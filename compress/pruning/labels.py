@@ -32,7 +32,7 @@ class LabelStore:
         self._locks: list[tuple[np.ndarray, str]] = []
 
     def new(self, count: int) -> Tensor:
-        """Return `count` labels that nobody has yet, as a vector."""
+        """Return `count` labels that are not used yet, as a vector."""
         start, self.count = self.count, self.count + count
         return torch.arange(start, self.count)
 
@@ -83,7 +83,7 @@ class LabelStore:
         return torch.where(small > FIXED, root[small.clamp(min=0)], small).expand(labels.shape)
 
     def used(self) -> np.ndarray:
-        """Say of every label whether anything was said about it: it goes with another, or must stay."""
+        """Return for every label whether it is tied to another, or must stay."""
         root = self.flush()
         found = (np.bincount(root, minlength=root.size) > 1)[root]
         for labels, _ in self._locks:

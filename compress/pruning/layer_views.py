@@ -124,7 +124,7 @@ def most_rows(columns: int) -> int:
 
 
 def _is_plain(part: Any, owners: Mapping[int, int]) -> bool:
-    """Whether it computes what its class says, with weights that nobody else has."""
+    """Whether it computes what its class says, with weights that no other layer shares."""
     kind = next((kind for kind in LAYERS if isinstance(part, kind)), None)
     if kind is None or "forward" in vars(part) or part._parameters.get("weight") is None:
         return False

@@ -223,7 +223,7 @@ def _notes(channels: Channels, removed: np.ndarray, request: PruneRequest) -> li
     return [*notes, *(f"kept whole: {reason}" for reason in reasons), *beyond]
 
 
-FAR = 0.03  # of the whole: what goes beyond the target by more is told
+FAR = 0.03  # of the whole: an overshoot of the target beyond this gets a note
 
 
 def beyond_target(

@@ -1,4 +1,4 @@
-"""Does the smaller module compute what the zeroed one does? Where not, who is to blame."""
+"""Compares the outputs of the pruned module with those of the zeroed one; where they differ, finds the layers that cause it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Tensors are looked at where both forms hold the same thing: at the codes of every QuantizeLinear, whose extra reader
 breaks no fusion, and at the graph's outputs. The graph is cut there, and each piece is executed as written from what the
-*optimized* session gave at its start, so that a piece answers for its own difference and for none before it.
+*optimized* session gave at its start, so that the difference of a piece is its own, without those before it.
 """
 
 from __future__ import annotations

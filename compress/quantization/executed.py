@@ -106,7 +106,7 @@ def _outputs_changed(graph: ir.Model, plain: ir.Model, batches: Iterable[Any]) -
         return []
     try:
         found = first_divergence(graph, batch)
-    except CompressError:  # a graph that cannot be cut; that its outputs differ is said all the same
+    except CompressError:  # a graph that cannot be cut; that its outputs differ is reported all the same
         found = None
     where = f"first at {found.words}" if found is not None else "at no single node: looked into, it runs as written"
     return [

@@ -2,7 +2,7 @@
 
 Which nodes run in int8 is the greatest set in which
     a heavy node                is always in;
-    a light or moving node      is in if all its activations arrive in int8 and somebody wants its result in int8.
+    a light or moving node      is in if all its activations arrive in int8 and some reader wants its result in int8.
 So int8 runs between the heavy nodes without a gap, and never where it would only add conversions
 (a residual stream read by layer normalizations alone stays float). Tensors that must have the
 same scale form a group: a moving node's input and output, a Concat's inputs and output.
@@ -160,7 +160,7 @@ class Planner:
         return found
 
     def _gives_codes(self, site: Site) -> bool:
-        # MatMul and Gemm have kernels with a float result, which keep its precision where nobody wants codes.
+        # MatMul and Gemm have kernels with a float result, which keep its precision where no reader wants codes.
         return site.node.op_type not in ("Gemm", "MatMul") or self._wanted(site.output)
 
     def _wanted(self, value: ir.Value) -> bool:
@@ -236,7 +236,7 @@ class Planner:
                 found[group] = (*found.get(group, ()), name)
         return found
 
-    # --- what is told ---
+    # --- changes ---
 
     def _changes(self) -> tuple[Change, ...]:
         swallowed = {node for site in self.sites.values() for node in (site.bias, site.clip) if node is not None}

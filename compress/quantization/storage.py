@@ -1,4 +1,4 @@
-"""How weights lie in the file: tables in int8, and codes of four bits in four bits.
+"""How weights are stored in the file: tables in int8, and codes of four bits in four bits.
 
     Gather(E, i)        →  Cast(Gather(Eq, i)) · Gather(sE, i)          one scale per row; only the rows read are widened
     int8 codes, |q| ≤ 7 →  INT4 codes, two to a byte, behind Cast(to int8)

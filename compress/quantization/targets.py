@@ -84,7 +84,7 @@ def resolve_target(name: str | Target = "auto") -> Target:
 
 
 def detect() -> str:
-    """The name of the target that this machine is; `any` where it cannot be told."""
+    """The name of the target that this machine is; `any` where it is not known."""
     machine = platform.machine().lower()
     if machine in ("aarch64", "arm64"):
         return "arm64"

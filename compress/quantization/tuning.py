@@ -27,7 +27,7 @@ from compress.runtimes.onnxruntime import Session
 from compress.steps import Change
 
 clock = time.perf_counter  # tests put their own here
-NOISE = 0.03  # speed-ups nearer to 1 are not told from it
+NOISE = 0.03  # speed-ups nearer to 1 count as none
 MARGIN = 0.985  # a candidate must take less than this share of the time; the rest is noise
 _ROUNDS = (7, 60)  # fewest and most timed runs of each graph in one comparison
 _SECONDS = 4.0  # what one comparison takes where the runs allow it

@@ -36,6 +36,7 @@ from compress.taking import takes
 BETTER, WORSE, SAME, UNSURE, UNJUDGED = "better", "worse", "same", "within noise", "not judged"
 MARKS = {BETTER: "✓", WORSE: "✗", SAME: "=", UNSURE: "≈", UNJUDGED: "–"}
 HEADINGS = ("model", "figure", "before", "after", "change", "noise (95 %)", "verdict")
+UNWRITTEN = "runs-as-written"  # the limit that no user sets: the runtime runs what the file says
 SAME_SIZE = 0.001  # files nearer than this share differ by names and versions in their metadata
 
 
@@ -316,14 +317,19 @@ def _accuracy_noise(
 
 
 def _gates(row: str, before: Report, after: Report) -> Iterator[FigureChange]:
-    """How one model stands to the limits that both reports have."""
-    old = {gate.name: gate for gate in before.gates if gate.row == row}
-    for gate in after.gates:
-        if gate.row != row or gate.name not in old:
-            continue
-        first, second = old[gate.name].passed, gate.passed
-        verdict = SAME if first == second else UNJUDGED if None in (first, second) else BETTER if second else WORSE
-        yield FigureChange(row, f"--{gate.name}", _stands(old[gate.name]), _stands(gate), "", "", verdict)
+    """How one model stands to the limits that both reports have, and to the one that no user sets."""
+    first, second = ({gate.name: gate for gate in report.gates if gate.row == row} for report in (before, after))
+    for name in dict.fromkeys([*second, *first]):
+        old, new = first.get(name), second.get(name)
+        if name == UNWRITTEN:  # there only where it fails
+            verdict = SAME if old and new else WORSE if new else BETTER
+            yield FigureChange(row, "runs as written", "no" if old else "yes", "no" if new else "yes", "", "", verdict)
+        elif old is not None and new is not None:
+            passed = old.passed, new.passed
+            verdict = (
+                SAME if passed[0] == passed[1] else UNJUDGED if None in passed else BETTER if new.passed else WORSE
+            )
+            yield FigureChange(row, f"--{name}", _stands(old), _stands(new), "", "", verdict)
 
 
 def _stands(gate: Gate) -> str:

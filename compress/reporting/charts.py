@@ -80,7 +80,7 @@ def scatter(
 ) -> str:
     """Draw bubbles with their Pareto front; each names itself.
 
-    `better` says which way is good upwards ("higher", "lower", "" where nobody knows: no front is drawn then); `percent`
+    `better` says which way is good upwards ("higher", "lower", "" where it is not known: no front is drawn then); `percent`
     ends the axis at 100. `limits` are lines: the axis (x or y), the place, the words.
     """
     # The axis never zooms in below the intervals: a difference inside them must look like one.

@@ -20,8 +20,8 @@ from compress.steps import Measurement, Step
 class Gate:
     """A limit that the user set, and what one row came to. `value` and `limit` are in `unit`.
 
-    `passed` is None where nobody can judge: `unjudged` then says why. `measure` names the figure that max-drop is of.
-    A limit that no user sets, "runs-as-written", has its own words in `said`: a file that fails it is not good.
+    `passed` is None where the limit cannot be judged: `unjudged` then gives the reason. `measure` names the figure that max-drop is of.
+    A limit that no user sets, "runs-as-written", says in `fault` what is wrong with the file.
     """
 
     name: str  # the option's name: "max-drop", "require-speedup", "max-size"
@@ -32,12 +32,12 @@ class Gate:
     passed: bool | None
     measure: str = ""
     unjudged: str = ""
-    said: str = ""
+    fault: str = ""
 
     @property
     def sentence(self) -> str:
-        if self.said:
-            return f"{self.row}: {self.said}"
+        if self.fault:
+            return f"{self.row}: {self.fault}"
         limit = f"--{self.name} {self.words(self.limit)}"
         if self.passed is None:
             return f"{self.row}: {limit} is not judged: {self.unjudged}"

@@ -106,7 +106,7 @@ def largest_difference(row: Measurement, base: Measurement) -> str | None:
 
 def columns(rows: Sequence[Measurement]) -> tuple[Column, ...]:
     """The columns of the terminal. What decides stands under its own name, with ↓ where less is better."""
-    # ONNX Runtime runs ONNX files and torch runs modules: what runs a row is told where something else does.
+    # ONNX Runtime runs ONNX files and torch runs modules: the column is shown where something else runs a row.
     named = [Column("runtime", lambda row, base: row.extra.get("runtime"))] if _runtimes(rows) else []
     return (
         Column("model", lambda row, base: row.name),

@@ -8,7 +8,7 @@ from compress.measures import deciding
 from compress.measures.figure import HIGHER, amount, scale_of
 from compress.steps import Difference, Measure, Measurement
 
-NOISE = 0.03  # medians nearer than this are told apart by chance
+NOISE = 0.03  # share by which medians differ by chance
 UNSTEADY = 2.0  # times the median that the slowest tenth of the runs takes at least where others use the machine
 FEW = 200  # test samples of which one is half a point of accuracy
 OUTPUTS = 4  # listed one by one
@@ -43,7 +43,7 @@ def _by_sample(row: Measurement) -> list[str]:
 
 
 def how_read(rows: Sequence[Measurement]) -> list[str]:
-    """How outputs and targets were read where nobody said so, and which figures are missing, why."""
+    """How outputs and targets were read where the user did not set it, and which figures are missing and why."""
     if not rows:
         return []
     extra = rows[0].extra

@@ -47,7 +47,7 @@ def try_first(door: str, who: str, model: Path | str | Any, *, threads: int | No
     if not isinstance(model, (str, Path)):
         with scratch_folder() as name:
             _try(door, who, _written(model, Path(name)), f"graph {model.graph.name!r}", threads)
-    elif Path(model).is_file():  # one that is not there is said by the runtime's door
+    elif Path(model).is_file():  # a missing file is reported when the runtime opens it
         _try(door, who, Path(model), repr(str(model)), threads)
 
 
@@ -72,7 +72,7 @@ def _crash(code: int) -> str:
             return signal.Signals(-code).name
         except ValueError:
             return f"signal {-code}"
-    return f"code {code:#x}" if code >= 0xC0000000 else ""  # Windows: an exception that nobody caught
+    return f"code {code:#x}" if code >= 0xC0000000 else ""  # Windows: an uncaught exception
 
 
 def _written(graph: Any, folder: Path) -> Path:

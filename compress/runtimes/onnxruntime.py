@@ -224,7 +224,7 @@ def _narrow_weights(node: ir.Node) -> bool:
 
 @functools.cache
 def default_threads() -> int | None:
-    """Threads that ONNX Runtime takes inside one operator where it is told no number; None where they cannot be counted.
+    """Threads that ONNX Runtime takes inside one operator where no number is set; None where they cannot be counted.
 
     It goes by the machine's cores, not by those that this process may use, so they are counted: of a session that
     does nothing.

@@ -47,7 +47,7 @@ def decided_by(measures: Measures) -> tuple[str, bool]:
 
 
 def judge_start(run: Run) -> None:
-    """Measure the network before the first epoch; what is random goes on as if nobody had looked.
+    """Measure the network before the first epoch; random states are as before.
 
     Raises:
         TrainingError: the loss or the metric does not take this model's outputs with this data's targets.
@@ -74,7 +74,7 @@ def trained_already(run: Run) -> bool:
     """Whether the network knew something before the first epoch, so that its weights may be what is kept.
 
     One that fine-tuning was asked for does. Else it does where it is right twice as often as by guessing (and a tenth more),
-    or costs less than even odds for all classes; where outputs are no class scores nobody can tell, and it may.
+    or costs less than even odds for all classes; where outputs are no class scores this cannot be known, and it may.
     """
     if run.start is None:
         return False

@@ -1,4 +1,4 @@
-"""When a run is told to stop because it undoes what the network knows, or learns nothing at all."""
+"""When a run is stopped because it loses the accuracy that the network had, or does not learn."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def launch(count: int, command: Sequence[str]) -> None:
     Raises:
         InputError: more processes than the machine has devices for.
         CompressError: what the first failing process raised, with its exit code.
-        KeyboardInterrupt: Ctrl-C; the processes have been told, and ended.
+        KeyboardInterrupt: Ctrl-C; the processes were interrupted and have ended.
     """
     check_nproc(count)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -150,7 +150,7 @@ def _own_error(rank: int, exit_code: int, message: object) -> CompressError:
         text = str(message.get("message", "")).splitlines() or ["no message"]
         error = TrainingError(f"process {rank} failed: {text[0]}")
     else:
-        cause = f": {message}" if exit_code < 0 else ", and left no word"  # the launcher's would be an address to read
+        cause = f": {message}" if exit_code < 0 else " without a message"  # the launcher's would be an address to read
         error = TrainingError(f"process {rank} failed with exit code {exit_code}{cause}")
     error.exit_code = exit_code if exit_code in KNOWN_CODES else 1  # type: ignore[misc]
     return error

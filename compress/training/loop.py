@@ -193,7 +193,7 @@ def _at_rate(plan: Plan, rate: float) -> Plan:
 
 
 def _constant(plan: Plan) -> Plan:
-    """The plan of a run whose rate nobody but the range test sets."""
+    """The plan of a run whose learning rate the range test alone sets."""
     still = {"lr": 1e-3, "scheduler": "none", "scheduler_args": {}, "warmup_epochs": 0}
     return replace(plan, options=plan.options.settled(**still), folder=None)
 

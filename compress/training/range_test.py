@@ -92,6 +92,6 @@ def saved_rate(folder: Path | None) -> float | None:
     """The learning rate of the run that `folder` holds, or None."""
     if folder is None:
         return None
-    with contextlib.suppress(Exception):  # what is wrong with the checkpoint is said when it is resumed from
+    with contextlib.suppress(Exception):  # a faulty checkpoint is reported when it is resumed from
         return float(checkpoints.read(folder / "checkpoints" / "last.pt")["options"]["lr"])
     return None

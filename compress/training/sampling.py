@@ -11,7 +11,7 @@ from compress.errors import TrainingError
 
 
 class EpochSampler(DistributedSampler):
-    """PyTorch's DistributedSampler with the same order for one process, and padding that can be told apart.
+    """PyTorch's DistributedSampler with the same order for one process, and padding that can be recognized.
 
     The order depends on `seed` and the epoch alone. Process r takes every `world`-th sample from the
     r-th on, so the processes' k-th batches together are the k-th batch of a single process. Where

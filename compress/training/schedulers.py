@@ -105,7 +105,7 @@ def _check_mode(given: dict[str, Any], rising: bool) -> None:
 class Schedule:
     """The learning rate of every step; `rising` says whether a greater score is better (plateau).
 
-    `steps_per_epoch` is None where nobody knows it; there is no warm-up then.
+    `steps_per_epoch` is None where it is not known; there is no warm-up then.
     """
 
     def __init__(self, optimizer: optim.Optimizer, options: TrainOptions, steps_per_epoch: int | None, *, rising: bool):

@@ -39,7 +39,7 @@ def look_ahead(
 ) -> tuple[float, Iterable[list[Any]]]:
     """Measure the objective of the first groups, in training mode, before any step; also return all groups again.
 
-    The run goes on as if nobody had looked: running statistics and random states are as before.
+    The run is not disturbed: running statistics and random states are as before.
     """
     groups = iter(groups)
     first = list(itertools.islice(groups, LOOKED_AT))

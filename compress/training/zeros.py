@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from compress.counting import counted
 from compress.training.options import TrainOptions
 
-FEW = 0.01  # share of zeros below which nobody has pruned a weight
+FEW = 0.01  # share of zeros below which a weight was not pruned
 
 
 class Zeros:

@@ -39,7 +39,7 @@ class Candidate:
 
     @property
     def values(self) -> tuple[float, float, float] | None:
-        """What the sampler is told: quality, bytes, cost."""
+        """The values that the sampler gets: quality, bytes, cost."""
         quality = self.snr_db if self.snr_db is not None else self.early_db
         if quality is None or self.size_bytes is None or self.cost is None:
             return None

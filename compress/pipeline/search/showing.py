@@ -10,11 +10,11 @@ from compress.pipeline.search.clock import Clock, words
 from compress.progress import track
 from compress.reporting import table
 
-NEAR_DB = 20.0  # outputs as near as this to the float model's are worth a word
+NEAR_DB = 20.0  # outputs as near as this to the float model's are shown as the best so far
 
 
 class Line:
-    """One line on stderr, where somebody watches."""
+    """One line on stderr, where it is a terminal."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

@@ -1,4 +1,4 @@
-"""Optuna, the one door to it: a study in a journal file, asked for candidates and told what they came to.
+"""Optuna, the one door to it: a study in a journal file, which proposes candidates and records their values.
 
 The sampler is a tree-structured Parzen estimator for several objectives (Watanabe, arXiv 2304.11127). Several processes,
 on several machines with one folder, share a study through its journal. Optuna's own pruners serve studies of one objective
@@ -32,7 +32,7 @@ REPEATS = 20  # draws of what was drawn before, after which the first of those n
 class Study:
     """A study of three objectives: quality (higher is better), bytes and cost (lower is better).
 
-    What the sampler is told must repeat exactly from run to run, so no measured time is among it. It is made anew for each
+    The values that the sampler gets must repeat exactly from run to run, so no measured time is among them. It is made anew for each
     candidate from the seed and the number of those told before: a search that was interrupted goes on as if it had not been.
     """
 
@@ -129,7 +129,7 @@ class Study:
                 self._study.tell(trial, list(candidate.values))
 
     def tried(self) -> list[Candidate]:
-        """Every candidate that was told so far, of all processes, in the order in which they were drawn."""
+        """Every candidate that was recorded so far, of all processes, in the order in which they were drawn."""
         records = [item.user_attrs[RECORD] for item in self._trials() if RECORD in item.user_attrs]
         return [Candidate.from_dict(json.loads(record)) for record in records]
 

@@ -29,7 +29,7 @@ from compress.quantization.targets import weight_limit
 POSITIONS = 48  # of a layer's output that are looked at, for each sample
 LARGEST = 4096  # inputs of one output; past it the factorization takes longer than it is worth
 DAMPING = 0.01  # of the mean diagonal, so that channels that hardly ever fire do not rule
-BLOCK = 64  # columns that are rounded before the rest is told
+BLOCK = 64  # columns that are rounded before their error is carried to the rest
 
 
 @dataclass

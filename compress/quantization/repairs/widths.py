@@ -28,7 +28,7 @@ WIDE = 8
 def rank_widths(
     calibrated: Calibrated, samples: Samples, *, most: int = 32, threads: int | None = None
 ) -> tuple[Width, ...]:
-    """The layers whose weights have four bits and nobody's word for it, those with most noise for each byte first.
+    """The layers whose weights have four bits that no option asked for, those with most noise for each byte first.
 
     Args:
         most: of the fitting samples, that outputs are compared on.

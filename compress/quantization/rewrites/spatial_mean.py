@@ -19,7 +19,7 @@ ACTION = "written as GlobalAveragePool"
 
 
 def apply(graph: ir.Model) -> tuple[Change, ...]:
-    """Rewrite, in place, every mean over the spatial axes; a mean over others is left without a word."""
+    """Rewrite, in place, every mean over the spatial axes; a mean over other axes is left without a note."""
     changes = [_reduce_mean(graph, node) for node in nodes(graph, "ReduceMean")]
     changes += [_average_pool(graph, node) for node in nodes(graph, "AveragePool")]
     remove_unused(graph)
