@@ -364,3 +364,16 @@ def _each(value: Any, change: Callable[[Any], Any], count: int | None) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_each(item, change, count) for item in value)
     return value
+
+
+def resized_batch(batch: Batch, samples: int) -> Batch:
+    """Repeat or cut a batch to exactly `samples`; what all samples share stays as it is."""
+    return batch.map(lambda value: resized(value, samples) if value.dim() and len(value) == batch.samples else value)
+
+
+def resized(value: Tensor, batch: int) -> Tensor:
+    """Repeat or cut `value` along the batch to exactly `batch` samples."""
+    if value.dim() == 0 or len(value) == batch:
+        return value
+    repeats = -(-batch // len(value))
+    return value.repeat(repeats, *([1] * (value.dim() - 1)))[:batch].contiguous()

@@ -7,12 +7,12 @@ from torch import nn
 
 import compress
 from compress.errors import QuantizationError
+from compress.quantization.layer_errors import rank_layers
 from compress.quantization.placement import plan_placement
 from compress.quantization.repairs import passes
 from compress.quantization.repairs.equalization import equalize, spans_of
 from compress.quantization.repairs.levels import Accuracy, resolve_accuracy
 from compress.quantization.repairs.rounding import feed_back
-from compress.quantization.sensitivity import rank_layers
 from compress.quantization.static import calibrate_static, prepare, quantize_static
 from compress.runtimes.onnxruntime import Session
 

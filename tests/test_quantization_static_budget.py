@@ -11,7 +11,7 @@ from compress.graph.exporting import to_graph
 from compress.graph.folding import constant_array
 from compress.quantization.apart import take_apart
 from compress.quantization.budget import Budget, quantize_within
-from compress.quantization.sensitivity import compare_outputs, rank_layers
+from compress.quantization.layer_errors import compare_outputs, rank_layers
 from compress.quantization.static import calibrate_static, quantize_static
 from compress.runtimes.onnxruntime import Session
 

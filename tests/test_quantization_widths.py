@@ -11,10 +11,10 @@ from compress.graph.folding import constant_array, stored_bytes
 from compress.onnx_files import file_bytes, read_onnx, save_onnx
 from compress.quantization.budget import Bounds, Budget, quantize_within
 from compress.quantization.calibrated import Width
+from compress.quantization.layer_errors import compare_outputs
 from compress.quantization.repairs.judge import Judge, Samples, take_samples
 from compress.quantization.repairs.levels import Accuracy
 from compress.quantization.repairs.widths import fitting, narrow_bytes, rank_widths, widened
-from compress.quantization.sensitivity import compare_outputs
 from compress.quantization.static import calibrate_static, quantize_static
 from compress.runtimes.onnxruntime import Session
 

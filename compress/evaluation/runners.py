@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from compress.batches import Batch, example_batch
+from compress.batches import Batch, example_batch, resized_batch
 from compress.errors import InputError
 from compress.given import model_of
 from compress.runtimes.runtime import DEFAULT, TORCH, find_runtime
@@ -145,19 +145,6 @@ def runtime_of(target: Target) -> str:
 def as_batch(inputs: Sequence[Any]) -> Batch:
     """What a runner was called with: one batch (or what becomes one), or tensors in order."""
     return example_batch(inputs[0] if len(inputs) == 1 else inputs)
-
-
-def resized_batch(batch: Batch, samples: int) -> Batch:
-    """Repeat or cut a batch to exactly `samples`; what all samples share stays as it is."""
-    return batch.map(lambda value: resized(value, samples) if value.dim() and len(value) == batch.samples else value)
-
-
-def resized(value: Tensor, batch: int) -> Tensor:
-    """Repeat or cut `value` along the batch to exactly `batch` samples."""
-    if value.dim() == 0 or len(value) == batch:
-        return value
-    repeats = -(-batch // len(value))
-    return value.repeat(repeats, *([1] * (value.dim() - 1)))[:batch].contiguous()
 
 
 def in_slices(run: Callable[[Batch], tuple[Tensor, ...]], batch: Batch, samples: int) -> tuple[Tensor, ...]:

@@ -22,9 +22,9 @@ from torch import nn
 
 from compress.batches import Batch, call, example_batch
 from compress.errors import ModelError
-from compress.evaluation.runners import Target, model_in, resized_batch
+from compress.evaluation.runners import Target, model_in
+from compress.graph.works import tensor_of, works_of
 from compress.onnx_files import give_back, read_onnx
-from compress.runtimes.onnxruntime import Session
 from compress.state import evaluating, slow_attention
 
 # Operator → positions of the inputs that only describe numbers: scales and zero points.
@@ -50,14 +50,6 @@ ZERO_POINT_OF = {  # operator → (position of a weight, position of its zero po
     "MatMulIntegerToFloat": (1, 5),
     "DynamicQuantizeMatMul": (1, 3),
 }
-# Operators whose work is counted → position of the weight (or of the second operand).
-CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1, "FusedConv": 1}
-PRODUCTS = {
-    **dict.fromkeys(("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulInteger"), 1),
-    **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat"), 1),
-    **dict.fromkeys(("QLinearMatMul", "QGemm"), 3),
-}
-RECURRENT = {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"}
 
 
 def size_bytes(path: str | Path, graph: ir.Model | None = None) -> int:
@@ -158,26 +150,17 @@ def _weights(graph: ir.Model) -> Iterator[ir.Value]:
 
 
 def _dtype(value: ir.Value) -> ir.DataType | None:
-    tensor = _tensor(value)
+    tensor = tensor_of(value)
     return None if tensor is None else tensor.dtype
 
 
-def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
-    if value.const_value is not None:
-        return value.const_value
-    node = value.producer()
-    if node is not None and node.op_type == "Constant" and "value" in node.attributes:
-        return node.attributes["value"].as_tensor()
-    return None
-
-
 def _elements(value: ir.Value) -> int:
-    tensor = _tensor(value)
+    tensor = tensor_of(value)
     return 0 if tensor is None else int(tensor.size)
 
 
 def _array(value: ir.Value) -> np.ndarray | None:
-    tensor = _tensor(value)
+    tensor = tensor_of(value)
     return None if tensor is None else tensor.numpy()
 
 
@@ -201,51 +184,6 @@ def _zero_of(weight: ir.Value, array: np.ndarray) -> np.ndarray | int:
 
 
 def _graph_macs(graph: ir.Model, inputs: Batch) -> int:
-    """Shapes come from one run of the graph, because inference stops at the runtime's own operators."""
-    counted = [node for node in graph.graph if node.op_type in {*CONVOLUTIONS, *PRODUCTS, *RECURRENT}]
-    if not counted:
-        return 0
-    shapes = _shapes(graph, counted, inputs)
-    batch = inputs.samples
     fixed = graph.graph.inputs[0].shape[0] if graph.graph.inputs and graph.graph.inputs[0].shape else None
-    return sum(_node_macs(node, shapes) for node in counted) // (fixed if isinstance(fixed, int) else batch)
-
-
-def _node_macs(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> int:
-    def shape(value: ir.Value | None) -> tuple[int, ...]:
-        return shapes[value.name or ""] if value is not None else ()
-
-    def elements(value: ir.Value | None) -> int:
-        return int(np.prod(shape(value), dtype=np.int64))
-
-    if node.op_type in CONVOLUTIONS:
-        weight = node.inputs[CONVOLUTIONS[node.op_type]]
-        # Each output (for a transposed convolution, each input) element meets weight.numel / weight.shape[0] weights.
-        meets = elements(node.inputs[0]) if node.op_type == "ConvTranspose" else elements(node.outputs[0])
-        return meets * (elements(weight) // shape(weight)[0])
-    if node.op_type in PRODUCTS:
-        first, output = shape(node.inputs[0]), elements(node.outputs[0])
-        transposed = node.op_type in ("Gemm", "QGemm", "FusedGemm") and bool(node.attributes.get_int("transA", 0))
-        return output * (first[0] if transposed else first[-1])
-    steps, samples = shape(node.inputs[0])[:2]  # recurrent layers: (sequence, batch, features) whatever the layout
-    return steps * samples * (elements(node.inputs[1]) + elements(node.inputs[2]))
-
-
-def _shapes(graph: ir.Model, nodes: list[ir.Node], inputs: Batch) -> dict[str, tuple[int, ...]]:
-    wanted: dict[str, ir.Value] = {}
-    for node in nodes:
-        positions = [0, 1, 2] if node.op_type in RECURRENT else [0, {**CONVOLUTIONS, **PRODUCTS}[node.op_type]]
-        values = [node.inputs[i] for i in positions]
-        values += [] if node.op_type in RECURRENT else [node.outputs[0]]
-        wanted |= {value.name or "": value for value in values if value is not None}
-    found: dict[str, tuple[int, ...]] = {}
-    for name, value in wanted.items():
-        if (tensor := _tensor(value)) is not None:
-            found[name] = tuple(tensor.shape.numpy())
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        session = Session(graph, outputs=missing, optimize=False)
-        fixed = session.fixed_batch
-        fed = inputs if fixed is None else resized_batch(inputs, fixed)
-        found |= {name: tuple(array.shape) for name, array in zip(missing, session.run(fed))}
-    return found
+    total = sum(work.macs for work in works_of(graph, inputs))
+    return total // (fixed if isinstance(fixed, int) else inputs.samples)

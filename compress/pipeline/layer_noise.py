@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compress.batches import Batch, read_batch
-from compress.evaluation.runners import resized_batch
+from compress.batches import Batch, read_batch, resized_batch
 from compress.onnx_files import read_onnx
 from compress.runtimes.onnxruntime import Session
 

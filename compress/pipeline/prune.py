@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from compress import state
-from compress.batches import example_batch, first_batches
+from compress.batches import example_batch, first_batches, resized_batch
 from compress.errors import InputError, PruningError
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import resized_batch, run_by
+from compress.evaluation.runners import run_by
 from compress.graph.exporting import export
 from compress.graph.parity import compare
 from compress.graph.sparse_storage import store_sparse

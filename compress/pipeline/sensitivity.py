@@ -25,7 +25,7 @@ from compress.reporting.report import Report
 from compress.taking import takes
 
 if TYPE_CHECKING:
-    from compress.quantization.sensitivity import LayerError
+    from compress.quantization.layer_errors import LayerError
     from compress.steps import Measure
 
 SAMPLES = 64

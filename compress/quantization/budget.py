@@ -2,7 +2,7 @@
 
     1. everything as asked for; inside the budget: done
     2. where weights have four bits: give eight back to the layers that gain most for each byte (`repairs/widths.py`)
-    3. rank the layers by the error each makes alone (`sensitivity.py`), leave the worst 1, 2, 4, 8 … in float
+    3. rank the layers by the error each makes alone (`layer_errors.py`), leave the worst 1, 2, 4, 8 … in float
     4. in both, bisect between the last count that was outside and the first inside
 
 No count is tried whose file would be larger than it may be; the one that is chosen is timed. Calibration happens once. Every
@@ -27,10 +27,10 @@ from compress.measures.figure import HIGHER, amount, shown
 from compress.onnx_files import file_bytes
 from compress.options import spelled_out
 from compress.quantization.calibrated import Calibrated
+from compress.quantization.layer_errors import LayerError, rank_layers
 from compress.quantization.options import StaticFields, StaticOptions
 from compress.quantization.repairs.judge import take_samples
 from compress.quantization.repairs.widths import rank_widths, widened
-from compress.quantization.sensitivity import LayerError, rank_layers
 from compress.quantization.static import calibrate_static
 from compress.quantization.storage import NARROW
 from compress.steps import Change, Measure, Step

@@ -48,6 +48,7 @@ class Calibrated:
     op_types: tuple[str, ...] | None  # those to quantize; None for the default
     layers: tuple[str, ...]  # nodes with weights or products that the plan quantizes, in order of the graph
     excluded: tuple[str, ...] = ()  # nodes that stay float whatever is asked
+    repaired: tuple[str, ...] = ()  # those of `excluded` that nobody named: a repair left them in float
     notes: tuple[str, ...] = ()  # what was done to the graph before, in sentences
     rounded: Mapping[str, np.ndarray] = field(default_factory=dict)  # node → its weight on the grid of `weights.fixed`
     shifts: Mapping[str, np.ndarray] = field(default_factory=dict)  # node → what is added to its bias where all is int8
@@ -86,7 +87,7 @@ class Calibrated:
         stored = self._tables(graph, out) if tables and only is None and fold else {}
         if fold:
             graph = finish(fold_weights(graph), tables=stored)
-        listed = tuple(_changes(plan, self.weights, carried, stored))
+        listed = tuple(_changes(plan, self, carried, stored))
         return Step("quantize static", graph, listed, (*self.notes, *_notes(plan, self.weights)))
 
     def _take_rounded(self, graph: ir.Model, out: Collection[ir.Node]) -> dict[str, np.ndarray]:
@@ -163,14 +164,16 @@ def grids_of(plan: Plan, ranges: Mapping[str, tuple[float, float]], target: Targ
     return grids
 
 
-def _changes(
-    plan: Plan, weights: WeightOptions, carried: Collection[str], tables: Mapping[str, int]
-) -> Iterator[Change]:
+def _changes(plan: Plan, made: Calibrated, carried: Collection[str], tables: Mapping[str, int]) -> Iterator[Change]:
+    weights = made.weights
     nodes = {str(site.node.name): site.node for site in plan.sites if site.weighted}
     for change in plan.changes:
         name = str(change.values.get("node"))
         if name in carried:
             yield replace(change, action="carried by a scale")
+            continue
+        if name in made.repaired:
+            yield replace(change, reason="its error in int8 is among the largest")
             continue
         node = nodes.get(name)
         if node is None or change.skipped:

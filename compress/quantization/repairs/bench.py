@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ class Bench:
     observe: Callable[[ir.Model], Calibrated]
     accuracy: Accuracy
     threads: int | None = None
+    end: float = math.inf  # of `time.monotonic`: when the time for repairs is up
 
     def noise(self, calibrated: Calibrated) -> float:
         """At the outputs of the graph that would ship, on samples held back."""

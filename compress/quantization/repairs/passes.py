@@ -1,6 +1,7 @@
 """The repairs in order, each kept only where it lowers the error at the outputs on samples that it did not see.
 
-rewrite → equalize → place → calibrate → choose ranges → round weights → choose their widths → correct biases → insert → store → check
+rewrite → equalize → place → calibrate → choose ranges →
+leave layers in float → round weights → choose their widths → correct biases → insert → store → check
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from compress.quantization.calibrated import Calibrated
 from compress.quantization.repairs.bench import Bench, Repair
 from compress.quantization.repairs.bias import shifts_in_sequence
 from compress.quantization.repairs.equalization import equalize
+from compress.quantization.repairs.floats import choose_floats
 from compress.quantization.repairs.judge import decibels
 from compress.quantization.repairs.rounding import round_weights
 from compress.quantization.repairs.widths import all_wide, fitting, kept_wide, narrow_bytes, rank_widths, widened
@@ -32,6 +34,13 @@ def _equalize(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Ch
     plan = calibrated.planned(graph)
     changes = equalize(graph, plan, bench.samples.batches(), threads=bench.threads)
     return (bench.observe(graph), changes) if changes else None
+
+
+def _floats(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change]] | None:
+    # Where a size is asked for, bytes go to widths of weights.
+    if bench.accuracy.max_bytes is not None or decibels(bench.noise(calibrated)) >= bench.accuracy.float_db:
+        return None
+    return choose_floats(calibrated, bench.samples, bench.noise, bench.accuracy, end=bench.end, threads=bench.threads)
 
 
 def _round(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change]] | None:
@@ -73,6 +82,7 @@ def _bias(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change
 # A new repair is one file with a function like those above, and one line here, where it stands in the order.
 REPAIRS: dict[str, Repair] = {
     "equalize": Repair("channels brought to one size and centre", _equalize, wide=True),
+    "floats": Repair("the layers that lose most left in float", _floats, wide=True),
     "round": Repair("weights rounded with error feedback", _round),
     "widths": Repair("widths of weights chosen layer by layer", _widths),
     "bias": Repair("biases corrected in sequence", _bias),
@@ -82,6 +92,7 @@ REPAIRS: dict[str, Repair] = {
 def repair(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, tuple[Change, ...]]:
     """Run the passes that `bench.accuracy` names; return the best found and one change for each pass, kept or not."""
     end = time.monotonic() + bench.accuracy.seconds
+    bench = replace(bench, end=end)
     noise = bench.noise(calibrated)
     changes: list[Change] = []
     if bench.samples.few:

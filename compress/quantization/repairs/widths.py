@@ -4,7 +4,7 @@
     bytes(ℓ)   what eight bits take more
     by falling noise(ℓ) / bytes(ℓ), layers go back to eight bits as long as they fit into what may be added
 
-Errors of single layers nearly add up (`sensitivity.py`), so this is the greedy answer to the knapsack that it is; what it
+Errors of single layers nearly add up (`layer_errors.py`), so this is the greedy answer to the knapsack that it is; what it
 gives is judged on samples that no pass has seen. Early layers are small and hurt most: in MobileNetV2 a twentieth of the
 weights makes nine tenths of the noise.
 """
