@@ -57,7 +57,7 @@ def own_buffers(module: nn.Module) -> nn.Module:
     return copied(module, {id(value): value for value in module.parameters()})
 
 
-class _Borrowed:
+class Borrowed:
     """A setting of the whole process that several threads may borrow at once: the last to leave gives it back.
 
     Each restoring what it found would not do: who came second finds the first one's value.
@@ -82,10 +82,25 @@ class _Borrowed:
                 if self.users == 0:
                     self.write(self.before)
 
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Run a block that may leave the setting changed; it is afterwards as it was, for those who borrow it too.
 
-_SLOW = _Borrowed(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False)
-_UNLOGGED = _Borrowed(lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL)
-_QUIET: dict[str, _Borrowed] = {}
+        What is found at its start may be another thread's, so that what was before all of them counts.
+        """
+        with self.guard:
+            found = self.before if self.users else self.read()
+        try:
+            yield
+        finally:
+            with self.guard:
+                self.before = found
+                self.write(self.value if self.users else found)
+
+
+_SLOW = Borrowed(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False)
+_UNLOGGED = Borrowed(lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL)
+_QUIET: dict[str, Borrowed] = {}
 
 
 def slow_attention() -> contextlib.AbstractContextManager[None]:
@@ -93,10 +108,15 @@ def slow_attention() -> contextlib.AbstractContextManager[None]:
     return _SLOW()
 
 
+def kept_attention() -> contextlib.AbstractContextManager[None]:
+    """Run a block that may leave attention's fast path changed, as `torch.export` does where it fails."""
+    return _SLOW.kept()
+
+
 def quiet_logger(name: str) -> contextlib.AbstractContextManager[None]:
     """Run a block with the messages of the logger `name` below CRITICAL suppressed."""
     logger = logging.getLogger(name)
-    return _QUIET.setdefault(name, _Borrowed(lambda: logger.level, logger.setLevel, logging.CRITICAL))()
+    return _QUIET.setdefault(name, Borrowed(lambda: logger.level, logger.setLevel, logging.CRITICAL))()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compress.state import Borrowed, kept_attention
+
 _ALONE = threading.RLock()
 _PATCHED = ("__call__", "__getattr__", "__setattr__", "_call_impl", "register_buffer", "register_parameter")
 _ABSENT = object()
@@ -26,9 +28,8 @@ _ABSENT = object()
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
     """Hold torch's tracing machinery for a block; other threads of this process wait."""
-    with _ALONE:
+    with _ALONE, kept_attention():
         own = {name: vars(nn.Module).get(name, _ABSENT) for name in _PATCHED}
-        fast_attention = torch.backends.mha.get_fastpath_enabled()
         try:
             yield
         finally:
@@ -39,7 +40,6 @@ def tracing() -> Iterator[None]:
                     delattr(nn.Module, name)
                 else:
                     setattr(nn.Module, name, value)
-            torch.backends.mha.set_fastpath_enabled(fast_attention)
 
 
 def traced(
@@ -95,23 +95,30 @@ def exact_zeros() -> Iterator[None]:
     """Let the exporter's rewriting take only 0 for 0; within 1e-8 it drops the epsilon of x / (|x| + 1e-12).
 
     onnxscript compares constants by `math.isclose(value, expected, rel_tol, abs_tol=1e-8)` in its matcher, and has no
-    option for it. Where a version compares otherwise, nothing is changed.
+    option for it. Where a version compares otherwise, nothing is changed. Threads may be here at once: the last one out
+    gives the matcher its own comparison back.
     """
     try:
         from onnxscript.rewriter import _matcher as matcher
     except ImportError:
         yield
         return
-    original = getattr(matcher, "math", None)
-    if original is not math:
+    names = vars(matcher)
+    if names.get("math") not in (math, _EXACT):
         yield
         return
-
-    def isclose(a: float, b: float, *, rel_tol: float = 1e-9, abs_tol: float = 0.0) -> bool:
-        return math.isclose(a, b, rel_tol=rel_tol, abs_tol=0.0 if b == 0 else abs_tol)
-
-    vars(matcher)["math"] = types.SimpleNamespace(**{**vars(math), "isclose": isclose})
-    try:
+    with _GUARD:
+        matching = _MATCHING.setdefault(
+            "math", Borrowed(lambda: names["math"], lambda value: names.update(math=value), _EXACT)
+        )
+    with matching():
         yield
-    finally:
-        vars(matcher)["math"] = original
+
+
+def _isclose(a: float, b: float, *, rel_tol: float = 1e-9, abs_tol: float = 0.0) -> bool:
+    return math.isclose(a, b, rel_tol=rel_tol, abs_tol=0.0 if b == 0 else abs_tol)
+
+
+_EXACT = types.SimpleNamespace(**{**vars(math), "isclose": _isclose})
+_MATCHING: dict[str, Borrowed] = {}  # made on first use: onnxscript is imported late
+_GUARD = threading.Lock()

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnxscript.rewriter import _matcher
 from torch import nn
 
 import compress
 from compress.errors import ExportError
 from compress.state import quiet_logger, slow_attention, unlogged
+from compress.tracing import exact_zeros, tracing
 
 
 def network(seed):
@@ -36,6 +38,7 @@ def process_state():
         logging.root.manager.disable,
         logging.getLogger("onnx_ir").level,
         logging.getLogger("onnx_ir").disabled,
+        _matcher.math,
         sys.stdout,
         sys.stderr,
     )
@@ -66,7 +69,7 @@ def test_threads_do_what_one_does():
 
 def test_borrowed_settings_return_whoever_leaves_first():
     before = process_state()
-    for borrow in (unlogged, slow_attention, lambda: quiet_logger("onnx_ir")):
+    for borrow in (unlogged, slow_attention, exact_zeros, lambda: quiet_logger("onnx_ir")):
         first, second = borrow(), borrow()
         first.__enter__()
         second.__enter__()
@@ -74,6 +77,21 @@ def test_borrowed_settings_return_whoever_leaves_first():
         assert process_state() != before  # the second still needs it
         second.__exit__(None, None, None)
         assert process_state() == before
+
+
+@pytest.mark.parametrize("first_out", ["borrower", "tracer"])
+def test_tracing_keeps_what_was_before_those_who_borrow(first_out):
+    before = process_state()
+    borrower, tracer = slow_attention(), tracing()
+    borrower.__enter__()
+    tracer.__enter__()
+    torch.backends.mha.set_fastpath_enabled(True)  # as a trace may
+    both = [borrower, tracer] if first_out == "borrower" else [tracer, borrower]
+    both[0].__exit__(None, None, None)
+    if first_out == "tracer":
+        assert not torch.backends.mha.get_fastpath_enabled()  # still borrowed
+    both[1].__exit__(None, None, None)
+    assert process_state() == before
 
 
 def test_torch_export_has_one_door():
