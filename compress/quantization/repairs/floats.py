@@ -31,6 +31,7 @@ from compress.steps import Change
 
 GAIN = 0.97  # noises nearer to each other are told to be one
 LEAST = 0.02  # of the errors of all layers: what makes less is not looked at
+TIME = 0.4  # of the time that is left, that ranking may take: other repairs come after
 TRIED = 12  # layers, at most: each asks for one run of the network
 SPEEDUP = {
     "x86-avx2": 1.9,
@@ -62,12 +63,13 @@ def choose_floats(
 
     Args:
         noise: judges a candidate.
-        end: of `time.monotonic`; ranking is not begun where it would not be done by then.
+        end: of `time.monotonic`, when the time for repairs is up.
     """
     layers = [name for name in calibrated.layers if name not in calibrated.excluded]
     start = time.monotonic()
     now = noise(calibrated)
-    if len(layers) < 2 or start + len(layers) * (time.monotonic() - start) > end:
+    needed = len(layers) * (time.monotonic() - start) / 2  # ranking runs fewer samples than judging
+    if len(layers) < 2 or needed > TIME * (end - start):
         return None
     few = samples.fitting.part(0, max(1, accuracy.samples // 8))
     ranked = rank_layers(calibrated, [few], samples=few.samples, layers=layers, threads=threads)

@@ -37,8 +37,10 @@ def _equalize(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Ch
 
 
 def _floats(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change]] | None:
-    # Where a size is asked for, bytes go to widths of weights.
-    if bench.accuracy.max_bytes is not None or decibels(bench.noise(calibrated)) >= bench.accuracy.float_db:
+    # Where a size is asked for, or fewer bits, bytes go to widths of weights, whose noise is most of it then.
+    if bench.accuracy.max_bytes is not None or calibrated.weights.narrowest <= NARROW:
+        return None
+    if decibels(bench.noise(calibrated)) >= bench.accuracy.float_db:
         return None
     return choose_floats(calibrated, bench.samples, bench.noise, bench.accuracy, end=bench.end, threads=bench.threads)
 
@@ -82,7 +84,7 @@ def _bias(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change
 # A new repair is one file with a function like those above, and one line here, where it stands in the order.
 REPAIRS: dict[str, Repair] = {
     "equalize": Repair("channels brought to one size and centre", _equalize, wide=True),
-    "floats": Repair("the layers that lose most left in float", _floats, wide=True),
+    "floats": Repair("the layers that lose most left in float", _floats),
     "round": Repair("weights rounded with error feedback", _round),
     "widths": Repair("widths of weights chosen layer by layer", _widths),
     "bias": Repair("biases corrected in sequence", _bias),
