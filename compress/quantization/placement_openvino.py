@@ -5,10 +5,11 @@ stand) and with the addition behind that; a quantize/dequantize pair in between 
 NNCF's hardware setup for CPUs and OpenVINO's low-precision transformations:
 
 * a convolution, MatMul or Gemm with a weight reads codes (u8, one scale for the tensor) and gives float;
-* an addition behind such a layer has its pair on the other, the skip branch, alone; where both branches end in a
-  layer, on the second;
+* an addition behind a convolution becomes part of it where the convolution ends in a quantize (that it may add in
+  place), or the other branch is a convolution that does: so both branches have a pair, of two convolutions the second
+  alone;
 * what moves values, a Concat (one scale for all its inputs), an average pool run on codes where they come and go as
-  codes; all else is float.
+  codes, also behind an activation that is part of the layer; all else is float.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from compress.quantization.kernels import CLIPS, HEAVY, STORED, has_weight
 from compress.quantization.placement import Plan, Planner, Site, check_op_types
 
 OP_TYPES = frozenset({"AveragePool", "Concat", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul"})
-FUSED = CLIPS | {"Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "Sigmoid"}
+# Steps that may follow a layer and become part of it, with the pieces in which exporters write activations.
+ENDS = CLIPS | {"Add", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "Sigmoid"}
+LONGEST = 8  # steps of one activation with its layer
 
 
 def plan_for_openvino(
@@ -54,44 +57,67 @@ class _OpenVinoPlanner(Planner):
             self.reasons[node] = "a product of two activations stays float"
         for node, site in self.sites.items():
             self.sites[node] = Site(node, node.outputs[0], None, None, site.weighted)  # nothing is swallowed
-        self.skips = {node: index for node in self.order if (index := self._skip_of(node)) is not None}
+        self.skips = {node: indices for node in self.order if (indices := self._added_codes(node))}
 
     def _gives_codes(self, site: Site) -> bool:
         return self._wanted(site.output)
 
-    def _skip_of(self, node: ir.Node) -> int | None:
-        """Which input of a residual addition gets the pair; None where no layer with weights ends in it."""
-        if node.op_type != "Add" or any(value is None or is_constant(value) for value in node.inputs):
-            return None
-        main = [self._ends_layer(value) for value in node.inputs]
-        return None if not any(main) else 1 if main[0] else 0
+    def _produced(self) -> dict[ir.Value, ir.Node]:
+        found = super()._produced()
+        for node in self.order:
+            if node.op_type not in ENDS or node in self.sites or node in self.moving:
+                continue
+            value = node.outputs[0]
+            if self._wanted(value) and (node in self.skips or self._layer_behind(value) is not None):
+                found[value] = node
+        return found
 
-    def _ends_layer(self, value: ir.Value | None) -> bool:
-        """Whether this comes out of a quantized layer, through what fuses with it, read by the addition alone."""
-        seen = 0
-        while value is not None and len(value.uses()) == 1 and seen < 4:
-            node = value.producer()
+    def _added_codes(self, node: ir.Node) -> tuple[int, ...]:
+        """Which inputs of a residual addition get a pair; none where no convolution ends in it."""
+        if node.op_type != "Add" or any(value is None or is_constant(value) for value in node.inputs):
+            return ()
+        layers = [self._layer_behind(value) for value in node.inputs if value is not None]
+        ends = [
+            layer is not None and layer.op_type == "Conv" and value is not None and len(value.uses()) == 1
+            for layer, value in zip(layers, node.inputs)
+        ]
+        return () if not any(ends) else (1,) if all(ends) else (0, 1)
+
+    def _layer_behind(self, value: ir.Value) -> ir.Node | None:
+        """The quantized layer whose result this is, changed by nothing but elementwise steps that read it alone."""
+        chain: set[ir.Node] = set()
+        open_values, sources = [value], set()
+        while open_values and len(chain) <= LONGEST:
+            node = open_values.pop().producer()
             if node is None:
-                return False
+                return None
+            if node in chain:
+                continue
+            chain.add(node)
             if node in self.sites and node.op_type in HEAVY:
-                return True
-            if node.op_type not in FUSED | {"Add"}:
-                return False
-            value, seen = (
-                next((item for item in node.inputs if item is not None and not is_constant(item)), None),
-                seen + 1,
-            )
-        return False
+                sources.add(node)
+            elif node.op_type in ENDS:
+                open_values += [item for item in node.inputs if item is not None and not is_constant(item)]
+            else:
+                return None
+        inner = [item for node in chain for item in node.outputs if item is not value]
+        if open_values or len(sources) != 1 or any(use.node not in chain for item in inner for use in item.uses()):
+            return None
+        return next(iter(sources))
 
     def _reads(self, node: ir.Node) -> tuple[int, ...]:
         if node in self.skips:
-            return (self.skips[node],)
+            return self.skips[node]
         return super()._reads(node)
 
     def _tensors(self) -> list[ir.Value]:
         found = dict.fromkeys(super()._tensors())
-        for node, index in self.skips.items():
-            value = node.inputs[index]
-            if value is not None and value.dtype in (None, ir.DataType.FLOAT):
-                found[value] = None
+        for node, indices in self.skips.items():
+            for value in (node.inputs[index] for index in indices):
+                if value is not None and value.dtype in (None, ir.DataType.FLOAT):
+                    found[value] = None
+        for node in self.moving:  # behind an activation, which is no site
+            for value in node.inputs[:1]:
+                if value is not None and value in self.produced:
+                    found[value] = None
         return list(found)
