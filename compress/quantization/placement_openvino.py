@@ -64,12 +64,16 @@ class _OpenVinoPlanner(Planner):
 
     def _produced(self) -> dict[ir.Value, ir.Node]:
         found = super()._produced()
+        self.ends: set[ir.Value] = set()  # results of layers with what follows them, stored as codes
         for node in self.order:
             if node.op_type not in ENDS or node in self.sites or node in self.moving:
                 continue
             value = node.outputs[0]
-            if self._wanted(value) and (node in self.skips or self._layer_behind(value) is not None):
+            if value.is_graph_output() or not self._wanted(value):
+                continue
+            if node in self.skips or self._layer_behind(value) is not None:
                 found[value] = node
+                self.ends.add(value)
         return found
 
     def _added_codes(self, node: ir.Node) -> tuple[int, ...]:
@@ -106,9 +110,9 @@ class _OpenVinoPlanner(Planner):
         return next(iter(sources))
 
     def _reads(self, node: ir.Node) -> tuple[int, ...]:
-        if node in self.skips:
-            return self.skips[node]
-        return super()._reads(node)
+        # What is stored as codes is read as codes by all: in float too it would be written twice.
+        codes = {index for index, value in enumerate(node.inputs) if value in self.ends}
+        return tuple(sorted(codes | set(self.skips.get(node) or super()._reads(node))))
 
     def _tensors(self) -> list[ir.Value]:
         found = dict.fromkeys(super()._tensors())
@@ -116,8 +120,5 @@ class _OpenVinoPlanner(Planner):
             for value in (node.inputs[index] for index in indices):
                 if value is not None and value.dtype in (None, ir.DataType.FLOAT):
                     found[value] = None
-        for node in self.moving:  # behind an activation, which is no site
-            for value in node.inputs[:1]:
-                if value is not None and value in self.produced:
-                    found[value] = None
+        found |= dict.fromkeys(value for node in self.order for value in node.outputs if value in self.ends)
         return list(found)

@@ -22,7 +22,7 @@ class Profile:
 PROFILES: Mapping[str, Profile] = {
     "onnxruntime": Profile(plan_placement, None),
     # OpenVINO fuses SiLU, hard-swish, GELU and normalization as they stand; pieces of them it does not know.
-    "openvino": Profile(plan_for_openvino, ()),
+    "openvino": Profile(plan_for_openvino, ("batch_norm", "spatial_mean", "layer_scale", "channel_bias")),
     # TensorRT fuses as OpenVINO does, and reads no codes in a Gather; `targets.TARGETS` has its zero points and biases.
     "tensorrt": Profile(plan_for_tensorrt, (), runs_here=False, tables=False),
 }
