@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from compress.counting import counted
 from compress.graph.folding import constant_array
-from compress.quantization.arithmetic import Grid
+from compress.quantization.arithmetic import Grid, symmetric_grid
 from compress.quantization.bias_correction import ChannelMeans, channel_axes, correct_biases, input_names, shift_biases
 from compress.quantization.calibration import calibrate
 from compress.quantization.finishing import finish
@@ -79,7 +79,7 @@ class Calibrated:
         plan = self.planned(graph, nodes)
         inputs = input_names(plan)
         carried = {str(node.name) for node in carried_factors(plan)}  # now: what is carried leaves the graph
-        insert(graph, plan, grids_of(plan, self.ranges, self.weights.target), self.weights)
+        insert(graph, plan, grids_of(plan, self.ranges, self.weights.target, self.profile), self.weights)
         graph.metadata_props[TARGET] = self.weights.target.name
         correct_biases(graph, plan, inputs, self.means, before)
         if only is None:
@@ -139,13 +139,21 @@ def ranges_of(plan: Plan, observers: Mapping[str, Observer]) -> dict[str, tuple[
     return {name: groups[group] for name, group in plan.tensors.items()}
 
 
-def grids_of(plan: Plan, ranges: Mapping[str, tuple[float, float]], target: Target) -> dict[str, Grid]:
+def grids_of(
+    plan: Plan, ranges: Mapping[str, tuple[float, float]], target: Target, profile: str = "onnxruntime"
+) -> dict[str, Grid]:
     """One grid for each group of the plan, from ranges of tensors."""
     spans: dict[str, tuple[float, float]] = {}
     for name, group in plan.tensors.items():
         low, high = spans.get(group, ranges[name])
         spans[group] = min(low, ranges[name][0]), max(high, ranges[name][1])
-    grids = {group: target.grid(*found) for group, found in spans.items()}
+    lopsided = PROFILES[profile].lopsided if target.signed_kernels else 0.0
+
+    def chosen(low: float, high: float) -> Grid:
+        signed = 0 < max(-low, high) <= lopsided * min(-low, high)
+        return symmetric_grid(low, high) if signed else target.grid(low, high)
+
+    grids = {group: chosen(*found) for group, found in spans.items()}
     factors = carried_factors(plan)
     for site in plan.sites:
         if site.node in factors:

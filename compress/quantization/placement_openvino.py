@@ -45,7 +45,7 @@ def plan_for_tensorrt(
     activation or addition (TensorRT issues 1992, 3270, 3629).
     """
     wanted = OP_TYPES if op_types is None else check_op_types(op_types)
-    return _OpenVinoPlanner(graph, wanted - STORED, frozenset(exclude)).plan()
+    return _TensorRtPlanner(graph, wanted - STORED, frozenset(exclude)).plan()
 
 
 class _OpenVinoPlanner(Planner):
@@ -85,7 +85,11 @@ class _OpenVinoPlanner(Planner):
             layer is not None and layer.op_type == "Conv" and value is not None and len(value.uses()) == 1
             for layer, value in zip(layers, node.inputs)
         ]
-        return () if not any(ends) else (1,) if all(ends) else (0, 1)
+        return self._of_addition(ends) if any(ends) else ()
+
+    def _of_addition(self, ends: list[bool]) -> tuple[int, ...]:
+        # Its matcher takes an addition for part of a convolution only behind a convolution that ends in a quantize.
+        return (1,) if all(ends) else (0, 1)
 
     def _layer_behind(self, value: ir.Value) -> ir.Node | None:
         """The quantized layer whose result this is, changed by nothing but elementwise steps that read it alone."""
@@ -122,3 +126,8 @@ class _OpenVinoPlanner(Planner):
                     found[value] = None
         found |= dict.fromkeys(value for node in self.order for value in node.outputs if value in self.ends)
         return list(found)
+
+
+class _TensorRtPlanner(_OpenVinoPlanner):
+    def _of_addition(self, ends: list[bool]) -> tuple[int, ...]:
+        return (1,) if ends[0] else (0,)

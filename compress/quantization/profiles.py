@@ -17,12 +17,15 @@ class Profile:
     rewrites: tuple[str, ...] | None  # that help this runtime's int8 kernels; None: all
     runs_here: bool = True  # False: files are made for it, and run in ONNX Runtime to see what they compute
     tables: bool = True  # embedding tables may be stored in int8
+    # Tensors whose larger side is at most this many times the smaller are signed, with zero point 0, where the target has
+    # kernels for that; 0: none. A zero point costs this runtime's kernels time, and an uneven range resolution.
+    lopsided: float = 0.0
 
 
 PROFILES: Mapping[str, Profile] = {
     "onnxruntime": Profile(plan_placement, None),
     # OpenVINO fuses SiLU, hard-swish, GELU and normalization as they stand; pieces of them it does not know.
-    "openvino": Profile(plan_for_openvino, ("batch_norm", "spatial_mean", "layer_scale", "channel_bias")),
+    "openvino": Profile(plan_for_openvino, ("batch_norm", "spatial_mean", "layer_scale", "channel_bias"), lopsided=1.5),
     # TensorRT fuses as OpenVINO does, and reads no codes in a Gather; `targets.TARGETS` has its zero points and biases.
     "tensorrt": Profile(plan_for_tensorrt, (), runs_here=False, tables=False),
 }

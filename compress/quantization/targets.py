@@ -21,6 +21,7 @@ class Target:
     x86 without VNNI): 255·127·2 overflows, 255·64·2 does not, so weights in −64 … 64 are safe there.
     Static quantization keeps most of the eighth bit (`pairs.py`).
     `symmetric`: zero points are 0, of activations too. `float_bias`: biases stay float, not int32 behind a pair.
+    `signed_kernels`: some of its processors (AMX) multiply s8·s8 as fast as u8·s8; runtimes that know use it.
     `profile`: whose placement of pairs it wants where that runtime is not one that runs here (`profiles.PROFILES`).
     """
 
@@ -31,6 +32,7 @@ class Target:
     symmetric: bool = False
     float_bias: bool = False
     profile: str = ""
+    signed_kernels: bool = False
 
     def grid(self, low: float, high: float) -> Grid:
         """The grid of an activation over [low, high] and 0."""
@@ -45,7 +47,7 @@ class Target:
 
 TARGETS = {
     "any": Target("any", False, 7, "one file that is right on every processor; fastest on x86"),
-    "x86-vnni": Target("x86-vnni", False, 8, "x86 with VNNI or AMX (Ice Lake, Zen 4 and later)"),
+    "x86-vnni": Target("x86-vnni", False, 8, "x86 with VNNI or AMX (Ice Lake, Zen 4 and later)", signed_kernels=True),
     "x86-avx2": Target("x86-avx2", False, 7, "x86 without VNNI, whose u8·s8 pairs saturate"),
     "arm64": Target("arm64", True, 8, "64-bit ARM"),
     "tensorrt": Target(
