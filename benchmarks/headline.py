@@ -32,7 +32,7 @@ TITLES = {
     "resnet20": "ResNet-20, CIFAR-10",
     "resnet56": "ResNet-56, CIFAR-10",
     "mobilenetv1": "MobileNetV1 0.75, ImageNet",
-    "mobilenetv2": "MobileNetV2, CIFAR-10 at 128×128",
+    "mobilenetv2": "MobileNetV2, CIFAR-10",
     "efficientnet_lite0": "EfficientNet-Lite0, ImageNet",
     "minilm": "MiniLM-L6, SST-2",
 }

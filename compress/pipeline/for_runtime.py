@@ -106,19 +106,19 @@ def in_runtime(
     A file on which `runtime` crashes is run by ONNX Runtime.
     """
     shown: dict[str, Target] = {}
-    said = []
+    crash_notes = []
     for name, path in targets.items():
         crash = crash_of(runtime, path)
         shown[name] = Runnable(path, DEFAULT if crash else runtime)
-        said += [f"{crash}; its row is ONNX Runtime's"] if crash else []
+        crash_notes += [f"{crash}; its row is ONNX Runtime's"] if crash else []
     for name in made:
         for other in others_installed(runtime):
             crash = crash_of(other, targets[name])
             if crash:
-                said.append(f"{crash}; it has no row")
+                crash_notes.append(f"{crash}; it has no row")
             elif Runnable(targets[name], other) != shown[name]:
                 shown[f"{name} in {other}"] = Runnable(targets[name], other)
-    return shown, tuple(said)
+    return shown, tuple(crash_notes)
 
 
 def crash_of(runtime: str, path: Path) -> str:

@@ -135,8 +135,8 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
     stages: list[Stage] = []
     if recipe.prune is not None:
         # What a fine-tuning that follows would learn anyway is not healed first, unless it was asked for.
-        said = recipe.prune.heal is not None or recipe.prune.heal_steps is not None
-        follows = recipe.finetune is not None and not said and not recipe.prune.masks
+        healing_is_set = recipe.prune.heal is not None or recipe.prune.heal_steps is not None
+        follows = recipe.finetune is not None and not healing_is_set and not recipe.prune.masks
         stages.append(Prune(replace(recipe.prune, heal=0.0) if follows else recipe.prune))
     if recipe.finetune is not None:
         stages.append(Finetune(recipe.finetune, distill=recipe.distill))

@@ -82,14 +82,14 @@ def quantize(
         shipped, source = folder.save_graph(step.model), _float_file(opened, graph, Path(scratch))
         kind = options.kind
         targets: dict[str, Target] = {_float_name(opened): source, kind: shipped}
-        said: tuple[str, ...] = ()
+        crash_notes: tuple[str, ...] = ()
         if runtime != DEFAULT or options.runtime == AUTO:
-            targets, said = in_runtime(targets, runtime, [kind])
+            targets, crash_notes = in_runtime(targets, runtime, [kind])
         made = Delivery(
             targets,
             f"{opened.name}, {options.method} {kind}",
             steps=[step],
-            notes=said if opened.has_inputs else (*said, UNTIMED),
+            notes=crash_notes if opened.has_inputs else (*crash_notes, UNTIMED),
             files=folder.listed(),
             shipped=shipped,
             source=source,

@@ -134,13 +134,13 @@ def locks(channels: Channels) -> str:
     """Say in a few words what keeps channels where they are."""
     kinds: dict[str, list[str]] = {}
     for family in channels.families:
-        held = [
+        fixed = [
             channels.locked[int(label)]
             for label in _all_labels(channels, family.producers)
             if int(label) in channels.locked
         ]
-        if held:
-            kinds.setdefault(held[0], []).append(family.name)
+        if fixed:
+            kinds.setdefault(fixed[0], []).append(family.name)
     shown = [
         f"{names[0]}{f' (+{len(names) - 1})' if len(names) > 1 else ''}: {reason}" for reason, names in kinds.items()
     ]

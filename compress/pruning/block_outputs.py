@@ -15,20 +15,20 @@ def kept_of_blocks(channels: Channels, removed: np.ndarray) -> dict[str, dict[in
     """For each module, by the last value that its forward made: dimension → places that stay, where some go."""
     gone = torch.from_numpy(channels.gone(removed))
     last: dict[str, Labelled] = {}
-    for node, held in channels.labels.items():
+    for node, labelled in channels.labels.items():
         if (
             node.op != "call_function"
-            or not isinstance(held, Labelled)
-            or held.labels is None
-            or held.param is not None
+            or not isinstance(labelled, Labelled)
+            or labelled.labels is None
+            or labelled.param is not None
         ):
             continue
         for path, _ in (node.meta.get("nn_module_stack") or {}).values():
-            last[path.split("@")[0]] = held
+            last[path.split("@")[0]] = labelled
     found = {}
-    for path, held in last.items():
-        assert held.labels is not None
-        kept = kept_places(held.labels, gone)
+    for path, labelled in last.items():
+        assert labelled.labels is not None
+        kept = kept_places(labelled.labels, gone)
         if kept:
             found[path] = kept
     return found

@@ -231,10 +231,10 @@ def _run_program(trace: Trace, program: ExportedProgram, names: Mapping[str, str
             continue
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
-            held = names.get(spec.target, spec.target)
-            floating = tensor is not None and tensor.is_floating_point() and held in trace.shapes
-            made_of = frozenset([held] if spec.kind == InputKind.PARAMETER else [])
-            values[name] = Labelled(None, tensor.shape, held, made_of) if floating else tensor
+            parameter_name = names.get(spec.target, spec.target)
+            floating = tensor is not None and tensor.is_floating_point() and parameter_name in trace.shapes
+            made_of = frozenset([parameter_name] if spec.kind == InputKind.PARAMETER else [])
+            values[name] = Labelled(None, tensor.shape, parameter_name, made_of) if floating else tensor
         elif spec.kind == InputKind.USER_INPUT:
             values[name] = None  # from the shape of the node
         else:

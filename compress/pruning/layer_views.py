@@ -150,14 +150,14 @@ def views_by_hooks(
 def waves(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     """Cut into runs of layers whose outputs are held in memory together."""
     wave: list[Layer] = []
-    held = 0
+    elements = 0
     for layer in layers:
         size = len(layer.part.weight) * MOST_ROWS
-        if wave and held + size > MOST_ELEMENTS:
+        if wave and elements + size > MOST_ELEMENTS:
             yield wave
-            wave, held = [], 0
+            wave, elements = [], 0
         wave.append(layer)
-        held += size
+        elements += size
     if wave:
         yield wave
 

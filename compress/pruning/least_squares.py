@@ -106,11 +106,11 @@ def solve(rows: Rows) -> Solution:
     if not 0 < rows.learn < count:
         return _solution(_Sums.of(x, rows.error), rows, middle, RIDGE)
     learn = _Sums.of(x[:, : rows.learn], rows.error[:, : rows.learn])
-    held = _Sums.of(x[:, rows.learn :], rows.error[:, rows.learn :])
-    tried = {ridge: held.left(*learn.solution(ridge, intercept=rows.intercept)) for ridge in RIDGES}
+    back = _Sums.of(x[:, rows.learn :], rows.error[:, rows.learn :])
+    tried = {ridge: back.left(*learn.solution(ridge, intercept=rows.intercept)) for ridge in RIDGES}
     ridge = min(tried, key=lambda name: tried[name] if math.isfinite(tried[name]) else math.inf)
-    found = _solution(learn + held, rows, middle, ridge)
-    return replace(found, helps=tried[ridge] < float(held.square))
+    found = _solution(learn + back, rows, middle, ridge)
+    return replace(found, helps=tried[ridge] < float(back.square))
 
 
 def _solution(sums: _Sums, rows: Rows, middle: Tensor, ridge: float) -> Solution:

@@ -32,11 +32,16 @@ def follow_literals(
     wanted = {place for path in paths for place in (path, outer(channels, path))}
     gone = torch.from_numpy(channels.gone(removed))
     sizes: dict[str, dict[int, set[int]]] = {}
-    for node, held in channels.labels.items():
+    for node, labelled in channels.labels.items():
         place = module_of(node)
-        if node.op != "call_function" or place not in wanted or not isinstance(held, Labelled) or held.labels is None:
+        if (
+            node.op != "call_function"
+            or place not in wanted
+            or not isinstance(labelled, Labelled)
+            or labelled.labels is None
+        ):
             continue
-        for before, after in zip(held.labels.shape, _new_shape(held.labels, gone)):
+        for before, after in zip(labelled.labels.shape, _new_shape(labelled.labels, gone)):
             sizes.setdefault(place, {}).setdefault(before, set()).add(after)
     changed = []
     modules = dict(candidate.named_modules())
@@ -46,9 +51,9 @@ def follow_literals(
             continue
         moved = {old: next(iter(new - {old})) for old, new in found.items() if len(new - {old}) == 1 and old > 2}
         stays = {old for old, new in found.items() if new == {old}}
-        held = vars(module.get_submodule(place))
+        attributes = vars(module.get_submodule(place))
         for name, value in list(vars(part).items()):
-            earlier = held.get(name)
+            earlier = attributes.get(name)
             if type(earlier) is int and earlier != value:  # it followed the parameters already
                 new = earlier if earlier in stays else value
             else:

@@ -75,15 +75,15 @@ class Replay:
         self._check(batch, outputs)
 
     def _read_inputs(self, program: Any) -> None:
-        held: dict[str, Any] = dict(self.module.named_parameters(remove_duplicate=False))
-        held |= dict(self.module.named_buffers(remove_duplicate=False))
+        tensors: dict[str, Any] = dict(self.module.named_parameters(remove_duplicate=False))
+        tensors |= dict(self.module.named_buffers(remove_duplicate=False))
         placeholders = {node.name: node for node in self.graph.graph.nodes if node.op == "placeholder"}
         for spec in program.graph_signature.input_specs:
             node = placeholders[spec.arg.name]
             if spec.kind == InputKind.USER_INPUT:
                 self.user.append(node)
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-                self.known[node], self.owners[node] = held[spec.target], spec.target
+                self.known[node], self.owners[node] = tensors[spec.target], spec.target
             else:
                 self.known[node] = program.constants[spec.target]
         for node in self.graph.graph.nodes:
@@ -169,7 +169,7 @@ class Replay:
     def places(self, names: Mapping[str, int]) -> dict[str, Place]:
         """Where layers are called, by name, in running order: those whose weight (by id) one plain call reads."""
         calls: dict[str, list[Node]] = {}
-        names_of = {held: name for name, held in names.items()}
+        names_of = {tensor: name for name, tensor in names.items()}
         for node in self.nodes:
             if str(node.target).startswith(LAYER_CALLS) and isinstance(node.args[1], Node):
                 name = names_of.get(id(self.known.get(node.args[1])))

@@ -89,10 +89,10 @@ def _corrected(change: Change, operators: Mapping[str, Executed]) -> Change:
 
 
 def _notes(differing: list[Change], runtime: str) -> Iterator[str]:
-    for said in dict.fromkeys(change.action for change in differing):
-        names = [change.layer for change in differing if change.action == said]
+    for ran_as in dict.fromkeys(change.action for change in differing):
+        names = [change.layer for change in differing if change.action == ran_as]
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        yield f"{runtime} runs {len(names)} node{'s' * (len(names) > 1)} otherwise than the file says: {said}: {shown}"
+        yield f"{runtime} runs {len(names)} node{'s' * (len(names) > 1)} otherwise than the file says: {ran_as}: {shown}"
 
 
 def _outputs_changed(graph: ir.Model, plain: ir.Model, batches: Iterable[Any]) -> list[str]:

@@ -19,7 +19,7 @@ class Zeros:
     """
 
     def __init__(self, module: nn.Module, options: TrainOptions) -> None:
-        self.held: list[tuple[nn.Parameter, Tensor]] = []
+        self.pairs: list[tuple[nn.Parameter, Tensor]] = []
         self.elements = self.zeros = 0
         if not options.hold_zeros:
             return
@@ -27,21 +27,21 @@ class Zeros:
         for value in module.parameters():
             zeros = pruned(value, padding.get(value)) if value.requires_grad else None
             if zeros is not None:
-                self.held.append((value, zeros))
+                self.pairs.append((value, zeros))
                 self.elements, self.zeros = self.elements + value.numel(), self.zeros + int(zeros.sum())
 
     def hold(self) -> None:
         with torch.no_grad():
-            for value, zeros in self.held:
+            for value, zeros in self.pairs:
                 value.masked_fill_(zeros, 0.0)
 
     @property
     def note(self) -> tuple[str, ...]:
-        if not self.held:
+        if not self.pairs:
             return ()
         share = self.zeros / self.elements
         return (
-            f"zeros stayed zero: {share:.1%} of the weights of {counted(len(self.held), 'layer')}; hold_zeros=False trains them",
+            f"zeros stayed zero: {share:.1%} of the weights of {counted(len(self.pairs), 'layer')}; hold_zeros=False trains them",
         )
 
 
