@@ -16,6 +16,8 @@ from compress.pipeline.job import CLOSING_SECONDS, Job
 from compress.pipeline.processors import made_elsewhere
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.quantization.executed import as_executed
+from compress.quantization.profiles import PROFILES
+from compress.quantization.sharing import Shared, sharing
 from compress.quantization.weights import wants_of
 from compress.runtimes.first_try import RuntimeCrashError
 from compress.runtimes.runtime import ALIASES, AUTO, DEFAULT, find_runtime, names, others_installed
@@ -46,6 +48,14 @@ def quantized_for(
     if options.runtime != AUTO:
         name = ALIASES.get(options.runtime, options.runtime)
         return held_to_runtime(quantize(graph, job, options), graph, job.opened, name), name
+    with sharing(name for name in others_installed() if name in PROFILES) as shared:  # both forms from one calibration
+        return _fastest(graph, job, options, quantize, scratch, shared)
+
+
+def _fastest(
+    graph: Any, job: Job, options: QuantizeOptions, quantize: Quantize, scratch: Path, shared: Shared
+) -> tuple[Step, str]:
+    """A form for each runtime that is installed, timed in turns; the fastest and the name of its runtime."""
     others = others_installed()
     plain = held_to_runtime(quantize(graph, job, replace(options, runtime=DEFAULT)), graph, job.opened)
     if not others or options.method != "static" or not job.opened.has_inputs:
@@ -65,6 +75,8 @@ def quantized_for(
     best = min(times, key=lambda name: times[name])
     shown = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
     note = f"runtime {best}: the faster here of the files made for each ({shown}, one sample, in turns)"
+    if shared.taken:
+        note += f"; calibrated once, {shared.taken} of {shared.asked} tensors taken over"
     return replace(made[best], notes=(*made[best].notes, *crashed, note)), best
 
 

@@ -22,6 +22,8 @@ from compress.quantization.placement import Plan
 from compress.quantization.profiles import PROFILES
 from compress.quantization.ranges.observer import Observer, RangeMethod
 from compress.quantization.rescaling import carried_factors, carried_grid
+from compress.quantization.rewrites.matching import stays_float
+from compress.quantization.sharing import keep, take, wanted_later
 from compress.quantization.storage import tables_of
 from compress.quantization.targets import Target
 from compress.quantization.weights import TARGET, fold_weights
@@ -121,9 +123,19 @@ def observe(
     threads: int | None = None,
 ) -> Calibrated:
     """Calibrate the tensors of `plan`, made for `graph`, in one pass over the data."""
-    means = ChannelMeans(channel_axes(plan) if correct_bias else {})
-    show = (tuple(means.axes), means.observe)
-    observers = calibrate(graph, plan.observed_tensors, calibration, method.start, also=show, threads=threads)
+    names = list(dict.fromkeys(plan.observed_tensors))
+    axes = channel_axes(plan) if correct_bias else {}
+    for later in wanted_later(calibration, method):  # in the same pass what the other runtimes' forms will ask for
+        kept = [node for node in graph.graph if stays_float(node)]
+        other = PROFILES[later].plan(graph, op_types=op_types, exclude=kept)
+        names = list(dict.fromkeys([*names, *other.observed_tensors]))
+        axes = (channel_axes(other) if correct_bias else {}) | axes
+    observers, means = take(graph, names, axes, calibration, method)
+    rest, unseen = [name for name in names if name not in observers], [n for n in means.axes if n not in means.sums]
+    if rest or unseen or not names:
+        show = (tuple(unseen), means.observe)
+        observers |= calibrate(graph, rest, calibration, method.start, also=show, threads=threads)
+    keep(graph, calibration, method, observers, means)
     layers = tuple(str(site.node.name) for site in plan.sites if site.node.op_type in HEAVY)
     return Calibrated(graph, ranges_of(plan, observers), means, weights, op_types, layers)
 
