@@ -192,6 +192,35 @@ def test_tensors_that_are_nearly_even_about_zero_have_no_zero_point_for_openvino
 
 
 @installed
+def test_products_along_both_axes_of_their_weights_run_in_int8_in_openvino():
+    """Weights that share one initializer of zero points along different axes ran in float."""
+    torch.manual_seed(0)
+
+    class Products(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.first, self.second = (
+                torch.nn.Conv2d(3, 32, 4, 4),
+                *(torch.nn.Linear(32, 32) for _ in "12"),
+            )
+
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            return self.second(torch.relu(self.first(tokens)).mean(1))
+
+    module, x = Products().eval(), torch.randn(8, 3, 16, 16)
+    step = compress.quantize_static(module, [x], target="x86-vnni", runtime="openvino", accuracy="fast")
+    zeros = [n for n in step.model.graph if n.op_type == "DequantizeLinear" and n.inputs[0].is_initializer()]
+    assert zeros and all(len(n.inputs) == 2 or n.inputs[2] is None for n in zeros)
+    wanted = module(x).detach().numpy()
+    for name in ("onnxruntime", "openvino"):
+        assert _error_db((wanted,), find_runtime(name).open(step.model, threads=1).run(x)) > 25, name
+    found = find_runtime("openvino").open(step.model, threads=1).precisions()
+    layers = {name: kind for name, kind in found.items() if "MatMul" in name or "Gemm" in name}
+    assert layers and set(layers.values()) <= {"u8", "i8"}, layers
+
+
+@installed
 def test_profiles_name_the_layers(block):
     graph, x = block
     session = find_runtime("openvino").open(graph, threads=1, profile=True)

@@ -14,7 +14,7 @@ from compress.graph.folding import constant_array
 from compress.quantization.arithmetic import Grid, symmetric_grid
 from compress.quantization.bias_correction import ChannelMeans, channel_axes, correct_biases, input_names, shift_biases
 from compress.quantization.calibration import calibrate
-from compress.quantization.finishing import finish
+from compress.quantization.finishing import finish, without_zero_points
 from compress.quantization.insertion import WeightOptions, insert
 from compress.quantization.kernels import HEAVY
 from compress.quantization.naming import Namer
@@ -89,6 +89,8 @@ class Calibrated:
         stored = self._tables(graph, out) if tables and only is None and fold else {}
         if fold:
             graph = finish(fold_weights(graph), tables=stored)
+            if not PROFILES[self.profile].weight_zeros:
+                without_zero_points(graph)
         listed = tuple(_changes(plan, self, carried, stored))
         return Step("quantize static", graph, listed, (*self.notes, *_notes(plan, self.weights)))
 

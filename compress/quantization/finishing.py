@@ -97,3 +97,16 @@ def _drop_notes(graph: ir.Model) -> None:
         for value in (*part.inputs, *part.initializers.values()):
             value.metadata_props.clear()
     graph.doc_string = None
+
+
+def without_zero_points(graph: ir.Model) -> ir.Model:
+    """Leave out, in place, the zero points of signed weights, which are 0 without being named; return the graph."""
+    for node in graph.graph:
+        if node.op_type != "DequantizeLinear" or len(node.inputs) < 3 or node.inputs[0] is None:
+            continue
+        zero = constant_array(node.inputs[2])
+        stored = node.inputs[0].is_initializer() or node.inputs[0].const_value is not None
+        if stored and zero is not None and zero.dtype == np.int8 and not zero.any():
+            node.resize_inputs(2)
+    remove_unused(graph)
+    return graph
