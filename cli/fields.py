@@ -41,7 +41,8 @@ class Amounts(click.ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float | tuple[float, ...]:
         if not isinstance(value, str):
-            return value
+            typed: float | tuple[float, ...] = value
+            return typed
         parts = [part.strip() for part in value.split(",")]
         try:
             numbers = tuple(map(float, parts))

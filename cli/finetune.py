@@ -16,7 +16,7 @@ from compress.pipeline.outputs import Output
 from compress.training.options import FinetuneOptions
 
 if TYPE_CHECKING:
-    from compress.pipeline.train import TrainChoices
+    from compress.pipeline.train import RunChoices
 
 
 @click.command(
@@ -47,7 +47,7 @@ def command(
     teacher: str | None,
     report: tuple[Path, ...],
     settings: Settings,
-    run: TrainChoices,
+    run: RunChoices,
 ) -> None:
     """Train MODEL on from its --weights (a .pt2 or .onnx file carries its own) and report it beside what it was."""
     from compress.pipeline.train import train

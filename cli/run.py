@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from cli.options import examples, output_options, report_option, run_options
 from cli.printing import show
 from compress.pipeline.inputs import Settings
 from compress.pipeline.outputs import Output
+
+if TYPE_CHECKING:
+    from compress.pipeline.pipeline import Planned
 
 
 @click.command(
@@ -55,7 +59,7 @@ def command(
     show(run(read, output=place, resume=resume, settings=settings), settings, report)
 
 
-def _print_plan(stages: list, settings: Settings) -> None:  # type: ignore[type-arg]
+def _print_plan(stages: list[Planned], settings: Settings) -> None:
     import json
 
     if settings.json:

@@ -16,7 +16,7 @@ from compress.pipeline.outputs import Output
 from compress.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from compress.pipeline.train import TrainChoices
+    from compress.pipeline.train import RunChoices
 
 
 @click.command(
@@ -45,7 +45,7 @@ def command(
     teacher: str | None,
     report: tuple[Path, ...],
     settings: Settings,
-    run: TrainChoices,
+    run: RunChoices,
 ) -> None:
     """Train MODEL and leave its weights, ONNX file, checkpoints and report in OUT.
 

@@ -69,7 +69,7 @@ def from_file(path: Path | None) -> dict[str, Any]:
 
 
 def run_choices(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what a run needs beside its options, from --resume to --weights-format; the command receives `run: TrainChoices`."""
+    """Add what a run needs beside its options, from --resume to --weights-format; the command receives `run: RunChoices`."""
 
     @functools.wraps(command)
     def wrapper(**rest: Any) -> Any:

@@ -51,7 +51,8 @@ def batches_of(value: Any, part: str = "calibration") -> Iterable[Any]:
     if isinstance(value, Batch):
         return [value]
     if callable(getattr(value, "loader", None)):
-        return value.loader(_part_of(value, part))
+        batches: Iterable[Any] = value.loader(_part_of(value, part))
+        return batches
     if is_pair_of_loaders(value):
         return batches_of(value[1] if part == "test" and value[1] is not None else value[0], part)
     if isinstance(value, (Tensor, np.ndarray)) or is_mapping(value):

@@ -21,7 +21,7 @@ from compress.errors import OutputError
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 _OURS: set[tuple[int, str]] = set()  # flock does not tell threads of one process apart when a descriptor is shared
 _GUARD = threading.Lock()

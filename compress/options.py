@@ -82,7 +82,7 @@ def check_fields(options: Any, what: str) -> None:
         _check_effect(field, options, what)
 
 
-def _check_type(field: dataclasses.Field, value: Any, what: str) -> None:
+def _check_type(field: dataclasses.Field[Any], value: Any, what: str) -> None:
     kind = str(field.type)
     if value is None and "None" in kind:
         return
@@ -107,7 +107,7 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _check_range(field: dataclasses.Field, value: Any, what: str) -> None:
+def _check_range(field: dataclasses.Field[Any], value: Any, what: str) -> None:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return
     limits: Mapping[str, Any] = field.metadata
@@ -124,7 +124,7 @@ def _check_range(field: dataclasses.Field, value: Any, what: str) -> None:
         raise InputError(f"{what} option {field.name} must be {' and '.join(parts) or 'a number'}, got {value!r}")
 
 
-def _check_effect(field: dataclasses.Field, options: Any, what: str) -> None:
+def _check_effect(field: dataclasses.Field[Any], options: Any, what: str) -> None:
     value = getattr(options, field.name)
     switched_off = value is False and field.default is None
     if value == field.default or switched_off or not field.metadata.get("idle"):
@@ -144,11 +144,11 @@ def spelled_out(kind: type[Options], options: Options | None, fields: Mapping[st
     Raises:
         InputError: a name that is no field; the nearest one is given.
     """
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # any dataclass
     for name in fields:
         if name not in known:
             raise InputError(f"{verb} has no option {name!r}; {nearest(name, known)}")
     if options is not None and not isinstance(options, kind):
         raise InputError(f"{verb} takes its options as {kind.__name__}, got {type(options).__name__}")
     base = kind() if options is None else options
-    return dataclasses.replace(base, **fields) if fields else base  # type: ignore[type-var]
+    return dataclasses.replace(base, **fields) if fields else base  # type: ignore[type-var]  # any dataclass

@@ -23,7 +23,7 @@ def tell(text: str) -> None:
         print(f"compress: {text}", file=sys.stderr, flush=True)
 
 
-def track(items: Iterable[Any] | None, description: str, *, total: int | None = None, unit: str = "batch") -> tqdm:
+def track(items: Iterable[Any] | None, description: str, *, total: int | None = None, unit: str = "batch") -> tqdm[Any]:
     """Return a tqdm bar over `items` on stderr; shown only where stderr is a terminal."""
     hidden = _quiet or not sys.stderr.isatty()
     return tqdm(items, desc=description, total=total, unit=unit, disable=hidden, leave=False, file=sys.stderr)

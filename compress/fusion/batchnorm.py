@@ -79,7 +79,7 @@ def fold(layer: nn.Module, batchnorm: nn.Module) -> None:
     weight, bias = layer.weight, layer.bias
     gamma = batchnorm.weight if isinstance(batchnorm.weight, Tensor) else torch.ones_like(mean)
     beta = batchnorm.bias if isinstance(batchnorm.bias, Tensor) else torch.zeros_like(mean)
-    scale = gamma.double() / torch.sqrt(variance.double() + float(batchnorm.eps))  # type: ignore[arg-type]
+    scale = gamma.double() / torch.sqrt(variance.double() + float(batchnorm.eps))  # type: ignore[arg-type]  # a number in every batch-norm
     start = bias.double() if bias is not None else torch.zeros_like(mean, dtype=torch.float64)
     new_bias = scale * (start - mean.double()) + beta.double()
     new_weight = weight.double() * _over_outputs(scale, layer)
@@ -90,7 +90,7 @@ def fold(layer: nn.Module, batchnorm: nn.Module) -> None:
 
 def _over_outputs(scale: Tensor, layer: nn.Module) -> Tensor:
     """Shape the per-channel scale so that it multiplies the weight's output channels."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+    weight: Tensor = layer.weight  # type: ignore[assignment]  # a parameter
     if not isinstance(layer, _TRANSPOSED):
         return scale.reshape(-1, *[1] * (weight.ndim - 1))
     # Weight (in, out / groups, …): rows of group g make the output channels of group g.
@@ -118,6 +118,6 @@ def _refusal(module: nn.Module, found: Found) -> str:
     if layer._forward_hooks:
         return f"{found.layer} has forward hooks, which see its output before the batch-norm"
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    if channels != batchnorm.running_mean.numel():  # type: ignore[operator]
+    if channels != batchnorm.running_mean.numel():  # type: ignore[operator]  # kept statistics: checked by the caller
         return f"it normalizes another dimension than the {channels} outputs of {found.layer}"
     return ""

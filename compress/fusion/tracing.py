@@ -109,7 +109,7 @@ def _exported(name: str, calls: list[fx.Node], owned: dict[str, str]) -> Found:
     if weight is None:
         return Found(name, refusal="the weight of the layer before it is computed while running")
     layer = weight.rpartition(".")[0]
-    if len(source.args[1].users) > 1:  # type: ignore[union-attr]
+    if len(source.args[1].users) > 1:  # type: ignore[union-attr]  # a node: matched above
         return Found(name, refusal=f"{layer} is used more than once, or shares its weight")
     others = [user.name for user in source.users if user is not call and not _passes_through(user)]
     if others or len(source.users) > 1:

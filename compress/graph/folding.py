@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +21,7 @@ _MAKES_LARGER = frozenset({"Expand", "Tile", "ConstantOfShape", "Range", "Pad", 
 # number would otherwise write megabytes of it.
 _FREE_ELEMENTS = 16_384
 _NARROW = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
-_WIDENED: weakref.WeakKeyDictionary[ir.Node, ir.Tensor] = weakref.WeakKeyDictionary()
+_WIDENED: weakref.WeakKeyDictionary[ir.Node, ir.Tensor[Any]] = weakref.WeakKeyDictionary()
 _NAMES = "compress.names"  # note in memory on a graph whose names are being made
 
 

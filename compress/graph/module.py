@@ -132,7 +132,7 @@ class GraphModule(nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
         import onnx
 
         self.graph = ir.from_proto(onnx.ModelProto.FromString(state["graph"]))

@@ -9,6 +9,8 @@ as the identity, the clamp stops the gradient outside its range.
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -30,11 +32,11 @@ class RoundThrough(torch.autograd.Function):
     """Round half to even; the gradient passes as if it were the identity."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return torch.round(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 

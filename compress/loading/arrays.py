@@ -77,7 +77,7 @@ def open_arrays(
 
 def as_dataset(
     x: np.ndarray, y: Tensor | None, where: str, preprocessing: Preprocessing | Callable[[Any], Tensor]
-) -> Dataset:
+) -> Dataset[Any]:
     """Return one part as a data set; what x means follows from its type and shape (see `open_arrays`)."""
     if x.ndim == 0:
         raise DataError(f"{where} is a single value; the first dimension must be the samples")

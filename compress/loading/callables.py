@@ -33,7 +33,10 @@ def import_callable(spec: str) -> Callable[..., Any]:
 
 def _imported(source: str) -> ModuleType:
     """Import it; where a torchvision wheel of another torch stops that, once more with torchvision opened by our door."""
-    find = (lambda: _import_file(Path(source))) if source.endswith(".py") else (lambda: _import_module(source))
+
+    def find() -> ModuleType:
+        return _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+
     try:
         return find()
     except InputError as error:
@@ -95,7 +98,8 @@ def _attribute(module: ModuleType, source: str, name: str) -> Callable[..., Any]
         value = getattr(value, part)
     if not callable(value):
         raise InputError(f"{source}:{name} is a {type(value).__name__}, not a function or class")
-    return value
+    found: Callable[..., Any] = value
+    return found
 
 
 @contextlib.contextmanager

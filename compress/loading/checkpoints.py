@@ -183,7 +183,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{str(path)!r} is not a safetensors file, or is truncated; fetch or save it again"
         ) from error
     if listed is not None:
-        state._metadata = listed  # type: ignore[attr-defined]
+        state._metadata = listed  # type: ignore[attr-defined]  # torch sets it, undeclared
     return state
 
 
@@ -235,7 +235,7 @@ def _stripped(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     renamed = _like(state, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
     known = getattr(renamed, "_metadata", None)
     if known is not None:
-        renamed._metadata = {  # type: ignore[attr-defined]
+        renamed._metadata = {  # type: ignore[attr-defined]  # torch sets it, undeclared
             f"{name}.".removeprefix(prefix)[:-1]: value  # the entry of the wrapped module itself has no dot
             for name, value in known.items()
             if f"{name}.".startswith(prefix)

@@ -52,9 +52,9 @@ class Data:
     """
 
     name: str
-    train: Dataset | None
-    calibration: Dataset | None
-    test: Dataset | None
+    train: Dataset[Any] | None
+    calibration: Dataset[Any] | None
+    test: Dataset[Any] | None
     classes: tuple[str, ...] | None
     num_classes: int | None
     input_shape: tuple[int, ...]
@@ -72,11 +72,11 @@ class Data:
         drop_last: bool = False,
         pin_memory: bool = False,
         seed: int = 0,
-        sampler: Sampler | Iterable | None = None,
+        sampler: Sampler[Any] | Iterable[Any] | None = None,
         limit: int | None = None,
         augment: Augmentation | Mapping[str, Any] | None = None,
         **options: Unpack[LoaderKeywords],
-    ) -> DataLoader:
+    ) -> DataLoader[Any]:
         """Return a DataLoader over one part, to be iterated as often as wanted.
 
         Shuffling, augmentation and workers draw from `seed`: two loaders made alike yield the same epochs. `limit`
@@ -116,7 +116,7 @@ class Data:
         loader.label = f"the {part} part of data {self.name!r}"
         return loader
 
-    def part(self, name: str) -> Dataset:
+    def part(self, name: str) -> Dataset[Any]:
         """Return a part by name.
 
         Raises:
@@ -124,7 +124,7 @@ class Data:
         """
         if name not in PARTS:
             raise DataError(f"unknown part {name!r}; {nearest(name, PARTS)}")
-        dataset = getattr(self, name)
+        dataset: Dataset[Any] | None = getattr(self, name)
         if dataset is None:
             advice = {
                 "calibration": "add x_calibration or a folder calibration, or leave test samples over with --test-samples",
@@ -147,7 +147,7 @@ class Data:
         return {name: size(part) for name, part in parts.items() if part is not None and not is_stream(part)}
 
 
-class _Loader(DataLoader):
+class _Loader(DataLoader[Any]):
     """A loader that says in one line which data failed: a data set of the user's own may raise anything."""
 
     label = "the data"
@@ -289,7 +289,8 @@ def _chosen(preprocessing: Any, given: Mapping[str, Any]) -> Preprocessing | Cal
         return adjusted(preprocessing, **given)
     if preprocessing is not None and any_given(given):
         raise DataError("a preprocessing function replaces resize, crop, mean and std; leave those out")
-    return preprocessing
+    function: Callable[[Any], Tensor] | None = preprocessing
+    return function
 
 
 def _default(chosen: Any, base: Preprocessing, given: Mapping[str, Any]) -> Preprocessing | Callable[[Any], Tensor]:
@@ -373,7 +374,7 @@ def _from_factory(spec: str, made: Any, classes: tuple[str, ...] | None) -> Part
     )
 
 
-def _as_part(value: Any, where: str) -> Dataset:
+def _as_part(value: Any, where: str) -> Dataset[Any]:
     if isinstance(value, DataLoader):
         return value.dataset
     if isinstance(value, IterableDataset):
@@ -390,9 +391,11 @@ def _as_part(value: Any, where: str) -> Dataset:
     if isinstance(value, (Tensor, np.ndarray)):
         return as_dataset(np.asarray(value), None, where, Preprocessing())
     if isinstance(value, Batch) or (is_list_of_batches(value) and _are_batches(value)):
-        return _one_of([value] if isinstance(value, Batch) else value, where)
+        whole: Dataset[Any] = _one_of([value] if isinstance(value, Batch) else value, where)
+        return whole
     if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
-        return value
+        indexed: Dataset[Any] = value
+        return indexed
     raise DataError(f"{where} is a {type(value).__name__}; return data sets (len and [index]) or pairs of arrays")
 
 
@@ -434,7 +437,7 @@ def _one_of(batches: Iterable[Any], where: str) -> Any:
     return list(zip(samples, [None] * len(samples) if y is None else y))
 
 
-def _count_classes(parts: Sequence[Dataset]) -> int | None:
+def _count_classes(parts: Sequence[Dataset[Any]]) -> int | None:
     """Labels of in-memory parts are counted; looking at every sample of others could take hours."""
     labels = [
         part.y if not isinstance(part, TensorDataset) else part.tensors[-1] for part in parts if hasattr(part, "y")

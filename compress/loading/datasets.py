@@ -16,7 +16,7 @@ from compress.loading.preprocessing import Preprocessing
 ToTensor = Callable[[Any], Tensor]  # a user's own preprocessing: PIL image → tensor
 
 
-class ArrayDataset(Dataset):
+class ArrayDataset(Dataset[Any]):
     """Samples held in memory: (x[i], y[i]), or x[i] alone where there are no targets.
 
     With `preprocessing`, x holds uint8 or float pixels (N, C, H, W) that become normalized floats when they are read.
@@ -42,7 +42,7 @@ class ArrayDataset(Dataset):
         return list(x) if self.y is None else list(zip(x, self.y[chosen]))
 
 
-class FileDataset(Dataset):
+class FileDataset(Dataset[Any]):
     """Image files with their labels; read, preprocessed one at a time. Label None: the image alone."""
 
     def __init__(self, files: Sequence[tuple[Path, int | None]], preprocessing: Preprocessing | ToTensor):
@@ -64,7 +64,7 @@ class FileDataset(Dataset):
         return pixels if label is None else (pixels, label)
 
 
-class PreprocessedDataset(Dataset):
+class PreprocessedDataset(Dataset[Any]):
     """Another data set of (PIL image, label), preprocessed."""
 
     def __init__(self, dataset: Any, preprocessing: Preprocessing | ToTensor):
@@ -79,7 +79,7 @@ class PreprocessedDataset(Dataset):
         return (to_tensor(self.preprocessing, image), *rest)
 
 
-class ImageArrayDataset(Dataset):
+class ImageArrayDataset(Dataset[Any]):
     """Pixels (N, H, W) or (N, H, W, C) handed as PIL images to a preprocessing of the user's own."""
 
     def __init__(self, x: Tensor, y: Tensor | None, preprocessing: ToTensor):
@@ -108,7 +108,7 @@ def to_tensor(preprocessing: Preprocessing | ToTensor, image: Any) -> Tensor:
     return result
 
 
-class NamedArrayDataset(Dataset):
+class NamedArrayDataset(Dataset[Any]):
     """Inputs by name, each an array with the samples in dimension 0; a sample is a mapping, its target under "labels"."""
 
     def __init__(self, columns: Mapping[str, Tensor], y: Tensor | None) -> None:

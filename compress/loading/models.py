@@ -51,7 +51,8 @@ def load(
     loaded = open_model(spec, weights=weights, model_args=model_args, trust_pickle=trust_pickle)
     for note in loaded.notes:
         warnings.warn(note, stacklevel=2)
-    return loaded.model
+    model: nn.Module | ir.Model = loaded.model
+    return model
 
 
 def open_model(

@@ -22,10 +22,10 @@ class Parts:
     """The parts that a source found, before splitting; `whole` is data that came in one piece."""
 
     name: str
-    train: Dataset | None = None
-    calibration: Dataset | None = None
-    test: Dataset | None = None
-    whole: Dataset | None = None
+    train: Dataset[Any] | None = None
+    calibration: Dataset[Any] | None = None
+    test: Dataset[Any] | None = None
+    whole: Dataset[Any] | None = None
     classes: tuple[str, ...] | None = None
     num_classes: int | None = None
     collate: Callable[[list[Any]], Any] | None = None
@@ -56,7 +56,7 @@ def complete(parts: Parts, *, calibration_samples: int | None, test_samples: int
     return _with_calibration(parts, left_out, calibration_samples, seed)
 
 
-class Streamed(IterableDataset):
+class Streamed(IterableDataset[Any]):
     """Some samples of a stream, by their number: a part of data of unknown length."""
 
     def __init__(self, source: Any, chosen: Callable[[int], bool], most: int | None = None) -> None:
@@ -86,14 +86,14 @@ def _streamed(parts: Parts, calibration: int | None, test: int | None) -> Parts:
     return parts
 
 
-def size(part: Dataset) -> int:
+def size(part: Dataset[Any]) -> int:
     """Return the number of samples of a map-style data set.
 
     Raises:
         DataError: it is a stream, or has no length.
     """
     try:
-        return len(part)  # type: ignore[arg-type]
+        return len(part)  # type: ignore[arg-type]  # sized: streams are told apart before
     except TypeError as error:
         raise DataError(
             f"a {type(part).__name__} has no length; give a map-style data set (len and [index])"
@@ -106,7 +106,7 @@ def draw(count: int, total: int, seed: int) -> tuple[list[int], list[int]]:
     return order[:count], sorted(order[count:])
 
 
-def subset(part: Dataset, indices: Sequence[int]) -> Dataset:
+def subset(part: Dataset[Any], indices: Sequence[int]) -> Dataset[Any]:
     """Return some samples of `part`, without stacking one subset on another."""
     if isinstance(part, Subset):
         return Subset(part.dataset, [part.indices[index] for index in indices])
@@ -124,14 +124,14 @@ def _with_test(parts: Parts, seed: int) -> Parts:
     return replace(parts, whole=None, train=subset(pool, rest), test=subset(pool, sorted(chosen)))
 
 
-def _limited_test(parts: Parts, limit: int | None, seed: int) -> tuple[Parts, Dataset | None]:
+def _limited_test(parts: Parts, limit: int | None, seed: int) -> tuple[Parts, Dataset[Any] | None]:
     if parts.test is None or limit is None or size(parts.test) <= limit:
         return parts, None
     chosen, rest = draw(limit, size(parts.test), seed + 1)
     return replace(parts, test=subset(parts.test, sorted(chosen))), subset(parts.test, rest)
 
 
-def _with_calibration(parts: Parts, left_out: Dataset | None, limit: int | None, seed: int) -> Parts:
+def _with_calibration(parts: Parts, left_out: Dataset[Any] | None, limit: int | None, seed: int) -> Parts:
     if parts.calibration is not None:
         total = size(parts.calibration)
         chosen, _ = draw(min(limit or total, total), total, seed + 2)  # shuffled: the first batches hold all classes

@@ -44,7 +44,7 @@ class Table:
     length: int | None
 
 
-class TextDataset(Dataset):
+class TextDataset(Dataset[Any]):
     """Token ids of each text, as the tokenizer made them, with its label (None without)."""
 
     def __init__(self, encodings: Sequence[Mapping[str, list[int]]], y: Tensor | None) -> None:

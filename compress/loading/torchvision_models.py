@@ -18,7 +18,7 @@ from compress.loading.torchvision_ops import torchvision
 
 def names() -> list[str]:
     """Return the names of torchvision's classifiers."""
-    return torchvision.models.list_models(module=torchvision.models)
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def build(name: str, weights: str | Path | None, arguments: dict[str, Any]) -> LoadedModel:

@@ -47,11 +47,11 @@ def switch_for_export(module: nn.Module) -> tuple[str, ...]:
     found = []
     for name, part in module.named_modules():
         if name and isinstance(vars(part).get("export", getattr(type(part), "export", None)), bool):
-            part.export = True  # type: ignore[assignment]  # no attribute of nn.Module: the head's own
+            part.export = True  # no attribute of nn.Module: the head's own
             if isinstance(getattr(part, "dynamic", None), bool):
-                part.dynamic = True  # type: ignore[assignment]  # anchors for any batch and size
+                part.dynamic = True  # anchors for any batch and size
             if getattr(part, "format", "") is None:
-                part.format = "onnx"  # type: ignore[assignment]
+                part.format = "onnx"
             found.append(f"{type(part).__name__} {name!r}")
     return (f"the export form of {', '.join(found)} is on",) if found else ()
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compress.batches import read_batch
+from compress.batches import read_batch, resized_batch
 from compress.counting import counted
 from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import resized_batch
 from compress.graph.folding import stored_bytes
 from compress.measures import deciding
 from compress.measures.opening import Measures

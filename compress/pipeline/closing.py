@@ -10,10 +10,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compress.batches import Batch, first_batches, read_batch
+from compress.batches import Batch, first_batches, read_batch, resized_batch
 from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import Target, model_in, resized_batch, runtime_of
+from compress.evaluation.runners import Target, model_in, runtime_of
 from compress.evaluation.size import count_macs, count_parameters, open_model_of, size_bytes, sparsity
 from compress.pipeline.details import layer_details
 from compress.pipeline.job import Delivery, Job

@@ -138,11 +138,11 @@ def _in_runtimes(name: str, target: Target, runtime: str, crashes: list[str]) ->
     if runtime == AUTO:
         found = {name: target}
         for other in others_installed() if is_file else []:
-            crash = crash_of(other, target)  # type: ignore[arg-type]
+            crash = crash_of(other, target)  # type: ignore[arg-type]  # a file: others are left out above
             if crash:
                 crashes.append(f"{crash}; it has no row")
             else:
-                found[f"{name} ({other})"] = Runnable(target, other)  # type: ignore[arg-type]
+                found[f"{name} ({other})"] = Runnable(target, other)  # type: ignore[arg-type]  # what runtimes take
         return found
     asked = find_runtime(runtime)
     asked.check()
@@ -154,7 +154,7 @@ def _in_runtimes(name: str, target: Target, runtime: str, crashes: list[str]) ->
         return {name: target}
     if not is_file:
         raise InputError(f"{asked.name} runs ONNX files, and {name!r} is none; export it first")
-    return {name: Runnable(target, asked.name)}  # type: ignore[arg-type]
+    return {name: Runnable(target, asked.name)}  # type: ignore[arg-type]  # what runtimes take
 
 
 def sources_of(models: Any) -> list[ModelSource]:

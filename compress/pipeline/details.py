@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compress.batches import Batch, example_batch
-from compress.evaluation.runners import resized_batch
+from compress.batches import Batch, example_batch, resized_batch
 from compress.graph.folding import constant_array
 from compress.onnx_files import give_back, give_back_all, read_onnx
 from compress.pipeline.layer_noise import layer_noise
@@ -144,7 +143,7 @@ def weight_rows(graph: ir.Model, source: ir.Model | None) -> tuple[list[dict[str
         original = None if source is None else _original(source, name)
         if original is not None and original.shape == real.shape:
             errors[name] = float(np.linalg.norm(original - real) / max(float(np.linalg.norm(original)), 1e-12))
-            give_back(source.graph.initializers[name].const_value)  # type: ignore[union-attr]
+            give_back(source.graph.initializers[name].const_value)  # type: ignore[union-attr]  # a graph: it has initializers
     for value in graph.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and len(tensor.shape) >= 2 and tensor.dtype == ir.DataType.FLOAT:
@@ -191,7 +190,7 @@ def activation_range(graph: ir.Model, name: str) -> tuple[float, ...]:
     for node in graph.graph:
         if node.op_type != "QuantizeLinear" or node.inputs[0] is None or node.inputs[0].name != name:
             continue
-        scale, zero = (node.inputs[i].const_value.numpy() for i in (1, 2))  # type: ignore[union-attr]
+        scale, zero = (node.inputs[i].const_value.numpy() for i in (1, 2))  # type: ignore[union-attr]  # quantized codes have both
         limits = np.iinfo(zero.dtype)
         return tuple(float((edge - int(zero)) * float(scale)) for edge in (limits.min, limits.max))
     return ()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compress import state
+from compress.batches import resized_batch
 from compress.errors import InputError, OutputError
-from compress.evaluation.runners import resized_batch
 from compress.graph.dimensions import Wanted
 from compress.graph.exporting import export as export_graph
 from compress.graph.opset import check_opset

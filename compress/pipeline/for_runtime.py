@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compress.batches import resized_batch
 from compress.errors import InputError, nearest
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import Runnable, Target, resized_batch
+from compress.evaluation.runners import Runnable, Target
 from compress.onnx_files import save_onnx
 from compress.pipeline.inputs import Opened
 from compress.pipeline.job import CLOSING_SECONDS, Job

@@ -107,7 +107,9 @@ class Opened:
         """What the user should know of the model and the data before reading any figure."""
         return (*self.loaded.notes, *(self.data.notes if self.data is not None else ()))
 
-    def loader(self, part: str, *, batch_size: int | None = None, sampler: Iterable[int] | None = None) -> DataLoader:
+    def loader(
+        self, part: str, *, batch_size: int | None = None, sampler: Iterable[int] | None = None
+    ) -> DataLoader[Any]:
         """Return the loader of one part of the data, in batches of the source's size where no other is given.
 
         Raises:
@@ -123,11 +125,11 @@ class Opened:
         return data.loader(part, batch_size=size, seed=self.seed, sampler=sampler)
 
     @property
-    def test(self) -> DataLoader | None:
+    def test(self) -> DataLoader[Any] | None:
         """The test loader, or None where there is nothing to measure accuracy on."""
         return None if self.data is None or self.data.test is None else self.loader("test")
 
-    def calibration(self) -> DataLoader:
+    def calibration(self) -> DataLoader[Any]:
         """Real samples to set ranges with: the calibration part, else the training part."""
         data = self.data
         trains = data is not None and data.calibration is None and data.train is not None

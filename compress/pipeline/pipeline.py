@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from compress import state
+from compress.batches import resized_batch
 from compress.counting import counted
 from compress.errors import OutputError
-from compress.evaluation.runners import open_runner, resized_batch
+from compress.evaluation.runners import open_runner
 from compress.locking import claimed
 from compress.measures.opening import Measures
 from compress.onnx_files import save_onnx
@@ -124,7 +125,7 @@ class Pipeline:
                         stage.name, _options(stage), cache.has(stage.name, key), stage.cost(start_of(opened), seconds)
                     )
                 )
-        tests = 0 if opened.test is None else len(opened.test.dataset)  # type: ignore[arg-type]
+        tests = 0 if opened.test is None else len(opened.test.dataset)  # type: ignore[arg-type]  # a data set with a length
         rows = 2 + any(stage.name in ("prune", "finetune") for stage in self.stages)
         cost = f"about {duration(rows * tests * seconds + 20)}: {counted(rows, 'model')}, {counted(tests, 'sample')}"
         return [*found, Planned("evaluate", "", False, cost)]

@@ -59,7 +59,7 @@ def _few(job: Job) -> tuple[Any, int]:
     data = job.opened.data
     assert data is not None and data.test is not None
     try:
-        size = len(data.test)  # type: ignore[arg-type]
+        size = len(data.test)  # type: ignore[arg-type]  # what has none raises, and is told apart
     except TypeError:
         return next(iter(job.opened.loader("test"))), 0
     taken = min(SAMPLES, size)

@@ -214,7 +214,7 @@ class Finetune(ModuleStage):
         if data is None or data.train is None:
             return "cannot run: there is no training data"
         passes = 4 if self.distill else 3  # forward, twice that for backward, and the teacher
-        samples = len(data.train)  # type: ignore[arg-type]
+        samples = len(data.train)  # type: ignore[arg-type]  # a data set with a length
         seconds = self.options.epochs * samples * seconds_per_sample * passes
         return f"about {duration(seconds)}: {counted(self.options.epochs, 'epoch')} of {counted(samples, 'sample')}"
 

@@ -60,17 +60,22 @@ class TrainJob:
     metric: Any = None
 
 
-class TrainChoices(TypedDict, total=False):
-    """The keywords of `train` that `finetune` takes as well."""
+class RunChoices(TypedDict, total=False):
+    """What a run needs beside its options."""
 
-    options: TrainOptions | None
-    teacher: ModelSource | Any | None
     resume: bool
     tensorboard: bool
     nproc: int
     device: str
     weights_format: str
     metric: Any
+
+
+class TrainChoices(RunChoices, total=False):
+    """The keywords of `train` that `finetune` takes as well."""
+
+    options: TrainOptions | None
+    teacher: ModelSource | Any | None
     settings: Settings | None
 
 

@@ -275,7 +275,7 @@ def _attribute(graph: GraphModule, name: str) -> Any:
     return value
 
 
-def _call(trace: Trace, node: Node, args: tuple, kwargs: dict[str, Any], env: dict[Node, Any]) -> Any:
+def _call(trace: Trace, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], env: dict[Node, Any]) -> Any:
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], (tuple, list)) else args[0]
     graphs = [item for item in args if isinstance(item, GraphModule)]

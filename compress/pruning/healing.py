@@ -107,7 +107,7 @@ def heal(
     teacher, twin = copied(teacher), copied(module)
     if _is_of_images(pool.learn):  # the layout in which processors run and train convolutions faster
         for network in (teacher, twin):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # an overload that torch does not declare
     with slow_attention(), evaluating(teacher), _trainable(twin):
         twin.eval()
         pairs = _Pairs(twin, teacher, outputs or {}, pool.judge[0])

@@ -35,7 +35,7 @@ def views(
         return
     weights = {layer.name: id(layer.part.weight) for layer in layers}
     owners = dict(original.named_modules())
-    before = pair[0].places({name: id(owners[name].weight) for name in weights})  # type: ignore[union-attr]
+    before = pair[0].places({name: id(owners[name].weight) for name in weights})
     after = pair[1].places(weights)
     together = [layer for layer in layers if layer.name in before and layer.name in after and _is_direct(layer)]
     run = _Lockstep(pair[0], pair[1], {layer.name: (before[layer.name], after[layer.name]) for layer in together}, even)
@@ -136,7 +136,7 @@ class _Lockstep:
             seen.inputs.append(rows.unflatten(1, (groups, -1)))
             seen.wanted.append(wanted[number])
             if branch:
-                now = self._taken(layer, self.after.value(place.other, number), cut=False)  # type: ignore[arg-type]
+                now = self._taken(layer, self.after.value(place.other, number), cut=False)  # type: ignore[arg-type]  # set where this is asked
                 seen.lacking.append(streams[number] - now)
         return seen
 
@@ -152,6 +152,6 @@ class _Lockstep:
         node = place.batchnorm
         assert node is not None
         weight, mean, variance = (node.args[number] for number in (1, 3, 4))
-        spread = torch.rsqrt(self.after.known[variance] + node.args[7])  # type: ignore[index, operator]
-        factor = spread if weight is None else spread * self.after.known[weight].detach()  # type: ignore[index]
-        return factor, self.after.known[mean]  # type: ignore[index]
+        spread = torch.rsqrt(self.after.known[variance] + node.args[7])  # type: ignore[index]  # an argument that is a node
+        factor = spread if weight is None else spread * self.after.known[weight].detach()  # type: ignore[index]  # a node
+        return factor, self.after.known[mean]  # type: ignore[index]  # a node

@@ -158,7 +158,7 @@ class Replay:
         for place in range(start, stop):
             node = self.nodes[place]
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), read)
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            values[node] = node.target(*args, **kwargs)
             if node in self.watched:
                 self.watched[node](values[node], number)
             for used in (node, *node.all_input_nodes):
@@ -191,7 +191,7 @@ class Replay:
         plain = after.kwargs.get("alpha", 1) == 1 and len(others) == 1 and isinstance(others[0], Node)
         if not plain or _shape(others[0]) != _shape(node) or _shape(after) != _shape(node):
             return Place(node, batchnorm)
-        return Place(node, batchnorm, after, others[0])  # type: ignore[arg-type]
+        return Place(node, batchnorm, after, others[0])  # type: ignore[arg-type]  # they are nodes: matched above
 
     def _normalizes(self, node: Node, layer: Node) -> bool:
         """Whether it is a batch-norm with statistics of its own over the outputs of `layer`."""

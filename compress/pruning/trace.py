@@ -41,7 +41,7 @@ class Work:
 class Call:
     """One call of the program, its arguments bound to the names of the operator's schema."""
 
-    def __init__(self, node: Node, target: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    def __init__(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.node, self.target, self.args, self.kwargs = node, target, args, kwargs
         self.name = target._schema.name.split("::")[1]
         self.name = self.name.rstrip("_") if not self.name.startswith("__") else self.name

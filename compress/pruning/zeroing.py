@@ -134,7 +134,7 @@ class _Zeroing(Interpreter):
             result.append(weight)
         return result
 
-    def _normalize(self, name: str, keep: dict[int, Tensor], args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    def _normalize(self, name: str, keep: dict[int, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Normalize the part that stays, and put it back in its place."""
         value = args[0]
         part = _take(value, keep)

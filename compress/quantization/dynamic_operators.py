@@ -68,7 +68,7 @@ class Rewriter:
 
     def node(self, op_type: str, inputs: list[ir.Value | None], name: str, **options: object) -> ir.Node:
         """A node whose outputs, and itself, bear `name`."""
-        made = ir.node(op_type, inputs, name=self.name(name), **options)  # type: ignore[arg-type]
+        made = ir.node(op_type, inputs, name=self.name(name), **options)  # type: ignore[arg-type]  # attributes of any operator
         for value in made.outputs:
             value.name = self.name(f"{name}_{op_type}")
         return made
@@ -171,7 +171,7 @@ def store_embedding(rewriter: Rewriter, node: ir.Node) -> str:
     codes, scales, zero = rewriter.stored_codes(table.reshape(len(table), -1), axis=0)
     codes = codes.reshape(table.shape)
     scale_shape = (len(table), *[1] * (table.ndim - 1))
-    label = node.inputs[0].name  # type: ignore[union-attr]
+    label = node.inputs[0].name  # type: ignore[union-attr]  # such a node has that input
     stored = _once(rewriter, node.inputs[0], "codes", lambda: rewriter.codes(f"{label}_codes", codes))
     scale = _once(
         rewriter, node.inputs[0], "scale", lambda: rewriter.initializer(f"{label}_scale", scales.reshape(scale_shape))

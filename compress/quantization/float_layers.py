@@ -64,18 +64,18 @@ def _channels(node: ir.Node) -> int:
     assert weight is not None
     if node.op_type == "Conv":
         return int(weight.shape[1]) * node.attributes.get_int("group", 1)
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transB", False):
         return int(weight.shape[1])
     return int(weight.shape[0])
 
 
 def _axis(node: ir.Node) -> int:
     """The axis of the layer's input along which its channels lie."""
-    return 0 if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) else 1
+    return 0 if node.op_type == "Gemm" and node.attributes.get_int("transA", False) else 1
 
 
 def _feed_by_channel(graph: ir.Model, node: ir.Node) -> None:
-    before = node.inputs[0].producer()  # type: ignore[union-attr]
+    before = node.inputs[0].producer()  # type: ignore[union-attr]  # such a node has that input
     assert before is not None
     count, scale = _channels(node), constant_array(before.inputs[1])
     assert scale is not None

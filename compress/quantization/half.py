@@ -154,7 +154,7 @@ def _reason(node: ir.Node, opset: int, outside: dict[str, float], left_out: set[
             return f"{value.name} reaches {outside[str(value.name)]:.3g} on the calibration samples; {end}"
         array = constant_array(value) if value is not None else None
         if array is not None and array.dtype == np.float32 and not _holds(array):
-            return f"half cannot hold its constant {str(value.name)!r}"  # type: ignore[union-attr]
+            return f"half cannot hold its constant {str(value.name)!r}"  # type: ignore[union-attr]  # only of those that are there
     return ""
 
 

@@ -86,7 +86,7 @@ def rank_layers(
         error, agreement = compare_outputs(expected, _outputs(alone, inputs, threads))
         item = LayerError(name, layer_of(nodes[name]), nodes[name].op_type, error, agreement)
         if parts is not None:
-            split = {
+            split: dict[str, Any] = {
                 key: compare_outputs(expected, _outputs(graph, inputs, threads))[0]
                 for key, graph in (("weights", parts.weights), ("activations", parts.activations))
                 if graph is not None

@@ -209,7 +209,7 @@ class Planner:
             if node in self.moving:
                 for value in node.outputs:
                     if value in parent:
-                        parent[value] = root(node.inputs[0])  # type: ignore[arg-type]
+                        parent[value] = root(node.inputs[0])  # type: ignore[arg-type]  # has an input
             elif node in self.sites and node.op_type == "Concat" and self.sites[node].output in parent:
                 inputs = [root(value) for value in node.inputs if value in parent]
                 # A range shared with an unclipped tensor would no longer do the work of a Relu.
@@ -219,7 +219,7 @@ class Planner:
         return {str(value.name): str(root(value).name) for value in tensors}
 
     def _clip_of(self, value: ir.Value) -> tuple[float, float]:
-        site = self.sites.get(self.produced.get(value))  # type: ignore[arg-type]
+        site = self.sites.get(self.produced.get(value))  # type: ignore[arg-type]  # None is no key
         return (clip_bounds(site.clip) if site is not None and site.clip is not None else None) or _NO_CLIP
 
     def _observed(self, groups: dict[str, str]) -> dict[str, tuple[str, ...]]:

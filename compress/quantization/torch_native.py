@@ -205,7 +205,7 @@ def _by_eager(work: nn.Module, inputs: Batch, engine: str, left_out: Collection[
     except CompressError:
         work = copy.deepcopy(work)  # batch-norm that cannot be read stays as it is, in float
     work.train(training)
-    setting = (ao.get_default_qat_qconfig if training else ao.get_default_qconfig)(engine)
+    setting = ao.get_default_qat_qconfig(engine) if training else ao.get_default_qconfig(engine)
     for name, part in list(work.named_modules()):
         if type(part) in _EAGER_LAYERS and name and name not in left_out:
             wrapped = ao.QuantWrapper(part)
@@ -219,7 +219,7 @@ def _converted(prepared: Prepared, original: nn.Module, inputs: Batch, step: str
     work = copy.deepcopy(prepared.module).eval()
     with engine_set(prepared.engine), _quietly():
         try:
-            converted = fx.convert_fx(work) if prepared.mode == "fx" else ao.convert(work)  # type: ignore[arg-type]
+            converted = fx.convert_fx(work) if prepared.mode == "fx" else ao.convert(work)  # type: ignore[arg-type]  # fx gives a GraphModule
             with torch.no_grad():
                 call(converted, inputs)
         except Exception as error:

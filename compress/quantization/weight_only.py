@@ -130,7 +130,7 @@ def _refusal(node: ir.Node, graph: ir.Model, left_out: set[ir.Node], block: int)
         0, 1.0, 1.0,
     ):  # fmt: skip
         return "Gemm with alpha, beta or transA has no kernel for blocks"
-    inputs = int(weight.shape[1] if _turned(node) else weight.shape[0])
+    inputs = _length(weight, 1 if _turned(node) else 0)
     return "" if inputs % block == 0 else f"its {inputs} inputs are no multiple of the block of {block}"
 
 
@@ -151,7 +151,7 @@ def _products(
     found: dict[str, Products] = {}
     readers: dict[str, list[Products]] = {}
     for layer in layers:
-        size = int(layer.weight.shape[1] if layer.turned else layer.weight.shape[0])
+        size = _length(layer.weight, 1 if layer.turned else 0)
         source = layer.node.inputs[0]
         if size <= LARGEST and source is not None and source.name:
             made = Products(layer.node, size, 1, centred=False)
@@ -221,3 +221,10 @@ def _fed_back(matrix: np.ndarray, scales: np.ndarray, options: WeightOnlyOptions
     steps = np.repeat(scales, options.block, axis=0).T  # (N, K)
     rounded = feed_back(np.ascontiguousarray(matrix.T), steps, products.mean(0), high, low=low)
     return np.clip(np.rint(rounded / steps), low, high).astype(np.int8).T
+
+
+def _length(weight: ir.TensorProtocol, axis: int) -> int:
+    """One dimension of a stored tensor, which has no free ones."""
+    length = weight.shape[axis]
+    assert isinstance(length, int)
+    return length

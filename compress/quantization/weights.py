@@ -73,10 +73,10 @@ def _fold(graph: ir.Model, node: ir.Node, namer: Namer, *, saturates: bool) -> N
     codes = codes_of(node, saturates=saturates)
     if codes is None:
         return
-    initializer = namer.initializer(graph, f"{node.inputs[0].name}_q", codes)  # type: ignore[union-attr]
+    initializer = namer.initializer(graph, f"{node.inputs[0].name}_q", codes)  # type: ignore[union-attr]  # such a node has that input
     if LIMIT in node.metadata_props:
         initializer.metadata_props[LIMIT] = node.metadata_props[LIMIT]
-    give_back(node.inputs[0].const_value)  # type: ignore[union-attr]
+    give_back(node.inputs[0].const_value)  # type: ignore[union-attr]  # such a node has that input
     node.outputs[0].replace_all_uses_with(initializer)
     graph.graph.remove(node, safe=True)
 
@@ -107,7 +107,7 @@ def _hold_biases(graph: ir.Model) -> None:
         if found is None:
             continue
         _, _, bias = found
-        dequantize = node.inputs[1].producer()  # type: ignore[union-attr]
+        dequantize = node.inputs[1].producer()  # type: ignore[union-attr]  # such a node has that input
         quantizer = dequantize.inputs[0].producer() if dequantize is not None and dequantize.inputs[0] else None
         if dequantize is None or quantizer is None or quantizer.op_type != "QuantizeLinear":
             continue  # folded before
@@ -117,8 +117,8 @@ def _hold_biases(graph: ir.Model) -> None:
             continue
         needed = scales_that_hold_bias(scale, array if scale.ndim else np.abs(array).max(), step)
         if np.any(needed > scale):
-            tensor = ir.Tensor(needed, name=quantizer.inputs[1].name)  # type: ignore[union-attr]
-            quantizer.inputs[1].const_value = tensor  # type: ignore[union-attr]
+            tensor = ir.Tensor(needed, name=quantizer.inputs[1].name)  # type: ignore[union-attr]  # such a node has that input
+            quantizer.inputs[1].const_value = tensor  # type: ignore[union-attr]  # such a node has that input
 
 
 def bias_of(node: ir.Node) -> tuple[ir.Node, int, ir.Value] | None:

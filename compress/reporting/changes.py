@@ -111,7 +111,7 @@ class ReportChange:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: `names`, `figures` with their verdicts, `better`, `worse` (counts), `notes`."""
-        return plain(
+        values: dict[str, Any] = plain(
             {
                 "schema_version": 1,
                 "names": list(self.names),
@@ -121,6 +121,7 @@ class ReportChange:
                 "notes": list(self.notes),
             }
         )
+        return values
 
     def html(self) -> str:
         """The comparison as one self-contained page."""

@@ -24,7 +24,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     "not measured"; sizes in bytes, latencies in ms, accuracies as fractions; of `measures` the first decides), `steps` (`name`, `notes`, `faults` where there are any, `changes`
     with `layer`, `action`, `skipped`, `reason`, `values`), `gates`, `notes`, `files`, `details`, `environment`.
     """
-    return plain(
+    values: dict[str, Any] = plain(
         {
             "schema_version": SCHEMA_VERSION,
             "title": report.title,
@@ -39,6 +39,7 @@ def as_dict(report: Report) -> dict[str, Any]:
             "environment": report.environment.as_dict(),
         }
     )
+    return values
 
 
 def row_dict(row: Measurement) -> dict[str, Any]:

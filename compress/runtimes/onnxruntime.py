@@ -150,7 +150,7 @@ def _source(model: Path | str | ir.Model, folder: Path) -> str | bytes:
         path = folder / "model.onnx"
         ir.save(model.clone(), path, external_data="model.onnx.data")
         return str(path)
-    return ir.to_proto(model).SerializeToString()
+    return bytes(ir.to_proto(model).SerializeToString())
 
 
 _INTEGER = frozenset(

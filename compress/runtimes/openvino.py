@@ -168,7 +168,7 @@ def _read(core: Any, model: Path | str | ir.Model) -> Any:
 
 def _name(port: Any) -> str:
     names = sorted(port.get_names())
-    return names[0] if names else port.get_node().get_friendly_name()
+    return str(names[0] if names else port.get_node().get_friendly_name())
 
 
 def _array(value: Any) -> np.ndarray:

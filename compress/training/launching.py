@@ -152,7 +152,7 @@ def _own_error(rank: int, exit_code: int, message: object) -> CompressError:
     else:
         cause = f": {message}" if exit_code < 0 else " without a message"  # the launcher's would be an address to read
         error = TrainingError(f"process {rank} failed with exit code {exit_code}{cause}")
-    error.exit_code = exit_code if exit_code in KNOWN_CODES else 1  # type: ignore[misc]
+    error.exit_code = exit_code if exit_code in KNOWN_CODES else 1
     return error
 
 

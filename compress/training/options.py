@@ -120,7 +120,7 @@ class TrainOptions:
         for name in ("lr", "momentum", "nesterov", "weight_decay"):
             if name not in self.optimizer_args:
                 continue
-            value, own = self.optimizer_args.pop(name), getattr(self, name)  # type: ignore[attr-defined]
+            value, own = self.optimizer_args.pop(name), getattr(self, name)  # type: ignore[attr-defined]  # a dict of our own by now
             if own not in (defaults[name], value):
                 raise InputError(f"{name} is given twice: {own!r}, and {value!r} in optimizer_args")
             self._set(**{name: value})

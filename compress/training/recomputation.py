@@ -73,7 +73,9 @@ def _recompute(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwar
     return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
-def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+def _contexts(
+    block: nn.Module,
+) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
     return contextlib.nullcontext(), _statistics_kept(block)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from typing import Any
 
 import torch
 from torch.utils.data import DistributedSampler, Sampler
@@ -10,7 +11,7 @@ from torch.utils.data import DistributedSampler, Sampler
 from compress.errors import TrainingError
 
 
-class EpochSampler(DistributedSampler):
+class EpochSampler(DistributedSampler[Any]):
     """PyTorch's DistributedSampler with the same order for one process, and padding that can be recognized.
 
     The order depends on `seed` and the epoch alone. Process r takes every `world`-th sample from the
@@ -28,7 +29,7 @@ class EpochSampler(DistributedSampler):
     def __init__(
         self, data: Sized, *, world: int = 1, rank: int = 0, shuffle: bool = True, seed: int = 0, multiple: int = 1
     ):
-        super().__init__(data, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        super().__init__(data, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]  # torch takes whatever has a length
         self.size = len(data) // multiple * multiple
         if self.size == 0 and multiple > 1:
             raise TrainingError(
@@ -46,7 +47,7 @@ class EpochSampler(DistributedSampler):
             return list(range(self.size))
         generator = torch.Generator()
         generator.manual_seed(self.seed + self.epoch)
-        return torch.randperm(len(self.dataset), generator=generator)[: self.size].tolist()  # type: ignore[arg-type]
+        return torch.randperm(len(self.dataset), generator=generator)[: self.size].tolist()  # type: ignore[arg-type]  # a data set with a length
 
     def __iter__(self) -> Iterator[int]:
         order = self.order()
@@ -55,7 +56,7 @@ class EpochSampler(DistributedSampler):
         return iter(order[self.rank : self.total_size : self.num_replicas])
 
 
-class ShareSampler(Sampler):
+class ShareSampler(Sampler[Any]):
     """Every `world`-th sample from the `rank`-th on, in order and without padding: for evaluation."""
 
     def __init__(self, data: Sized, *, world: int = 1, rank: int = 0):

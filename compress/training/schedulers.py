@@ -87,7 +87,8 @@ def make_scheduler(optimizer: optim.Optimizer, options: TrainOptions, steps: int
         return None
     kind = scheduler_class(options.scheduler)
     given = check_arguments(kind, options.scheduler_args)
-    arguments = FROM_FIELDS.get(options.scheduler, lambda *_: {})(options, steps, rising) | given
+    derived = FROM_FIELDS.get(options.scheduler)
+    arguments = given if derived is None else derived(options, steps, rising) | given
     if options.scheduler in ("onecycle", "cyclic") and "cycle_momentum" not in given:
         arguments["cycle_momentum"] = {"momentum", "betas"} & set(optimizer.defaults) != set()
     if options.scheduler == "plateau":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from compress.batches import resized_batch
 from compress.errors import InputError
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import resized_batch
 from compress.evaluation.size import size_bytes
 from compress.pipeline.search.session import Session
 from compress.reporting import table

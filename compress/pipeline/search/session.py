@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compress.locking import locked_folder
 from compress.pipeline.cache import StageCache
@@ -146,7 +147,7 @@ def _counted(tried: Sequence[Candidate]) -> int:
 
 
 def _judged(
-    session: Session, number: int, choices: dict, tried: Sequence[Candidate], path: Path, stop_at: float
+    session: Session, number: int, choices: dict[str, Any], tried: Sequence[Candidate], path: Path, stop_at: float
 ) -> Candidate:
     try:
         with ending_at(stop_at):

@@ -145,7 +145,7 @@ class Study:
 
     def _trials(self) -> list[Any]:
         with _quiet():
-            return self._study.get_trials(deepcopy=False)  # type: ignore[no-any-return]
+            return self._study.get_trials(deepcopy=False)  # type: ignore[no-any-return]  # Optuna is not there for every check
 
 
 def _reason(item: Any) -> str:

@@ -38,7 +38,7 @@ def workers(session: Session) -> Iterator[None]:
         session.study.give_up_dead()
 
 
-def _start(session: Session) -> subprocess.Popen:
+def _start(session: Session) -> subprocess.Popen[bytes]:
     threads = str(session.job.settings.threads or 1)
     command = [
         sys.executable,

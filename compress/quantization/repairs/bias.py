@@ -137,7 +137,7 @@ def _add(graph: ir.Model, node: ir.Node, shift: np.ndarray, namer: Namer) -> Non
     folded = _folded_bias(node)
     if folded is not None:
         reader, position, codes = folded
-        maker = reader.inputs[position].producer()  # type: ignore[union-attr]
+        maker = reader.inputs[position].producer()  # type: ignore[union-attr]  # such a node has that input
         assert maker is not None
         scale, old = constant_array(maker.inputs[1]), constant_array(codes)
         assert scale is not None and old is not None

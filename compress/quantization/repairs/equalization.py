@@ -233,7 +233,7 @@ def _scales_input(node: ir.Node) -> bool:
     if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "Gemm", "MatMul") or not _own_weight(node):
         return False
     if node.op_type == "MatMul":
-        return len(node.inputs[1].shape or ()) == 2  # type: ignore[union-attr]
+        return len(node.inputs[1].shape or ()) == 2  # type: ignore[union-attr]  # such a node has that input
     return node.op_type == "Conv" or not number(node, "transA", 0)
 
 

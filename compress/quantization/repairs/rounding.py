@@ -71,7 +71,7 @@ def round_weights(
     products = {str(node.name): made for node in nodes if (made := _products(node, node in centred)) is not None}
     by_input: dict[str, list[Products]] = {}
     for made in products.values():
-        by_input.setdefault(str(made.node.inputs[0].name), []).append(made)  # type: ignore[union-attr]
+        by_input.setdefault(str(made.node.inputs[0].name), []).append(made)  # type: ignore[union-attr]  # such a node has that input
 
     def look(name: str, values: np.ndarray) -> None:
         for made in by_input[name]:
@@ -86,7 +86,7 @@ def round_weights(
 
 def _products(node: ir.Node, centred: bool) -> Products | None:
     weight = constant_array(node.inputs[1])
-    if weight is None or len(list(node.inputs[1].uses())) > 1:  # type: ignore[union-attr]
+    if weight is None or len(list(node.inputs[1].uses())) > 1:  # type: ignore[union-attr]  # such a node has that input
         return None
     if weight.ndim < 2 or (node.op_type == "MatMul" and weight.ndim != 2):
         return None

@@ -85,7 +85,7 @@ def scale_and_add(graph: ir.Model, layer: ir.Node, factors: np.ndarray, addend: 
         return
     if np.any(factors != 1):
         scaled = (weight * _along(layer, factors, weight)).astype(np.float32)
-        layer.replace_input_with(1, add_initializer(graph, str(layer.inputs[1].name), scaled))  # type: ignore[union-attr]
+        layer.replace_input_with(1, add_initializer(graph, str(layer.inputs[1].name), scaled))  # type: ignore[union-attr]  # a layer has weights
     total = (factors * (0.0 if values is None else values.astype(np.float64)) + addend).astype(np.float32)
     name = str(bias.name) if bias is not None else f"{name_of(layer)}_bias"
     if len(layer.inputs) < 3:

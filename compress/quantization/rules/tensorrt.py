@@ -24,7 +24,7 @@ _NARROW = (ir.DataType.INT4, ir.DataType.UINT4)
 def _zero_points(graph: ir.Model) -> Iterator[str]:
     for node, pair, _ in pairs_of(graph):
         if not pair.symmetric:
-            yield f"{name_of(node)} (zero point {int(pair.zero.flat[0])})"  # type: ignore[union-attr]
+            yield f"{name_of(node)} (zero point {int(pair.zero.flat[0])})"  # type: ignore[union-attr]  # the rule is of those that have one
 
 
 def _unsigned(graph: ir.Model) -> Iterator[str]:
@@ -36,13 +36,13 @@ def _unsigned(graph: ir.Model) -> Iterator[str]:
 def _by_channel(graph: ir.Model) -> Iterator[str]:
     for node, pair, constant in pairs_of(graph):
         if pair.by_channel and not constant:
-            yield f"{name_of(node)} ({pair.scale.size} scales)"  # type: ignore[union-attr]
+            yield f"{name_of(node)} ({pair.scale.size} scales)"  # type: ignore[union-attr]  # the rule is of those that have one
 
 
 def _weight_axes(graph: ir.Model) -> Iterator[str]:
     for layer in layers_of(graph):
         if axis_is_wrong(layer):
-            yield f"{name_of(layer.node)} (axis {layer.weight.axis})"  # type: ignore[union-attr]
+            yield f"{name_of(layer.node)} (axis {layer.weight.axis})"  # type: ignore[union-attr]  # the rule is of those that have one
 
 
 def _integer_biases(graph: ir.Model) -> Iterator[str]:
