@@ -58,7 +58,7 @@ COMMANDS = {
         "--data",
         "good.npz",
         "--minutes",
-        "0.6",
+        "3",
         "--trials",
         "2",
         "-o",
