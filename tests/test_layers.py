@@ -23,6 +23,7 @@ LEVELS = [
         "errors",
         "escaping",
         "batches",
+        "decibels",
         "given",
         "files",
         "locking",

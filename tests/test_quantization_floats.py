@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from compress.decibels import decibels
 from compress.graph.exporting import export
-from compress.quantization.repairs.judge import Judge, decibels, take_samples
+from compress.quantization.repairs.judge import Judge, take_samples
 from compress.quantization.repairs.levels import Accuracy
 from compress.quantization.static import calibrate_static
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from compress.decibels import decibels
 from compress.steps import Difference
 
 
@@ -57,4 +57,4 @@ class OutputDifferences:
 def _decibels(sums: Sums) -> float | None:
     if sums.noise == 0:
         return None
-    return 10 * math.log10(sums.signal / sums.noise) if sums.signal else float("-inf")
+    return decibels(sums.noise, sums.signal) if sums.signal else float("-inf")

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.batches import Batch, read_batch
+from compress.decibels import decibels
 from compress.errors import CompressError
 from compress.quantization.calibration import all_rows
 from compress.quantization.divergence import first_divergence
@@ -125,4 +126,4 @@ def _error_db(wanted: tuple[np.ndarray, ...], found: tuple[np.ndarray, ...]) -> 
     signal, noise = sum(float((a**2).sum()) for a, _ in pairs), sum(float(((a - b) ** 2).sum()) for a, b in pairs)
     if math.isfinite(signal) and not math.isfinite(noise):
         return -100.0
-    return 10 * math.log10(signal / noise) if signal > 0 and noise > signal * 1e-10 else 100.0
+    return min(decibels(noise, signal), 100.0) if signal > 0 else 100.0

@@ -10,7 +10,6 @@ Errors of single layers nearly add up, so the ranking also says which layers to 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.batches import Batch, first_batches, joined
+from compress.decibels import decibels
 from compress.errors import DataError
 from compress.graph.naming import layer_of
 from compress.progress import track
@@ -47,7 +47,7 @@ class LayerError:
 
     @property
     def sqnr_db(self) -> float:
-        return -10 * math.log10(max(self.error, 1e-30))
+        return decibels(self.error)
 
     def as_change(self) -> Change:
         values = {"node": self.node, "sensitivity": self.error, "sqnr_db": self.sqnr_db, "agreement": self.agreement}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
+from compress.decibels import decibels as to_decibels
 from compress.reporting.table import size
 
 Layer = Mapping[str, Any]
@@ -19,7 +19,7 @@ def decibels(noise: float | None) -> str | None:
     >>> decibels(0.01)
     '20.0'
     """
-    return None if noise is None else f"{-10 * math.log10(max(noise, 1e-30)):.1f}" if noise else "∞"
+    return None if noise is None else f"{to_decibels(noise):.1f}" if noise else "∞"
 
 
 # key of a layer's figures → heading, how its value is shown

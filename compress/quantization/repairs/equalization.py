@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from compress.decibels import decibels
 from compress.graph.folding import constant_array, consumers, is_constant
 from compress.graph.naming import layer_of
 from compress.quantization.calibration import run_streaming
@@ -297,7 +298,7 @@ def _best(span: Span, statistics: ChannelStatistics, plan: Plan) -> Choice | Non
             factors = np.clip((reach.max() / np.maximum(reach, reach.max() / LARGEST)) ** alpha, 1, LARGEST)
             noise = _noise(weighings, factors, centres, statistics)
             if noise < least:
-                best, least = Choice(factors.astype(np.float32), centres, 10 * float(np.log10(before / noise))), noise
+                best, least = Choice(factors.astype(np.float32), centres, decibels(float(noise), float(before))), noise
     return best
 
 

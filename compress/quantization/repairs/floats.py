@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from compress.batches import Batch
+from compress.decibels import decibels
 from compress.graph.folding import constant_array
 from compress.graph.works import works_of
 from compress.progress import track
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.kernels import number
 from compress.quantization.layer_errors import LayerError, rank_layers
-from compress.quantization.repairs.judge import Samples, decibels
+from compress.quantization.repairs.judge import Samples
 from compress.quantization.repairs.levels import Accuracy
 from compress.steps import Change
 

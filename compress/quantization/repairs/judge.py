@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from compress.batches import Batch, first_batches, joined
+from compress.decibels import decibels
 from compress.errors import DataError
 from compress.quantization.calibration import all_rows
 from compress.runtimes.onnxruntime import Session
@@ -89,11 +90,6 @@ def relative_noise(wanted: np.ndarray, found: np.ndarray) -> float:
     """Σ (ŷ − y)² / Σ y² in double precision."""
     signal = float(np.square(wanted.astype(np.float64)).sum())
     return float(np.square(wanted.astype(np.float64) - found).sum()) / max(signal, 1e-30)
-
-
-def decibels(noise: float) -> float:
-    """Signal to noise: 10 · log₁₀(1 / noise)."""
-    return -10 * math.log10(min(max(noise, 1e-30), 1e30))
 
 
 def mean_decibels(noises: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from compress.decibels import decibels
 from compress.onnx_files import file_bytes
 from compress.progress import tell
 from compress.quantization.calibrated import Calibrated
@@ -16,7 +17,6 @@ from compress.quantization.repairs.bench import Bench, Repair
 from compress.quantization.repairs.bias import shifts_in_sequence
 from compress.quantization.repairs.equalization import equalize
 from compress.quantization.repairs.floats import choose_floats
-from compress.quantization.repairs.judge import decibels
 from compress.quantization.repairs.rounding import round_weights
 from compress.quantization.repairs.widths import all_wide, fitting, kept_wide, narrow_bytes, rank_widths, widened
 from compress.steps import Change

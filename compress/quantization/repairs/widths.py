@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from compress.decibels import decibels
 from compress.graph.folding import constant_array
 from compress.progress import track
 from compress.quantization.apart import changed_by_rounding, put
 from compress.quantization.calibrated import Calibrated, Width
-from compress.quantization.repairs.judge import Judge, Samples, decibels
+from compress.quantization.repairs.judge import Judge, Samples
 from compress.quantization.storage import NARROW, SMALLEST_CODES
 from compress.steps import Change
 
