@@ -367,3 +367,25 @@ def test_a_model_that_draws_random_numbers_is_told_in_one_line():
         ExportError, match=r"Noisy gives other outputs each time it is called .* make them depend on self.training"
     ):
         prepare_qat(Noisy().eval(), [torch.randn(16, 8)])
+
+
+def test_rounding_that_grows_through_a_deep_network_is_told_from_a_fault():
+    """ONNX Runtime's own two executions of one deep file part by steps; the module must be no further off than they are."""
+    from compress.quantization.qat import agreement
+    from compress.quantization.static import fold_weights
+
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 16, 3, padding=1)]
+    for _ in range(14):
+        layers += [torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3, padding=1, bias=False)]
+        torch.nn.init.normal_(layers[-1].weight, std=0.118)  # keeps the size of the signal
+    net = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(16 * 64, 10)).eval()
+    x = torch.randn(16, 3, 8, 8)
+    module = prepare_qat(net, [x], target="any").eval()
+    graph = fold_weights(module.write_back())
+    found = agreement(module, graph, [x])
+    assert found.rounding > 0 and found.by_rounding and found.holds, found
+    with torch.no_grad():
+        next(p for p in module.parameters() if p.ndim == 4).mul_(1.05)
+    wrong = agreement(module, graph, [x])
+    assert not wrong.holds and wrong.distance > 2 * found.distance, (found, wrong)
