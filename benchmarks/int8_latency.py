@@ -320,7 +320,7 @@ def table(rows: list[dict], markdown: bool) -> str:
         cells = []
         for kind in kinds:
             found, db = row["loading"][kind], row["db"].get(kind)
-            said = "" if db is None else f"{db:.1f}, "
+            said = "–, " if db is None else f"{db:.1f}, "
             cells.append(f"{said}{row['mb'][kind]:.1f}, {found['load_s']:.2f}, {found['rss_mib']:.0f}")
         costs.append([row["model"], str(row["threads"]), *cells])
     loads = sorted(row["load_average"] for row in rows)
