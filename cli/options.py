@@ -341,6 +341,20 @@ def runtime_option(command: Function) -> Function:
 
     words = "What runs the files: onnxruntime, openvino (.onnx), torch (.pt2, .torchscript); auto: each that is installed, a row for each."
     option = click.option("--runtime", default="onnxruntime", show_default=True, metavar="NAME", help=words)
+    return option(precision_option(wrapper))
+
+
+def precision_option(command: Function) -> Function:
+    """Add --float-precision to a command that measures; it travels in the command's `settings: Settings`."""
+
+    @functools.wraps(command)
+    def wrapper(*, float_precision: str, settings: Settings, **rest: Any) -> Any:
+        return command(settings=dataclasses.replace(settings, float_precision=float_precision), **rest)
+
+    words = (
+        "In what float layers compute: float32, bf16, fp16, where the runtime offers it (OpenVINO); said in each row."
+    )
+    option = click.option("--float-precision", default="float32", show_default=True, metavar="NAME", help=words)
     return option(wrapper)
 
 

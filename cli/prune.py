@@ -18,6 +18,7 @@ from cli.options import (
     measure_options,
     model_options,
     output_options,
+    precision_option,
     report_option,
     run_options,
 )
@@ -100,6 +101,7 @@ def _target(short: dict[str, float | tuple[float, ...] | None], values: dict[str
 @gate_options("Budget")
 @report_option
 @run_options
+@precision_option
 def command(
     source: ModelSource,
     data: DataSource,

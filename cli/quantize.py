@@ -18,6 +18,7 @@ from cli.options import (
     measure_options,
     model_options,
     output_options,
+    precision_option,
     report_option,
     run_options,
 )
@@ -58,6 +59,7 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @gate_options("Budget")
 @report_option
 @run_options
+@precision_option
 def command(
     source: ModelSource,
     data: DataSource,

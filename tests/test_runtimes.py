@@ -272,6 +272,46 @@ def test_compare_in_both_runtimes(tmp_path, block):
 
 
 @installed
+def test_float_layers_in_another_precision_by_option_and_said_in_every_row(tmp_path, block, monkeypatch):
+    from compress.runtimes import openvino
+
+    path = compress.save_onnx(block[0], tmp_path / "f.onnx")
+    asked = []
+    start = openvino.Session.__init__
+
+    def noted(self, model, *, float_precision="float32", **options):
+        asked.append(float_precision)
+        start(self, model, float_precision=float_precision, **options)
+
+    monkeypatch.setattr(openvino.Session, "__init__", noted)
+    monkeypatch.setattr(openvino, "float_precisions", lambda: ("float32", "bf16"))
+    settings = compress.Settings(runtime="auto", threads=1, float_precision="bf16")
+    report = compress.compare([path], rounds=5, settings=settings)
+    told = [(row.extra["runtime"], row.extra["float_precision"]) for row in report.rows]
+    assert told == [("onnxruntime", "float32"), ("openvino", "bf16")] and set(asked) == {"bf16"}
+    assert "openvino, bf16" in report.table()
+    with pytest.raises(InputError, match="float_precision fp16 is not offered by runtime openvino: this processor"):
+        compress.compare([path], settings=compress.Settings(runtime="openvino", float_precision="fp16"))
+    with pytest.raises(InputError, match=r"float_precision bf16 is not offered by runtime onnxruntime: .* ARM"):
+        compress.compare([path], settings=compress.Settings(float_precision="bf16"))
+    with pytest.raises(InputError, match="float_precision fp16 is not offered by"):
+        compress.quantize(path, output=tmp_path / "q", settings=compress.Settings(float_precision="fp16"))
+    with pytest.raises(InputError, match="did you mean 'bf16'"):
+        compress.Settings(float_precision="b16")
+
+
+@installed
+def test_openvino_computes_in_the_precision_that_is_asked_for(block):
+    graph, x = block
+    runtime = find_runtime("openvino")
+    exact = runtime.open(graph, threads=1).run(x)
+    for precision, kind in (("bf16", "bf16"), ("fp16", "f16")):
+        if runtime.offers(precision):
+            session = runtime.open(graph, threads=1, float_precision=precision)
+            assert kind in session.precisions().values() and 25 < _error_db(exact, session.run(x)) < 90
+
+
+@installed
 def test_openvinos_own_files(tmp_path, block):
     from compress.pipeline.export_openvino import export_openvino
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from compress.batches import example_batch
-from compress.evaluation.runners import Target, model_in, runtime_of
+from compress.evaluation.runners import Target, float_precision_of, model_in, runtime_of
 from compress.files import native_file
 from compress.scratch import scratch_folder
 
@@ -22,13 +22,13 @@ import json, sys
 import torch
 from compress.batches import Batch
 from compress.evaluation.runners import Runnable, open_runner
-path, inputs, threads, runtime = json.loads(sys.argv[1])
+path, inputs, threads, runtime, precision = json.loads(sys.argv[1])
 inputs, named = torch.load(inputs, weights_only=True)
 inputs = Batch.of(inputs if named else tuple(inputs.values()))
 def status(key):  # not ru_maxrss: that one survives exec, so it would be the parent's
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 before = status("VmRSS:")
-runner = open_runner(Runnable(path, runtime) if runtime != "torch" else path, threads=threads)
+runner = open_runner(Runnable(path, runtime, precision) if runtime != "torch" else path, threads=threads)
 for _ in range(3):
     runner(inputs)
 print(max(0, status("VmHWM:") - before))
@@ -51,7 +51,9 @@ def peak_memory_bytes(target: Target, inputs: Any, threads: int | None = None) -
             torch.save((values, batch.named), file)
         # The child must find the same `compress` as this process does, whatever the current folder is.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
-        arguments = json.dumps([str(Path(path).absolute()), saved, threads, runtime_of(target)])
+        arguments = json.dumps(
+            [str(Path(path).absolute()), saved, threads, runtime_of(target), float_precision_of(target)]
+        )
         done = subprocess.run(
             [sys.executable, "-c", CHILD, arguments], capture_output=True, text=True, env=environment, check=False
         )

@@ -25,6 +25,7 @@ class Runnable:
 
     model: Path | str | ir.Model
     runtime: str = DEFAULT
+    float_precision: str = "float32"  # in which what is left in float computes, where the runtime offers another
 
 
 def run_by(path: Path, runtime: str) -> Path | Runnable:
@@ -50,9 +51,16 @@ class Runner(Protocol):
 class GraphRunner:
     """An ONNX file or graph in its runtime. A fixed batch is fed in slices, the last one padded and cut."""
 
-    def __init__(self, model: Path | str | ir.Model, *, threads: int | None = None, runtime: str = DEFAULT) -> None:
+    def __init__(
+        self,
+        model: Path | str | ir.Model,
+        *,
+        threads: int | None = None,
+        runtime: str = DEFAULT,
+        float_precision: str = "float32",
+    ) -> None:
         self.path = None if isinstance(model, ir.Model) else Path(model)
-        self.session = find_runtime(runtime).open(model, threads=threads)
+        self.session = find_runtime(runtime).open(model, threads=threads, float_precision=float_precision)
         self.fixed_batch = self.session.fixed_batch
         self.output_names = self.session.output_names
 
@@ -110,7 +118,9 @@ def open_runner(target: Target, *, threads: int | None = None) -> GraphRunner | 
             raise InputError(f"{runtime.name} runs modules, not ONNX graphs; give the module or its file alone")
         if isinstance(target.model, (str, Path)) and Path(target.model).suffix != ".onnx":
             raise InputError(f"{target.runtime} runs ONNX files, not {str(target.model)!r}; export the model first")
-        return GraphRunner(target.model, threads=threads, runtime=target.runtime)
+        return GraphRunner(
+            target.model, threads=threads, runtime=target.runtime, float_precision=target.float_precision
+        )
     if isinstance(target, nn.Module):
         return ModuleRunner(target, threads=threads)
     if isinstance(target, ir.Model):
@@ -140,6 +150,11 @@ def runtime_of(target: Target) -> str:
         return target.runtime
     is_module = isinstance(target, nn.Module) or (isinstance(target, (str, Path)) and Path(target).suffix != ".onnx")
     return TORCH if is_module else DEFAULT
+
+
+def float_precision_of(target: Target) -> str:
+    """In what the float layers of a target compute."""
+    return target.float_precision if isinstance(target, Runnable) else "float32"
 
 
 def as_batch(inputs: Sequence[Any]) -> Batch:

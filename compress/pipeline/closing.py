@@ -13,7 +13,7 @@ import onnx_ir as ir
 from compress.batches import Batch, first_batches, read_batch, resized_batch
 from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
-from compress.evaluation.runners import Target, model_in, runtime_of
+from compress.evaluation.runners import Target, float_precision_of, model_in, runtime_of
 from compress.evaluation.size import count_macs, count_parameters, open_model_of, size_bytes, sparsity
 from compress.pipeline.details import layer_details
 from compress.pipeline.job import Delivery, Job
@@ -61,7 +61,7 @@ def merged(first: Measurement, second: Measurement) -> Measurement:
 
 
 def _weigh(name: str, target: Target, inputs: Batch) -> Measurement:
-    runtime, target = runtime_of(target), model_in(target)
+    runtime, precision, target = runtime_of(target), float_precision_of(target), model_in(target)
     is_file = isinstance(target, (str, Path))
     macs = None
     opened = open_model_of(target)  # once: it may be large
@@ -76,7 +76,7 @@ def _weigh(name: str, target: Target, inputs: Batch) -> Measurement:
         parameters=count_parameters(opened),
         macs=macs,
         sparsity=sparsity(opened),
-        extra={"runtime": runtime} | ({"foreign": elsewhere} if elsewhere else {}),
+        extra={"runtime": runtime, "float_precision": precision} | ({"foreign": elsewhere} if elsewhere else {}),
     )
 
 

@@ -12,7 +12,7 @@ from compress.evaluation.runners import Runnable, Target, model_in, runtime_of
 from compress.loading.models import WHOLE
 from compress.measures.opening import open_measures
 from compress.pipeline.closing import closing_report, measure, of_metrics
-from compress.pipeline.for_runtime import crash_of
+from compress.pipeline.for_runtime import crash_of, in_precision, offering
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, reopen
 from compress.pipeline.job import Delivery, Job, Timing
@@ -128,24 +128,27 @@ def _open_all(
     targets: dict[str, Target] = {}
     crashes: list[str] = []
     for name, item in zip(names, opened):
-        targets |= _in_runtimes(name, target_of(item), settings.runtime, crashes)
+        targets |= _in_runtimes(name, target_of(item), settings, crashes)
     return first, targets, (*notes, *crashes)
 
 
-def _in_runtimes(name: str, target: Target, runtime: str, crashes: list[str]) -> dict[str, Target]:
+def _in_runtimes(name: str, target: Target, settings: Settings, crashes: list[str]) -> dict[str, Target]:
     """A model in the runtime asked for; with `auto` an ONNX file in each that is installed, but those that crash on it."""
     is_file = isinstance(target, Path) and target.suffix == ".onnx"
+    runtime, precision = settings.runtime, settings.float_precision
     if runtime == AUTO:
+        offering(precision)
         found = {name: target}
         for other in others_installed() if is_file else []:
             crash = crash_of(other, target)  # type: ignore[arg-type]  # a file: others are left out above
             if crash:
                 crashes.append(f"{crash}; it has no row")
             else:
-                found[f"{name} ({other})"] = Runnable(target, other)  # type: ignore[arg-type]  # what runtimes take
+                found[f"{name} ({other})"] = in_precision(target, other, precision)
         return found
     asked = find_runtime(runtime)
     asked.check()
+    asked.check_float_precision(precision)
     if asked.name == DEFAULT:
         return {name: target}
     if not asked.reads_graphs:  # modules and their files run in torch anyway
@@ -154,7 +157,7 @@ def _in_runtimes(name: str, target: Target, runtime: str, crashes: list[str]) ->
         return {name: target}
     if not is_file:
         raise InputError(f"{asked.name} runs ONNX files, and {name!r} is none; export it first")
-    return {name: Runnable(target, asked.name)}  # type: ignore[arg-type]  # what runtimes take
+    return {name: Runnable(target, asked.name, precision)}  # type: ignore[arg-type]  # what runtimes take
 
 
 def sources_of(models: Any) -> list[ModelSource]:

@@ -28,18 +28,35 @@ from compress.steps import Step
 Quantize = Callable[[Any, Job, QuantizeOptions], Step]
 
 
-def check_runtime(runtime: str) -> None:
-    """Refuse a runtime that is not installed, or runs no ONNX files, before anything is loaded.
+def check_runtime(runtime: str, float_precision: str = "float32") -> None:
+    """Refuse a runtime that is not installed, runs no ONNX files or has no such precision, before anything is loaded.
 
     Raises:
         InputError: names the line that installs it.
     """
     if runtime == AUTO:
+        offering(float_precision)
         return
     found = find_runtime(runtime)
     if not found.reads_graphs:
         raise InputError(f"runtime {found.name} runs no ONNX files; {nearest(runtime, names(graphs_only=True))}")
     found.check()
+    found.check_float_precision(float_precision)
+
+
+def offering(float_precision: str) -> None:
+    """Refuse a precision that no installed runtime offers here.
+
+    Raises:
+        InputError: none does, with the usual runtime's reason.
+    """
+    if not any(find_runtime(name).offers(float_precision) for name in (DEFAULT, *others_installed())):
+        find_runtime(DEFAULT).check_float_precision(float_precision)
+
+
+def in_precision(model: Any, runtime: str, float_precision: str) -> Runnable:
+    """A file in a runtime, its float layers in that precision where the runtime offers it."""
+    return Runnable(model, runtime, float_precision if find_runtime(runtime).offers(float_precision) else "float32")
 
 
 def quantized_for(
@@ -112,7 +129,7 @@ def _timed(made: dict[str, Step], job: Job, scratch: Path) -> dict[str, float]:
 
 
 def in_runtime(
-    targets: Mapping[str, Any], runtime: str, made: Collection[str]
+    targets: Mapping[str, Any], runtime: str, made: Collection[str], float_precision: str = "float32"
 ) -> tuple[dict[str, Target], tuple[str, ...]]:
     """Files as `runtime` runs them, then those of `made` in every other runtime; and a line on each that crashes on one.
 
@@ -122,15 +139,15 @@ def in_runtime(
     crash_notes = []
     for name, path in targets.items():
         crash = crash_of(runtime, path)
-        shown[name] = Runnable(path, DEFAULT if crash else runtime)
+        shown[name] = in_precision(path, DEFAULT if crash else runtime, float_precision)
         crash_notes += [f"{crash}; its row is ONNX Runtime's"] if crash else []
     for name in made:
         for other in others_installed(runtime):
             crash = crash_of(other, targets[name])
             if crash:
                 crash_notes.append(f"{crash}; it has no row")
-            elif Runnable(targets[name], other) != shown[name]:
-                shown[f"{name} in {other}"] = Runnable(targets[name], other)
+            elif (found := in_precision(targets[name], other, float_precision)) != shown[name]:
+                shown[f"{name} in {other}"] = found
     return shown, tuple(crash_notes)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import InputError
+from compress.errors import InputError, nearest
+from compress.runtimes.runtime import FLOAT_PRECISIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +71,13 @@ class Settings:
         "onnxruntime"  # what runs ONNX files: a name of `runtimes.RUNTIMES`, or auto (each that is installed)
     )
 
+    # In what float layers compute where a runtime measures (`Runtime.offers`): float32, bf16, fp16.
+    float_precision: str = "float32"
+
     def __post_init__(self) -> None:
+        if self.float_precision not in FLOAT_PRECISIONS:
+            words = nearest(str(self.float_precision), FLOAT_PRECISIONS)
+            raise InputError(f"unknown --float-precision {self.float_precision!r}; {words}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise InputError(f"threads must be from 1 to {MOST_THREADS}, got {self.threads}")
         if not -(2**63) <= self.seed < 2**63:

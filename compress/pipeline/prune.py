@@ -78,7 +78,7 @@ def prune(
     output.check_folder()
     opened = open_inputs(model, data, settings)
     check_pruning(opened, options)
-    check_runtime(options.runtime)
+    check_runtime(options.runtime, settings.float_precision)
     job = rehearsed(Job(opened, settings, output, gates or Gates(), measures), models=3)
     several = isinstance(options.amount, tuple)
     with output_folder(output) as folder, scratch_folder() as name:
@@ -103,7 +103,7 @@ def prune(
         if several:
             files.pop("model", None)
         if runtime != DEFAULT or options.runtime == AUTO:
-            targets, crashes = in_runtime(targets, runtime, list(targets)[1:])
+            targets, crashes = in_runtime(targets, runtime, list(targets)[1:], settings.float_precision)
             runtime_notes = (*runtime_notes, *crashes)
         made = Delivery(
             targets,

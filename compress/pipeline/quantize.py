@@ -69,7 +69,7 @@ def quantize(
         return quantize_torch(
             model, data, output=output, options=options, gates=gates, measures=measures, settings=settings
         )
-    check_runtime(options.runtime)
+    check_runtime(options.runtime, settings.float_precision)
     options.checked()
     opened = open_inputs(model, data, settings, needs_inputs=options.method not in NO_DATA)
     check_runs(opened)
@@ -84,7 +84,7 @@ def quantize(
         targets: dict[str, Target] = {_float_name(opened): source, kind: shipped}
         crash_notes: tuple[str, ...] = ()
         if runtime != DEFAULT or options.runtime == AUTO:
-            targets, crash_notes = in_runtime(targets, runtime, [kind])
+            targets, crash_notes = in_runtime(targets, runtime, [kind], settings.float_precision)
         made = Delivery(
             targets,
             f"{opened.name}, {options.method} {kind}",

@@ -107,7 +107,7 @@ def largest_difference(row: Measurement, base: Measurement) -> str | None:
 def columns(rows: Sequence[Measurement]) -> tuple[Column, ...]:
     """The columns of the terminal. What decides stands under its own name, with ↓ where less is better."""
     # ONNX Runtime runs ONNX files and torch runs modules: the column is shown where something else runs a row.
-    named = [Column("runtime", lambda row, base: row.extra.get("runtime"))] if _runtimes(rows) else []
+    named = [Column("runtime", lambda row, base: runtime(row))] if _runtimes(rows) else []
     return (
         Column("model", lambda row, base: row.name),
         *named,
@@ -120,6 +120,13 @@ def columns(rows: Sequence[Measurement]) -> tuple[Column, ...]:
         Column("agreement", lambda row, base: None if row is base else percent(row.agreement)),
         Column("SNR dB", signal_to_noise, "dB"),
     )
+
+
+def runtime(row: Measurement) -> str | None:
+    """What ran a row, and in what its float layers computed where that is not float32."""
+    precision = row.extra.get("float_precision", "float32")
+    name = row.extra.get("runtime")
+    return name if name is None or precision == "float32" else f"{name}, {precision}"
 
 
 def _runtimes(rows: Sequence[Measurement]) -> bool:

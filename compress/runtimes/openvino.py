@@ -1,6 +1,6 @@
 """OpenVINO on the CPU, the one door to it: load an ONNX file or graph, run it, time its layers, tell their precision.
 
-Float layers run in float32 (`INFERENCE_PRECISION_HINT`): left to itself OpenVINO takes bf16 where the processor has it,
+Float layers run in float32 unless another precision is asked for (`INFERENCE_PRECISION_HINT`): left to itself OpenVINO takes bf16 where the processor has it,
 and a comparison with another runtime would compare precisions.
 
 Nothing heavy is imported beside OpenVINO itself: a file's first try is a process that imports this door (`first_try`).
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 VERSION: str = ov.__version__.split("-")[0]
 
+HINTS = {"float32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def float_precisions() -> tuple[str, ...]:
+    """In what OpenVINO computes float layers on this processor: bf16 and fp16 where it has instructions for them."""
+    offered = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("float32", *(name for name in ("bf16", "fp16") if name.upper() in offered))
+
 
 class Session:
     """One model loaded by OpenVINO, called with a batch (by name where it has names) or arrays in order.
@@ -42,12 +50,13 @@ class Session:
         *,
         threads: int | None = None,
         profile: bool = False,
+        float_precision: str = "float32",
     ) -> None:
         self._label = repr(str(model)) if isinstance(model, (str, Path)) else f"graph {model.graph.name!r}"
         self._times: dict[str, tuple[str, list[float]]] = {}
         self._profiling = profile
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "PERF_COUNT": profile}
-        options["INFERENCE_PRECISION_HINT"] = "f32"
+        options["INFERENCE_PRECISION_HINT"] = HINTS[float_precision]
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         try:

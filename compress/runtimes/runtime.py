@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # a command's help names the runtimes, and must not wait for 
     from compress.batches import Batch
 
 DEFAULT = "onnxruntime"
+FLOAT_PRECISIONS = ("float32", "bf16", "fp16")  # in which the layers that are left in float compute
 TORCH = "torch"
 INTEGERS = frozenset({"i8", "u8", "i4", "u4"})  # precisions of `Runtime.precisions` that are int8 or narrower
 AUTO = "auto"  # whichever of the installed ones is faster here
@@ -61,6 +62,7 @@ class Runtime:
     help: str
     title: str = ""  # as its makers write it
     suffixes: tuple[str, ...] = (".onnx",)  # of the files that it runs
+    one_precision: str = ""  # why its float layers compute in float32 alone; empty: the processor decides
     tried_apart: bool = False  # each file first in a process of its own: what has not run it yet may crash on it
 
     @property
@@ -71,17 +73,27 @@ class Runtime:
     def installed(self) -> bool:
         return importlib.util.find_spec(self.package) is not None
 
-    def open(self, model: Path | str | Any, *, threads: int | None = None, profile: bool = False) -> OpenedModel:
+    def open(
+        self,
+        model: Path | str | Any,
+        *,
+        threads: int | None = None,
+        profile: bool = False,
+        float_precision: str = "float32",
+    ) -> OpenedModel:
         """Load a file, or a model in memory: a graph, a module for torch.
 
         Raises:
-            InputError: the runtime is not installed, with the line that installs it.
+            InputError: the runtime is not installed, with the line that installs it, or has no such precision here.
             ModelError: it cannot take the model, with its reason.
             RuntimeCrashError: its library crashes on the model.
         """
         self.check()
         self.try_first(model, threads=threads)
-        session: OpenedModel = importlib.import_module(self.module).Session(model, threads=threads, profile=profile)
+        self.check_float_precision(float_precision)
+        wanted = {} if float_precision == "float32" else {"float_precision": float_precision}
+        door = importlib.import_module(self.module)
+        session: OpenedModel = door.Session(model, threads=threads, profile=profile, **wanted)
         return session
 
     def precisions(self, model: Path | str | Any) -> dict[str, str]:
@@ -96,6 +108,28 @@ class Runtime:
         self.try_first(model)
         found: dict[str, str] = importlib.import_module(self.module).precisions(model)
         return found
+
+    def offers(self, float_precision: str) -> bool:
+        """Whether float layers can compute in that precision here."""
+        if float_precision == "float32":
+            return True
+        self.check()
+        found = () if self.one_precision else importlib.import_module(self.module).float_precisions()
+        return float_precision in found
+
+    def check_float_precision(self, float_precision: str) -> None:
+        """Refuse a precision that the runtime does not offer on this processor.
+
+        Raises:
+            InputError: it does not, with the reason.
+        """
+        if float_precision not in FLOAT_PRECISIONS:
+            raise InputError(
+                f"unknown --float-precision {float_precision!r}; {nearest(float_precision, FLOAT_PRECISIONS)}"
+            )
+        if not self.offers(float_precision):
+            why = self.one_precision or "this processor has no instructions for it"
+            raise InputError(f"--float-precision {float_precision} is not offered by runtime {self.name}: {why}")
 
     def try_first(self, model: Path | str | Any, *, threads: int | None = None) -> None:
         """Load a model in a process of its own, where this runtime is new to it.
@@ -128,6 +162,7 @@ RUNTIMES: Mapping[str, Runtime] = {
         None,
         "ONNX Runtime, on every processor",
         "ONNX Runtime",
+        one_precision="its fast-math option (bf16) is for ARM; --method float16 makes a file that computes in half",
     ),
     "openvino": Runtime(
         "openvino",
@@ -136,6 +171,7 @@ RUNTIMES: Mapping[str, Runtime] = {
         "openvino",
         "OpenVINO, fastest on x86 with VNNI or AMX",
         "OpenVINO",
+        tried_apart=True,
     ),
     TORCH: Runtime(
         TORCH,
@@ -145,6 +181,7 @@ RUNTIMES: Mapping[str, Runtime] = {
         "PyTorch, its own int8 too (deprecated there)",
         "PyTorch",
         (".pt2", ".torchscript"),
+        one_precision="a module runs in the type of its own weights",
     ),
 }
 ALIASES = {"onnx": "onnxruntime"}
