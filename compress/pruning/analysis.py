@@ -17,7 +17,7 @@ from compress.pruning.balancing import MOST as MOST_SAMPLES
 from compress.pruning.balancing import curves_of, prices
 from compress.pruning.channels import Channels, find_channels
 from compress.pruning.cost import CostModel
-from compress.pruning.naming import check_patterns, matches
+from compress.pruning.patterns import check_patterns, matches
 from compress.pruning.request import PruneRequest
 from compress.pruning.scores import Given, score_classes
 from compress.pruning.surgery import remove

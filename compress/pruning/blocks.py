@@ -23,7 +23,7 @@ from compress.batches import Batch, call, first_batches, joined
 from compress.errors import PruningError
 from compress.progress import track
 from compress.pruning.amounts import check_amount
-from compress.pruning.naming import check_patterns, matches
+from compress.pruning.patterns import check_patterns, matches
 from compress.pruning.removal import count_notes
 from compress.pruning.verifying import difference, tensors_of
 from compress.shapes import replace_module, skip_for

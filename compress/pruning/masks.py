@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from compress.errors import PruningError, nearest
-from compress.pruning.naming import check_patterns, matches
+from compress.pruning.patterns import check_patterns, matches
 from compress.pruning.request import PruneRequest
 from compress.pruning.sparsity import sparsity_changes
 from compress.state import copied, seeded

@@ -13,10 +13,10 @@ from compress.batches import Batch
 from compress.errors import PruningError
 from compress.metadata import attributes, remember
 from compress.pruning.analysis import Analysis, analysed, cost_of, locks
+from compress.pruning.attributes import follow_literals
 from compress.pruning.channels import Channels, Family
 from compress.pruning.cost import CostModel
 from compress.pruning.labels import FIXED
-from compress.pruning.patching import follow_literals
 from compress.pruning.request import PruneRequest
 from compress.pruning.selection import Selection, choose, group_numbers, reach
 from compress.pruning.surgery import kept_indices, remove

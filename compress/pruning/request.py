@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compress.errors import PruningError, nearest
 from compress.given import batches_of
 from compress.pruning.amounts import check_amount
-from compress.pruning.naming import as_patterns
+from compress.pruning.patterns import as_patterns
 from compress.pruning.scores import check_score
 
 TARGETS = ("channels", "macs", "parameters", "latency", "blocks")

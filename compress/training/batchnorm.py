@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress.training.patching import forwards
+from compress.training.forwards import forwards
 
 
 class _Sum(Function):

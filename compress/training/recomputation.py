@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from compress.errors import InputError, nearest
-from compress.training.patching import forwards
+from compress.training.forwards import forwards
 
 
 @contextlib.contextmanager
