@@ -125,7 +125,7 @@ def test_the_runtime_that_will_run_it_is_timed(place, monkeypatch):
     monkeypatch.setattr("compress.pipeline.prune.benchmark", by_size)
     monkeypatch.setattr("compress.pipeline.for_runtime.crash_of", lambda runtime, path: "")
     monkeypatch.setattr("compress.pipeline.for_runtime.others_installed", lambda runtime: ["onnxruntime"])
-    monkeypatch.setattr("compress.pipeline.prune.check_runtime", lambda name: None)
+    monkeypatch.setattr("compress.pipeline.prune.check_runtime", lambda *given: None)
     rows = []
     monkeypatch.setattr(
         "compress.pipeline.prune.closing_report", lambda job, made: rows.append(made.targets) or Report()
