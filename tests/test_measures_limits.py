@@ -331,9 +331,10 @@ def test_the_picture_shows_the_intervals_and_points_the_measures_way():
         for name, ms, value in (("a", 1.0, 2.0), ("b", 2.0, 2.01), ("c", 3.0, 1.9))
     ]
     page = Report(rows=tuple(rows)).html()
-    assert page.count('class="interval"') == 3 and "Down and to the left is better" in page and "MAE ↓" in page
+    assert page.count('class="interval"') == 3 * 2 and "Down and to the left is better" in page and "MAE ↓" in page
     heights = [
-        float(text) for text in re.findall(r'text-anchor="end">([\d.]+)</text>', page.partition('class="chart"')[2])
+        float(text)
+        for text in re.findall(r'text-anchor="end">([\d.]+)</text>', page.partition('class="chart wide"')[2])
     ]
     assert max(heights) - min(heights) >= 0.8  # never below the intervals
 
