@@ -236,7 +236,7 @@ def test_the_metric_governs_the_search_for_the_budget(place, monkeypatch):
 
     seen = {}
     monkeypatch.setattr(
-        budget, "quantize_within", lambda *a, **k: seen.update(k, score=a[2]) or type("R", (), {"step": 1})
+        budget, "quantize_within", lambda *a, **k: seen.update(vars(a[2])) or type("R", (), {"step": 1})
     )
     opened = open_inputs("my.py:regressor", "my.py:of_regressor")
     from compress.measures.opening import open_measures
