@@ -139,6 +139,9 @@ def _answered(run: Any, arguments: list[str]) -> int:
         if error.errno in FULL:
             _drop_stdout()  # what is left in its buffer would fail again as the interpreter ends
             return _print_line(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space", 2)
+        if error.errno == errno.ENAMETOOLONG:  # of whatever the user named: a file, a folder, a spec read as a path
+            name = str(error.filename)
+            return _print_line(f"{name[:60]!r}… ({len(name)} characters) is longer than any file's name; check it", 2)
         return _unexpected(error, arguments)
     except SystemExit as error:
         if "PacifyFlush" in type(sys.stdout).__name__:  # what click puts there when the reader has left

@@ -142,6 +142,27 @@ def test_unknown_model_name(place):
     refused("quantize", "renset18", "--data", "data.npz", "-o", "out", says=("'renset18'", "did you mean 'resnet18'?"))
 
 
+LONG = "a" * 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "net.py:build", "--weights", LONG, "--data", "data.npz"),
+        ("evaluate", f"{LONG}.onnx", "--data", "data.npz"),
+        ("evaluate", f"{LONG}:build", "--data", "data.npz"),
+        ("evaluate", "net.py:build", "--data", f"text:{LONG}.csv"),
+        ("evaluate", "net.py:build", "--data", "data.npz", "--metric", f"{LONG}.py:f"),
+        ("doctor", f"{LONG}.onnx", "--for", "openvino"),
+        ("run", f"{LONG}.toml"),
+        ("quantize", "net.py:build", "--data", "data.npz", "-o", LONG),
+    ],
+    ids=["weights", "model", "factory", "data", "metric", "doctor", "recipe", "output"],
+)
+def test_a_name_that_no_file_can_have(place, arguments):
+    refused(*arguments, says=("aaaa",))
+
+
 def test_unknown_factory(place):
     refused("quantize", "net.py:biuld", "--data", "data.npz", "-o", "out", says=("biuld", "did you mean 'build'?"))
 
