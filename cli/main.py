@@ -188,7 +188,9 @@ def _ended_like_ctrl_c() -> Iterator[None]:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             hook(dropped)
             return
-        again.append(threading.Timer(0.01, _thread.interrupt_main))
+        # By SIGTERM where that unwinds: SIGINT is ignored in the background of a shell, and then would be lost here.
+        number = signal.SIGTERM if signal.SIGTERM in before else signal.SIGINT
+        again.append(threading.Timer(0.01, _thread.interrupt_main, [number]))
         again[-1].daemon = True
         again[-1].start()
 

@@ -378,6 +378,18 @@ def test_another_process_takes_part_until_the_first_stops(here):
     assert {item.parent.name for item in (here / "front").glob("*/recipe.toml")} >= {study.tried()[-1].name}
 
 
+@pytest.mark.parametrize("target", ["{front}/study.journal", "front/study.journal"], ids=["dead", "moved"])
+def test_a_lock_that_a_dead_process_left_is_taken(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("compress.pipeline.search.study.LOCKED", 3)
+    front = tmp_path / "front"
+    front.mkdir()
+    Study(Path("front"), seed=0)
+    (front / "study.journal.lock").symlink_to(target.format(front=front))
+    Study(Path("front"), seed=0)
+    assert not (front / "study.journal.lock").is_symlink()
+
+
 def test_a_kill_leaves_whole_files_and_the_search_goes_on(here):
     words = [
         sys.executable,

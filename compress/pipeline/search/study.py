@@ -26,6 +26,7 @@ NAME = "compress"
 RECORD, PROCESS = "record", "process"
 STARTUP = 8  # draws at random before the estimator has anything to go by
 INTERRUPTED = "interrupted"  # reason of candidates whose process ended before they did
+LOCKED = 10  # seconds without a change of the journal, after which its lock is a dead process's
 REPEATS = 20  # draws of what was drawn before, after which the first of those not yet drawn is taken
 
 
@@ -39,13 +40,21 @@ class Study:
     def __init__(self, folder: Path, *, seed: int, sampler: str = "tpe") -> None:
         optuna = _optuna()
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
         self.seed, self.sampler, self._optuna = seed, sampler, optuna
         _mend(folder / JOURNAL)
         try:
+            # The lock is a link to the path that it is given, and its age is the linked file's: a relative path leads
+            # nowhere from there, and what a killed process left would be waited for without an end.
+            path = str((folder / JOURNAL).absolute())
+            lock = Path(f"{path}.lock")
+            if lock.is_symlink() and not lock.exists():  # of a folder that has moved since
+                lock.unlink(missing_ok=True)
             with _quiet():
-                storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+                storage = JournalStorage(
+                    JournalFileBackend(path, lock_obj=JournalFileSymlinkLock(path, grace_period=LOCKED))
+                )
                 self._study = optuna.create_study(
                     study_name=NAME,
                     storage=storage,
