@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+EQUAL_DB = 120.0  # of outputs in a search that are equal to the bit, and the most that it tells apart
 MOST = 300.0  # what no noise at all is given; the least is its negative
 
 

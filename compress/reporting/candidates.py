@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from compress.decibels import EQUAL_DB
 from compress.escaping import html as escape
 from compress.measures import deciding
-from compress.measures.figure import LOWER
+from compress.measures.figure import LOWER, scale_of
 from compress.reporting import table
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 HEADINGS = ("candidate", "#", "state", "outputs", "size", "made in", "why")
 TEXT = (0, 2, 6)  # columns of words
-EQUAL_DB = 120.0  # what the search writes for outputs that are equal
 
 
 def listed(report: Report) -> Sequence[Mapping[str, Any]]:
@@ -98,7 +98,6 @@ def lines(report: Report) -> list[tuple[str, float, str]]:
         found.append(("x", limits["latency_ms"], f"at most {limits['latency_ms']:.3g} ms"))
     figure = deciding.deciding(report.base) if report.rows else None
     if "figure" in limits and figure is not None:
-        scale = 100.0 if figure.unit == "%" else 1.0
         least = "most" if figure.better == LOWER else "least"
-        found.append(("y", scale * limits["figure"], f"{least}, by --max-drop"))
+        found.append(("y", scale_of(figure.unit) * limits["figure"], f"{least}, by --max-drop"))
     return found

@@ -21,14 +21,13 @@ from tabulate import tabulate
 from compress import escaping
 from compress.errors import InputError
 from compress.escaping import each_text, without_home
-from compress.files import written_beside
 from compress.measures import deciding
 from compress.measures.deciding import UNKNOWN
 from compress.measures.figure import HIGHER, difference, scale_of
 from compress.reporting import html_changes, table
 from compress.reporting.reading import read_report
 from compress.reporting.record import plain
-from compress.reporting.report import Gate, Report, check_suffix
+from compress.reporting.report import Gate, Report, write_form
 from compress.reporting.words import NOISE
 from compress.steps import Measure, Measurement
 from compress.taking import takes
@@ -80,14 +79,18 @@ class ReportChange:
         return tuple(item for item in self.figures if item.verdict == BETTER)
 
     @property
+    def rest(self) -> int:
+        """How many figures are neither better nor worse."""
+        return len(self.figures) - len(self.better) - len(self.worse)
+
+    @property
     def title(self) -> str:
         return f"{self.names[0]} → {self.names[1]}"
 
     @property
     def summary(self) -> str:
         """The counts in one sentence."""
-        rest = len(self.figures) - len(self.better) - len(self.worse)
-        return f"{len(self.better)} better, {len(self.worse)} worse, {rest} the same, within noise or not judged"
+        return f"{len(self.better)} better, {len(self.worse)} worse, {self.rest} the same, within noise or not judged"
 
     def text(self) -> str:
         """What the command prints."""
@@ -134,18 +137,15 @@ class ReportChange:
             InputError: another suffix.
             OutputError: the file cannot be written.
         """
-        path = Path(path)
-        check_suffix(path)
         shown = each_text(self, without_home)
-        forms = {
-            ".md": shown.markdown,
-            ".json": lambda: json.dumps(shown.as_dict(), indent=2, allow_nan=False) + "\n",
-            ".html": shown.html,
-        }
-        text = forms[path.suffix.lower()]()
-        with written_beside(path) as beside:
-            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        return path
+        return write_form(
+            path,
+            {
+                ".md": shown.markdown,
+                ".json": lambda: json.dumps(shown.as_dict(), indent=2, allow_nan=False) + "\n",
+                ".html": shown.html,
+            },
+        )
 
     def _repr_html_(self) -> str:
         return html_changes.notebook(self)

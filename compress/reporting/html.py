@@ -9,6 +9,7 @@ from compress.reporting import candidates
 from compress.reporting.html_decisions import decisions
 from compress.reporting.html_figures import figures
 from compress.reporting.html_layers import confusion, histograms, layer_figures, layers
+from compress.reporting.html_parts import cell
 from compress.reporting.html_pictures import cards, picture
 from compress.reporting.page import CSS, SCRIPT
 
@@ -34,7 +35,7 @@ def page(title: str, inner: str) -> str:
 def notebook(report: Report) -> str:
     """Render cards, table and picture for a notebook cell, whose page must keep its own look."""
     inner = "".join([_heading(report), cards(report), figures(report), picture(report), notes(report)])
-    return f'<style>{CSS}</style><div class="cr"><main>{inner}</main></div>'
+    return cell(inner)
 
 
 def body(report: Report) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from compress.escaping import html as escape
 from compress.reporting.html import page
-from compress.reporting.page import CSS
+from compress.reporting.html_parts import bar, card, cell
 
 if TYPE_CHECKING:
     from compress.reporting.changes import FigureChange, ReportChange
@@ -22,7 +22,7 @@ def render(change: ReportChange) -> str:
 
 def notebook(change: ReportChange) -> str:
     """The same for a notebook cell."""
-    return f'<style>{CSS}</style><div class="cr"><main>{_body(change)}</main></div>'
+    return cell(_body(change))
 
 
 def _body(change: ReportChange) -> str:
@@ -36,16 +36,12 @@ def _body(change: ReportChange) -> str:
 
 
 def _counts(change: ReportChange) -> str:
-    rest = len(change.figures) - len(change.better) - len(change.worse)
-    cards = [
-        (len(change.better), "better", ' class="good"' if change.better else ""),
-        (len(change.worse), "worse", ' class="bad"' if change.worse else ""),
-        (rest, "the same, within noise or not judged", ""),
-    ]
-    inner = "".join(
-        f'<div class="card"><b{colour}>{count}</b><span>{words}</span></div>' for count, words, colour in cards
+    cards = (
+        card(str(len(change.better)), "better", True if change.better else None),
+        card(str(len(change.worse)), "worse", False if change.worse else None),
+        card(str(change.rest), "the same, within noise or not judged", None),
     )
-    return f'<div class="cards">{inner}</div>'
+    return f'<div class="cards">{"".join(cards)}</div>'
 
 
 def _picture(change: ReportChange, figure: str, heading: str) -> str:
@@ -59,13 +55,8 @@ def _picture(change: ReportChange, figure: str, heading: str) -> str:
 
 
 def _bars(item: FigureChange, values: tuple[float, float], most: float) -> str:
-    name = escape(item.row)
-    parts = [
-        f'<span class="name" title="{name}"><bdi>{shown}</bdi></span><span class="track bare">'
-        f'<span class="fill{pale}" style="width:{100 * value / most:.1f}%"></span></span><span class="value">{escape(text)}</span>'
-        for shown, value, text, pale in ((name, values[0], item.before, " pale"), ("", values[1], item.after, ""))
-    ]
-    return "".join(parts)
+    before = bar(item.row, values[0] / most, item.before, pale=True)
+    return before + bar("", values[1] / most, item.after, title=item.row)
 
 
 def _table(change: ReportChange) -> str:

@@ -16,11 +16,11 @@ def decisions(step: Step) -> str:
     """Render one step: what was done, counted; layers that stay as they were, and what was considered, with reasons."""
     if not step.changes:
         return ""
-    counted = Counter(change.action for change in step.done)
+    actions = Counter(change.action for change in step.done)
     single = {change.action: change for change in step.done}
     done = "".join(
         f"<li>{count} × {escape(action)}</li>" if count > 1 else f"<li>{_alone(single[action])}</li>"
-        for action, count in counted.items()
+        for action, count in actions.items()
     )
     stay = [change for change in step.skipped if change.stays]
     considered = [change for change in step.skipped if not change.stays]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from compress.escaping import html as escape
 from compress.measures import deciding
 from compress.reporting import table
-from compress.reporting.words import between
+from compress.reporting.words import from_to
 from compress.steps import Measurement
 
 if TYPE_CHECKING:
@@ -102,6 +102,6 @@ def _intervals(rows: Sequence[Measurement]) -> list[table.Column]:
     def cell(row: Measurement, base: Measurement) -> str | None:
         found = deciding.deciding(row)
         known = deciding.interval(row)
-        return None if found is None or known is None else between(known, found).replace(" and ", " to ")
+        return None if found is None or known is None else from_to(known, found)
 
     return [table.Column(f"{name}, 95 % interval", cell)] if name else []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compress.escaping import html as escape
 from compress.reporting import layer_table, table
 from compress.reporting.charts import histogram
+from compress.reporting.html_parts import line
 
 if TYPE_CHECKING:
     from compress.reporting.report import Report
@@ -163,14 +164,11 @@ def layers(report: Report) -> str:
 
 
 def _bar(layer: Mapping[str, Any], key: str, bars: Bars, full: float) -> str:
-    name, before = escape(str(layer["name"])), layer.get("channels_before")
+    name, before = str(layer["name"]), layer.get("channels_before")
     was = f'<span class="was" style="width:{100 * before / full:.1f}%"></span>' if before is not None else ""
     track = "track bare" if was else "track"
-    return (
-        f'<span class="name" title="{name} {escape(str(layer.get("operator", "")))}"><bdi>{name}</bdi></span>'
-        f'<span class="{track}">{was}<span class="fill" style="width:{100 * layer[key] / full:.1f}%"></span></span>'
-        f'<span class="value">{escape(bars.value(layer[key], layer))}</span>'
-    )
+    drawn = f'<span class="{track}">{was}<span class="fill" style="width:{100 * layer[key] / full:.1f}%"></span></span>'
+    return line(name, drawn, bars.value(layer[key], layer), title=f"{name} {layer.get('operator', '')}")
 
 
 def histograms(report: Report) -> str:

@@ -13,7 +13,8 @@ from compress.measures import deciding
 from compress.measures.figure import HIGHER, LOWER, scale_of
 from compress.reporting import candidates, table
 from compress.reporting.charts import NARROW, WIDE, Bubble, scatter
-from compress.reporting.words import NOISE, between
+from compress.reporting.html_parts import bar, card
+from compress.reporting.words import NOISE, from_to
 from compress.steps import Measure, Measurement
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _size(report: Report, row: Measurement) -> str:
             head, good = f"{factor:.2f}× smaller", True
         else:
             head, good = f"{1 / factor:.2f}× larger", False
-    return _card(
+    return card(
         head, "size on disk", good, _bars(report, row, lambda item: item.size_bytes, lambda v: table.size(v) or "")
     )
 
@@ -71,7 +72,7 @@ def _latency(report: Report, row: Measurement) -> str:
         lambda item: None if "foreign" in item.extra else item.p50_ms,
         lambda value: f"{table.milliseconds(value)} ms",
     )
-    return _card(head, "median latency", good, bars)
+    return card(head, "median latency", good, bars)
 
 
 def _bars(
@@ -86,18 +87,8 @@ def _bars(
         return ""
     found = [(item, number) for item in rows if (number := value(item))]
     most = max((number for _, number in found), default=1.0)
-    lines = "".join(
-        f'<span class="name" title="{escape(item.name)}"><bdi>{escape(item.name)}</bdi></span><span class="track bare">'
-        f'<span class="fill{" pale" if item is not row else ""}" style="width:{100 * number / most:.1f}%"></span></span>'
-        f'<span class="value">{escape(words(number))}</span>'
-        for item, number in found
-    )
+    lines = "".join(bar(item.name, number / most, words(number), pale=item is not row) for item, number in found)
     return f'<div class="bars">{lines}</div>'
-
-
-def _card(head: str, text: str, good: bool | None, inner: str = "") -> str:
-    colour = {True: ' class="good"', False: ' class="bad"', None: ""}[good]
-    return f'<div class="card"><b{colour}>{escape(head)}</b><span>{escape(text)}</span>{inner}</div>'
 
 
 def _small(report: Report, row: Measurement) -> list[str]:
@@ -110,20 +101,18 @@ def _small(report: Report, row: Measurement) -> list[str]:
             unit = " points" if measure.unit == "%" else f" {measure.unit}".rstrip()
             text += f", change {moved}{unit}"
         known = deciding.interval(row)
-        text += f"; 95 %: {between(known, measure).replace(' and ', ' to ')}" if known else ""
-        found.append(_card(deciding.value(row) or "", text, None))
+        text += f"; 95 %: {from_to(known, measure)}" if known else ""
+        found.append(card(deciding.value(row) or "", text, None))
     if row.agreement is not None and row is not base:
-        found.append(_card(table.percent(row.agreement) or "", f"answers as {base.name}", None))
+        found.append(card(table.percent(row.agreement) or "", f"answers as {base.name}", None))
     if row.differences and row.agreement is None and row is not base:
         noise = table.signal_to_noise(row, base) or ""
         noise = noise if noise == "equal" else f"{noise} dB"
-        found.append(_card(noise, f"outputs beside {base.name}'s, signal to noise", None))
+        found.append(card(noise, f"outputs beside {base.name}'s, signal to noise", None))
     if report.gates:
         missed, count = len(report.failed), len(report.gates)
         limits = counted(count, "limit")
-        found.append(
-            _card(f"{missed} failed" if missed else "passed", f"of {limits}" if missed else limits, not missed)
-        )
+        found.append(card(f"{missed} failed" if missed else "passed", f"of {limits}" if missed else limits, not missed))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,14 +149,8 @@ class Report:
             InputError: another suffix.
             OutputError: the file cannot be written.
         """
-        path = Path(path)
-        check_suffix(path)
         shown = each_text(self, without_home)
-        forms = {".md": shown.markdown, ".json": lambda: record.dumps(shown), ".html": shown.html}
-        text = forms[path.suffix.lower()]()
-        with written_beside(path) as beside:
-            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        return path
+        return write_form(path, {".md": shown.markdown, ".json": lambda: record.dumps(shown), ".html": shown.html})
 
     def relocated(self, now: Path, final: Path) -> Report:
         """Return the report with paths under `now` written as they will be under `final`."""
@@ -178,6 +172,21 @@ class Report:
 
 
 SUFFIXES = (".md", ".json", ".html")
+
+
+def write_form(path: str | Path, forms: Mapping[str, Callable[[], str]]) -> Path:
+    """Write the form that the suffix of `path` chooses; `forms` has one for each of `SUFFIXES`.
+
+    Raises:
+        InputError: another suffix.
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    check_suffix(path)
+    text = forms[path.suffix.lower()]()
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return path
 
 
 def check_suffix(path: Path) -> None:

@@ -75,6 +75,11 @@ def between(interval: tuple[float, float], measure: Measure) -> str:
     return f"{low:.4g} and {high:.4g}{' ' + measure.unit if measure.unit else ''}"
 
 
+def from_to(interval: tuple[float, float], measure: Measure) -> str:
+    """The same for a cell, where no "between" comes before it: 90.40 to 92.90 %."""
+    return between(interval, measure).replace(" and ", " to ")
+
+
 def samples_of(row: Measurement) -> str:
     """How many samples a figure stands on; an image is one, however many pixels it has.
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from compress.pipeline.search.space import name_of, runtime_of
 
-EQUAL_DB = 120.0  # in place of infinity, where outputs are equal to the bit
 MARGIN_DB = 1.0  # by which a candidate must be beaten on few samples to fall out there
 
 

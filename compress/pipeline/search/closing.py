@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compress.counting import counted
+from compress.decibels import EQUAL_DB
 from compress.evaluation.runners import Runnable, Target
 from compress.locking import locked_folder
 from compress.measures import deciding
 from compress.pipeline.closing import closing_report, of_metrics
 from compress.pipeline.gates import Gates
 from compress.pipeline.job import Delivery, Timing
-from compress.pipeline.search.candidate import EQUAL_DB, Candidate, beats, front_of
+from compress.pipeline.search.candidate import Candidate, beats, front_of
 from compress.pipeline.search.clock import words
 from compress.pipeline.search.folder import MODEL, Front
 from compress.pipeline.search.session import Session, recipe_text_of

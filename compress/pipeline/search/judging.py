@@ -10,11 +10,11 @@ from pathlib import Path
 from torch import Tensor
 
 from compress.batches import Batch, first_batches, joined
+from compress.decibels import EQUAL_DB
 from compress.errors import CompressError
 from compress.evaluation.differences import OutputDifferences
 from compress.evaluation.runners import Runnable, open_runner
 from compress.pipeline.inputs import Opened
-from compress.pipeline.search.candidate import EQUAL_DB
 
 EARLY = 32  # samples that every candidate is judged on
 ALL = 256  # samples for those that were not beaten on the first
