@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,23 @@ from compress.errors import CompressError, GateError
 
 if TYPE_CHECKING:
     from compress.pipeline.inputs import Settings
+    from compress.reporting.changes import ReportChange
     from compress.reporting.report import Report
+
+
+def put_out(
+    shown: Report | ReportChange, text: Callable[[], str], paths: Sequence[Path] = (), *, as_json: bool = False
+) -> None:
+    """Write `shown` to `paths` and print it: its text, or one JSON document."""
+    failure: CompressError | None = None
+    for path in paths:
+        try:
+            shown.write(path)
+        except CompressError as error:  # what there is to show is shown all the same
+            failure = error
+    click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else text())
+    if failure is not None:
+        raise failure
 
 
 def show(report: Report, settings: Settings, paths: Sequence[Path] = (), *, details: bool = False) -> None:
@@ -21,18 +37,12 @@ def show(report: Report, settings: Settings, paths: Sequence[Path] = (), *, deta
 
     The sentences of failed limits go to stderr with that error, and stand on stdout only in JSON.
     """
-    failure: CompressError | None = None
-    for path in paths:
-        try:
-            report.write(path)
-        except CompressError as error:  # what was measured is shown all the same
-            failure = error
-    if settings.json:
-        click.echo(json.dumps(report.as_dict(), indent=2))
-    else:
-        click.echo(report.text(verbose=settings.verbose, details=details, failures=False))
-    if failure is not None:
-        raise failure
+    put_out(
+        report,
+        lambda: report.text(verbose=settings.verbose, details=details, failures=False),
+        paths,
+        as_json=settings.json,
+    )
     if report.failed:
         best = f"; the best file found is saved: {report.files['model']}" if "model" in report.files else ""
         raise GateError("; ".join(gate.sentence for gate in report.failed) + best)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from cli.help import Grouped
 from cli.options import configure_logging, examples, overwrite_option, report_option
-from compress.errors import CompressError, GateError
+from cli.printing import put_out
+from compress.errors import GateError
 
 
 @click.command(
@@ -50,19 +50,10 @@ def command(
         raise click.UsageError("--fail-if-worse compares two reports; name the later one too")
     found = read_report(first)
     changed = None if second is None else compare_reports(found, second, names=(str(first), str(second)))
-    shown = changed or found
-    failure: CompressError | None = None
-    for path in report:
-        try:
-            shown.write(path)
-        except CompressError as error:  # what was read is shown all the same
-            failure = error
-    if as_json:
-        click.echo(json.dumps(shown.as_dict(), indent=2))
+    if changed is None:
+        put_out(found, lambda: found.text(verbose=verbose, details=verbose), report, as_json=as_json)
     else:
-        click.echo(found.text(verbose=verbose, details=verbose) if changed is None else changed.text())
-    if failure is not None:
-        raise failure
+        put_out(changed, changed.text, report, as_json=as_json)
     if changed is not None and fail_if_worse and changed.worse:
         worse = [f"{item.row}: {item.figure} {item.before} → {item.after}" for item in changed.worse]
         raise GateError(f"worse than before: {'; '.join(worse)}")
