@@ -23,6 +23,7 @@ LEVELS = [
         "errors",
         "escaping",
         "batches",
+        "children",
         "decibels",
         "given",
         "files",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from compress.batches import example_batch
+from compress.children import environment
 from compress.evaluation.runners import Target, float_precision_of, model_in, runtime_of
 from compress.files import native_file
 from compress.scratch import scratch_folder
@@ -49,13 +49,11 @@ def peak_memory_bytes(target: Target, inputs: Any, threads: int | None = None) -
         values = {name: x.detach().cpu().contiguous() for name, x in batch.inputs.items()}
         with native_file(Path(saved)) as file:
             torch.save((values, batch.named), file)
-        # The child must find the same `compress` as this process does, whatever the current folder is.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
         arguments = json.dumps(
             [str(Path(path).absolute()), saved, threads, runtime_of(target), float_precision_of(target)]
         )
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, arguments], capture_output=True, text=True, env=environment, check=False
+            [sys.executable, "-c", CHILD, arguments], capture_output=True, text=True, env=environment(), check=False
         )
     lines = done.stdout.split()
     return int(lines[-1]) if done.returncode == 0 and lines else None

@@ -7,13 +7,13 @@ refuses is no crash: the caller gets the refusal, in words, from the runtime its
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from compress.children import environment
 from compress.errors import ModelError
 
 # The door alone is imported: a door that imports nothing heavy beside its library is tried in less than a second.
@@ -54,11 +54,9 @@ def try_first(door: str, who: str, model: Path | str | Any, *, threads: int | No
 def _try(door: str, who: str, path: Path, label: str, threads: int | None) -> None:
     key = (door, _digest(path))
     if key not in _verdicts:
-        # The child must find the same modules as this process does, whatever the current folder is.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
         command = [sys.executable, "-c", CHILD, door, str(path.absolute()), str(threads or 0)]
         done = subprocess.run(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, check=False
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), check=False
         )
         _verdicts[key] = _crash(done.returncode)
     if _verdicts[key]:
