@@ -30,14 +30,12 @@ from compress.quantization.repairs.judge import Samples
 from compress.quantization.repairs.levels import Accuracy
 from compress.steps import Change
 
-GAIN = 0.97  # noises nearer to each other are told to be one
+GAIN = 0.97  # noises nearer to each other count as equal
 LEAST = 0.02  # of the errors of all layers: what makes less is not looked at
 TIME = 0.4  # of the time that is left, that ranking may take: other repairs come after
 TRIED = 12  # layers, at most: each asks for one run of the network
-SPEEDUP = {
-    "x86-avx2": 1.9,
-    "arm64": 2.0,
-}  # of int8 products beside float ones; other processors have kernels that add four
+# Of int8 products beside float ones, by target; other processors have kernels that add four products at once.
+SPEEDUP = {"x86-avx2": 1.9, "arm64": 2.0}
 FASTEST = 3.5
 DEPTHWISE = 4.0  # a multiply-accumulate of a depthwise layer takes so many of a dense one
 PAIR = 16.0  # multiply-accumulates that converting one element takes, there and back
@@ -60,32 +58,33 @@ def choose_floats(
     end: float,
     threads: int | None = None,
 ) -> tuple[Calibrated, list[Change]] | None:
-    """Return `calibrated` with its worst layers in float, and a change for each; None where no layer pays or time is short.
+    """Return `calibrated` with its worst layers in float, and a change for each; None where none is needed, none pays or time is short.
 
     Args:
         noise: judges a candidate.
         end: of `time.monotonic`, when the time for repairs is up.
     """
-    layers = [name for name in calibrated.layers if name not in calibrated.excluded]
+    names = set(calibrated.layers) - set(calibrated.excluded)
+    layers = {str(node.name): node for node in calibrated.graph.graph if node.name in names}
     start = time.monotonic()
-    now = noise(calibrated)
+    noises = [noise(calibrated)]  # with the first 0, 1, 2 … of `chosen` in float
+    if decibels(noises[0]) >= accuracy.float_db:
+        return None
     needed = len(layers) * (time.monotonic() - start) / 2  # ranking runs fewer samples than judging
     if len(layers) < 2 or needed > TIME * (end - start):
         return None
     few = samples.fitting.part(0, max(1, accuracy.samples // 8))
-    ranked = rank_layers(calibrated, [few], samples=few.samples, layers=layers, threads=threads)
+    ranked = rank_layers(calibrated, [few], samples=few.samples, layers=list(layers), threads=threads)
     extras = _extras(calibrated, few.part(0, 1))
-    most = accuracy.float_share * sum(_weight_bytes(calibrated, name) for name in layers)
-    tried, chosen = [(now, calibrated)], []
+    most = accuracy.float_share * sum(_weight_bytes(calibrated, node) for node in layers.values())
+    chosen: list[LayerError] = []
     for item in track(_fitting(_order(ranked, extras), extras, accuracy.float_share, most), "float", unit="layer"):
-        if decibels(tried[-1][0]) >= accuracy.float_db:
+        if decibels(noises[-1]) >= accuracy.float_db:
             break
         chosen.append(item)
-        candidate = _in_float(calibrated, chosen)
-        tried.append((noise(candidate), candidate))
-    least = min(found for found, _ in tried)
-    count = next(i for i, (found, _) in enumerate(tried) if found <= least / GAIN)
-    kept = _needed(calibrated, chosen[:count], tried[count][0], noise)
+        noises.append(noise(_in_float(calibrated, chosen)))
+    count = next(i for i, found in enumerate(noises) if found <= min(noises) / GAIN)
+    kept = _needed(calibrated, chosen[:count], noises[count], noise)
     return (_in_float(calibrated, kept), [_change(item, extras[item.node]) for item in kept]) if kept else None
 
 
@@ -110,9 +109,10 @@ def _fitting(order: Sequence[LayerError], extras: dict[str, Extra], share: float
     """The layers of `order`, in turn, that fit into what may be added of time and of bytes."""
     taken: list[LayerError] = []
     for item in order:
-        both = [extras[other.node] for other in (*taken, item)]
-        if sum(extra.share for extra in both) <= share and sum(extra.bytes for extra in both) <= most:
+        extra = extras[item.node]
+        if extra.share <= share and extra.bytes <= most:
             taken.append(item)
+            share, most = share - extra.share, most - extra.bytes
     return taken[:TRIED]
 
 
@@ -132,7 +132,7 @@ def _extras(calibrated: Calibrated, sample: Batch) -> dict[str, Extra]:
     return {
         name: Extra(
             (weights[name] * (1 - 1 / speedup) + PAIR * work.elements) / max(whole, 1),
-            _float_bytes(work.node) - _weight_bytes(calibrated, name),
+            _float_bytes(work.node) - _weight_bytes(calibrated, work.node),
         )
         for name, work in works.items()
         if name in calibrated.layers
@@ -150,8 +150,7 @@ def _float_bytes(node: ir.Node) -> int:
     return 0 if weight is None else 4 * weight.size
 
 
-def _weight_bytes(calibrated: Calibrated, name: str) -> int:
-    node = next(node for node in calibrated.graph.graph if node.name == name)
+def _weight_bytes(calibrated: Calibrated, node: ir.Node) -> int:
     return _float_bytes(node) * calibrated.weights.bits_of(node) // 32
 
 

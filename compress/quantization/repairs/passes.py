@@ -40,8 +40,6 @@ def _floats(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Chan
     # Where a size is asked for, or fewer bits, bytes go to widths of weights, whose noise is most of it then.
     if bench.accuracy.max_bytes is not None or calibrated.weights.narrowest <= NARROW:
         return None
-    if decibels(bench.noise(calibrated)) >= bench.accuracy.float_db:
-        return None
     return choose_floats(calibrated, bench.samples, bench.noise, bench.accuracy, end=bench.end, threads=bench.threads)
 
 
