@@ -18,10 +18,15 @@ class Entry:
 
     def load(self) -> Any:
         """The function or class itself."""
-        if not isinstance(self.what, str):
-            return self.what
-        module, _, name = self.what.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return at(self.what)
+
+
+def at(what: Any) -> Any:
+    """What stands at a place written "package.module:name", imported now; anything but a text is itself."""
+    if not isinstance(what, str):
+        return what
+    module, _, name = what.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def listed(table: Mapping[str, Entry]) -> str:

@@ -12,7 +12,7 @@ from compress.evaluation.runners import Runnable, Target, model_in, runtime_of
 from compress.loading.models import WHOLE
 from compress.measures.opening import open_measures
 from compress.pipeline.closing import closing_report, measure, of_metrics
-from compress.pipeline.for_runtime import crash_of, in_precision, offering
+from compress.pipeline.for_runtime import in_others, offering
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs, reopen
 from compress.pipeline.job import Delivery, Job, Timing
@@ -20,7 +20,7 @@ from compress.pipeline.rehearsal import rehearsed
 from compress.reporting.environment import describe
 from compress.reporting.report import Report
 from compress.reporting.words import how_read, interval, plain_words
-from compress.runtimes.runtime import AUTO, DEFAULT, find_runtime, others_installed
+from compress.runtimes.runtime import AUTO, DEFAULT, find_runtime
 from compress.taking import takes
 
 
@@ -138,14 +138,11 @@ def _in_runtimes(name: str, target: Target, settings: Settings, crashes: list[st
     runtime, precision = settings.runtime, settings.float_precision
     if runtime == AUTO:
         offering(precision)
-        found = {name: target}
-        for other in others_installed() if is_file else []:
-            crash = crash_of(other, target)  # type: ignore[arg-type]  # a file: others are left out above
-            if crash:
-                crashes.append(f"{crash}; it has no row")
-            else:
-                found[f"{name} ({other})"] = in_precision(target, other, precision)
-        return found
+        if not isinstance(target, Path) or not is_file:
+            return {name: target}
+        others, notes = in_others(target, DEFAULT, precision)
+        crashes += notes
+        return {name: target, **{f"{name} ({other})": found for other, found in others.items()}}
     asked = find_runtime(runtime)
     asked.check()
     asked.check_float_precision(precision)

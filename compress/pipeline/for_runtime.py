@@ -142,13 +142,21 @@ def in_runtime(
         shown[name] = in_precision(path, DEFAULT if crash else runtime, float_precision)
         crash_notes += [f"{crash}; its row is ONNX Runtime's"] if crash else []
     for name in made:
-        for other in others_installed(runtime):
-            crash = crash_of(other, targets[name])
-            if crash:
-                crash_notes.append(f"{crash}; it has no row")
-            elif (found := in_precision(targets[name], other, float_precision)) != shown[name]:
-                shown[f"{name} in {other}"] = found
+        others, notes = in_others(targets[name], runtime, float_precision)
+        crash_notes += notes
+        shown |= {f"{name} in {other}": found for other, found in others.items() if found != shown[name]}
     return shown, tuple(crash_notes)
+
+
+def in_others(path: Path, runtime: str, float_precision: str = "float32") -> tuple[dict[str, Runnable], list[str]]:
+    """A file in each runtime beside `runtime` that is installed, by its name; and a line on each that crashes on it."""
+    found, notes = {}, []
+    for other in others_installed(runtime):
+        if crash := crash_of(other, path):
+            notes.append(f"{crash}; it has no row")
+        else:
+            found[other] = in_precision(path, other, float_precision)
+    return found, notes
 
 
 def crash_of(runtime: str, path: Path) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import InputError, nearest
-from compress.runtimes.runtime import FLOAT_PRECISIONS
+from compress.errors import InputError
+from compress.runtimes.runtime import check_precision_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,9 +75,7 @@ class Settings:
     float_precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.float_precision not in FLOAT_PRECISIONS:
-            words = nearest(str(self.float_precision), FLOAT_PRECISIONS)
-            raise InputError(f"unknown --float-precision {self.float_precision!r}; {words}")
+        check_precision_name(self.float_precision)
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise InputError(f"threads must be from 1 to {MOST_THREADS}, got {self.threads}")
         if not -(2**63) <= self.seed < 2**63:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.batches import Batch
-from compress.graph.folding import unique_name
+from compress.graph.folding import is_constant, unique_name
 from compress.quantization.kernels import HEAVY, STORED
 from compress.runtimes.onnxruntime import Session
 
@@ -67,14 +67,9 @@ def first_divergence(graph: ir.Model, batch: Batch) -> Divergence | None:
 
 
 def _watched(graph: ir.Model) -> list[str]:
-    names = [node.outputs[0].name for node in graph.graph if node.op_type in CODES and _carries_activations(node)]
+    names = [node.outputs[0].name for node in graph.graph if node.op_type in CODES and not is_constant(node.inputs[0])]
     made = [value.name for node in graph.graph for value in node.outputs if value.is_graph_output()]
     return list(dict.fromkeys(str(name) for name in (*names, *made) if name))
-
-
-def _carries_activations(node: ir.Node) -> bool:
-    value = node.inputs[0]
-    return value is not None and not value.is_initializer() and value.const_value is None
 
 
 def _cut(graph: ir.Model, watched: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.batches import Batch, read_batch
+from compress.counting import counted
 from compress.decibels import decibels
 from compress.errors import CompressError
 from compress.quantization.calibration import all_rows
@@ -93,7 +94,7 @@ def _notes(differing: list[Change], runtime: str) -> Iterator[str]:
     for ran_as in dict.fromkeys(change.action for change in differing):
         names = [change.layer for change in differing if change.action == ran_as]
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        yield f"{runtime} runs {len(names)} node{'s' * (len(names) > 1)} otherwise than the file says: {ran_as}: {shown}"
+        yield f"{runtime} runs {counted(len(names), 'node')} otherwise than the file says: {ran_as}: {shown}"
 
 
 def _outputs_changed(graph: ir.Model, plain: ir.Model, batches: Iterable[Any]) -> list[str]:

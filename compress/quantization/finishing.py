@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, consumers, remove_unused
+from compress.graph.folding import constant_array, consumers, is_constant, remove_unused
 from compress.quantization.float_layers import keep_float_layers
 from compress.quantization.naming import Namer
 from compress.quantization.rescaling import carry
@@ -105,8 +105,7 @@ def without_zero_points(graph: ir.Model) -> ir.Model:
         if node.op_type != "DequantizeLinear" or len(node.inputs) < 3 or node.inputs[0] is None:
             continue
         zero = constant_array(node.inputs[2])
-        stored = node.inputs[0].is_initializer() or node.inputs[0].const_value is not None
-        if stored and zero is not None and zero.dtype == np.int8 and not zero.any():
+        if is_constant(node.inputs[0]) and zero is not None and zero.dtype == np.int8 and not zero.any():
             node.resize_inputs(2)
     remove_unused(graph)
     return graph

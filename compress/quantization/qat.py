@@ -213,8 +213,13 @@ class Agreement:
         return 0 < self.distance <= AS_FAR * self.rounding
 
     @property
+    def is_close(self) -> bool:
+        """Whether the outputs are as near as those of a network that is not deep."""
+        return self.steps <= STEPS and (self.top1 is None or self.top1 >= AGREEMENT)
+
+    @property
     def holds(self) -> bool:
-        return self.by_rounding or (self.steps <= STEPS and (self.top1 is None or self.top1 >= AGREEMENT))
+        return self.by_rounding or self.is_close
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -231,12 +236,13 @@ class Agreement:
             return "not compared with ONNX Runtime: no inputs to compare on"
         share = "" if self.top1 is None else f"the same first class on {self.top1:.1%}, "
         sentence = f"ONNX Runtime against the trained module on {counted(self.samples, 'sample')}: {share}at most {self.steps:.2g} steps apart"
-        if self.holds:
-            usual = self.steps <= STEPS and (self.top1 is None or self.top1 >= AGREEMENT)
+        if self.is_close:
+            return sentence
+        if self.by_rounding:
             means = (
                 f"{self.distance:.2g} in the mean, {self.rounding:.2g} between its own optimized and plain execution"
             )
-            return sentence if usual else f"{sentence} ({means}: rounding that grows from layer to layer)"
+            return f"{sentence} ({means}: rounding that grows from layer to layer)"
         return f"{sentence}, which is more than expected (99.5 %, {STEPS:g} steps)"
 
 

@@ -123,10 +123,7 @@ class Runtime:
         Raises:
             InputError: it does not, with the reason.
         """
-        if float_precision not in FLOAT_PRECISIONS:
-            raise InputError(
-                f"unknown --float-precision {float_precision!r}; {nearest(float_precision, FLOAT_PRECISIONS)}"
-            )
+        check_precision_name(float_precision)
         if not self.offers(float_precision):
             why = self.one_precision or "this processor has no instructions for it"
             raise InputError(f"--float-precision {float_precision} is not offered by runtime {self.name}: {why}")
@@ -185,6 +182,12 @@ RUNTIMES: Mapping[str, Runtime] = {
     ),
 }
 ALIASES = {"onnx": "onnxruntime"}
+
+
+def check_precision_name(name: str) -> None:
+    """Raise InputError for a precision that is not in `FLOAT_PRECISIONS`; the nearest is given."""
+    if name not in FLOAT_PRECISIONS:
+        raise InputError(f"unknown --float-precision {name!r}; {nearest(str(name), FLOAT_PRECISIONS)}")
 
 
 def others_installed(name: str = DEFAULT) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from compress.tables import Entry
+from compress.tables import Entry, at
 
 HOME = "compress.training.losses"
 OWN = "model"  # the loss that the model works out itself
@@ -24,12 +23,7 @@ class LossEntry(Entry):
 
     def refusal(self, output: Any, target: Any) -> str:
         """Why this loss does not take this output with this target; "" where it does."""
-        if self.refuses is None:
-            return ""
-        if not isinstance(self.refuses, str):
-            return self.refuses(output, target)
-        module, _, name = self.refuses.partition(":")
-        return str(getattr(importlib.import_module(module), name)(output, target))
+        return "" if self.refuses is None else str(at(self.refuses)(output, target))
 
 
 _SHAPED = "numbers of the outputs' shape"
