@@ -16,20 +16,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fuzz import make_seeds
+from fuzz import DATA, MINE, SHAPE, make_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
-TRACED = ["my.py:build", "--weights", "good.pt"]
-STATIC = ["quantize", "good.onnx", "--data", "good.npz", "--no-tune-latency"]
+STATIC = ["quantize", "good.onnx", *DATA, "--no-tune-latency"]
 COMMANDS = {
-    "export": ["export", *TRACED, "--input-shape", "2,3,8,8"],
+    "export": ["export", *MINE, *SHAPE],
     "static": STATIC,
-    "dynamic": ["quantize", "good.onnx", "--method", "dynamic", "--input-shape", "2,3,8,8"],
-    "float16": ["quantize", "good.onnx", "--data", "good.npz", "--method", "float16"],
+    "dynamic": ["quantize", "good.onnx", "--method", "dynamic", *SHAPE],
+    "float16": ["quantize", "good.onnx", *DATA, "--method", "float16"],
     "qat": [*STATIC, "--method", "qat"],
-    "prune": ["prune", *TRACED, "--data", "good.npz", "--round-to", "1", "--heal", "0"],
-    "healed": ["prune", *TRACED, "--data", "good.npz", "--round-to", "1", "--heal-steps", "20"],
-    "train": ["train", "my.py:build", "--data", "good.npz", "--epochs", "2", "--seed", "3"],
+    "prune": ["prune", *MINE, *DATA, "--round-to", "1", "--heal", "0"],
+    "healed": ["prune", *MINE, *DATA, "--round-to", "1", "--heal-steps", "20"],
+    "train": ["train", "my.py:build", *DATA, "--epochs", "2", "--seed", "3"],
 }
 
 

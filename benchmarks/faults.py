@@ -29,41 +29,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fuzz
-from fuzz import RECIPE, make_seeds
+from fuzz import DATA, MINE, OUT, RECIPE, SHAPE, make_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = ["my.py:build", "--data", "good.npz", "--epochs", "3", "--seed", "1", "-o", "out"]
+TRAIN = ["my.py:build", *DATA, "--epochs", "3", "--seed", "1", *OUT]
 COMMANDS = {
-    "quantize": ["quantize", "good.onnx", "--data", "good.npz", "--no-tune-latency", "-o", "out"],
-    "qat": ["quantize", "good.onnx", "--data", "good.npz", "--method", "qat", "-o", "out"],
-    "prune": [
-        "prune",
-        "my.py:build",
-        "--weights",
-        "good.pt",
-        "--input-shape",
-        "2,3,8,8",
-        "--round-to",
-        "1",
-        "-o",
-        "out",
-    ],
+    "quantize": ["quantize", "good.onnx", *DATA, "--no-tune-latency", *OUT],
+    "qat": ["quantize", "good.onnx", *DATA, "--method", "qat", *OUT],
+    "prune": ["prune", *MINE, *SHAPE, "--round-to", "1", *OUT],
     "train": ["train", *TRAIN],
     "finetune": ["finetune", *TRAIN, "--weights", "good.pt"],
-    "search": [
-        "search",
-        "my.py:build",
-        "--weights",
-        "good.pt",
-        "--data",
-        "good.npz",
-        "--minutes",
-        "3",
-        "--trials",
-        "2",
-        "-o",
-        "out",
-    ],
+    "search": ["search", *MINE, *DATA, "--minutes", "3", "--trials", "2", *OUT],
     "run": ["run", "recipe.toml"],
 }
 RESUMED = ("train", "finetune", "search", "run")
@@ -85,25 +61,23 @@ def end(how):
         os.kill(os.getpid(), signal.SIGSEGV)
     raise ValueError("sample 7 is no image")
 
-class Worker(Dataset):
+class Dying(Dataset):
     def __init__(self, how):
         self.how = how
     def __len__(self):
         return 16
     def __getitem__(self, index):
-        if get_worker_info() is not None and index == 7:
+        if self.ends_at(index):
             end(self.how)
         return torch.ones(3, 8, 8), index % 4
 
-class Rank(Dataset):
-    def __init__(self, how):
-        self.how = how
-    def __len__(self):
-        return 16
-    def __getitem__(self, index):
-        if os.environ.get("RANK") == "1" and index > 6:
-            end(self.how)
-        return torch.ones(3, 8, 8), index % 4
+class Worker(Dying):
+    def ends_at(self, index):
+        return get_worker_info() is not None and index == 7
+
+class Rank(Dying):
+    def ends_at(self, index):
+        return os.environ.get("RANK") == "1" and index > 6
 
 for how in ("killed", "leaves", "crashes", "raises"):
     globals()[f"worker_{how}"] = lambda how=how: {"train": Worker(how), "test": Worker(how)}

@@ -318,32 +318,23 @@ IN_PLACE = ("image", "tokenizer", "tokenizer-config", "model-config")  # found b
 OF_TEXTS = ("csv", "tsv", "jsonl", "tokenizer", "tokenizer-config", "model-config", "text-settings")
 NOT_TRIED = ("help", "help_all", "nproc", "verbose", "json", "processes", "workers", "minutes")
 # (other processes; tracebacks that were asked for; what would take as long as it is told)
+# Words of commands on the seeds that `make_seeds` writes; other benchmarks use them too.
+MINE, SHAPE = ["my.py:build", "--weights", "good.pt"], ["--input-shape", "2,3,8,8"]
+DATA, OUT = ["--data", "good.npz"], ["-o", "out"]
 COMMANDS: dict[str, list[str]] = {
-    "evaluate": ["good.onnx", "--data", "good.npz"],
+    "evaluate": ["good.onnx", *DATA],
     "benchmark": ["good.onnx"],
     "compare": ["good.onnx", "good.onnx"],
-    "export": ["my.py:build", "--input-shape", "2,3,8,8", "-o", "o.onnx"],
-    "quantize": ["good.onnx", "--data", "good.npz", "-o", "out"],
-    "prune": ["my.py:build", "--weights", "good.pt", "--input-shape", "2,3,8,8", "-o", "out"],
+    "export": ["my.py:build", *SHAPE, "-o", "o.onnx"],
+    "quantize": ["good.onnx", *DATA, *OUT],
+    "prune": [*MINE, *SHAPE, *OUT],
     "run": ["recipe.toml", "--dry-run"],
     "doctor": ["int8.onnx", "--for", "openvino"],
-    "sensitivity": ["good.onnx", "--data", "good.npz", "--samples", "4"],
-    "search": [
-        "my.py:build",
-        "--weights",
-        "good.pt",
-        "--data",
-        "good.npz",
-        "--minutes",
-        "3",
-        "--trials",
-        "1",
-        "-o",
-        "out",
-    ],
+    "sensitivity": ["good.onnx", *DATA, "--samples", "4"],
+    "search": [*MINE, *DATA, "--minutes", "3", "--trials", "1", *OUT],
     "init": ["-o", "new.toml"],
-    "train": ["my.py:build", "--data", "good.npz", "--epochs", "1", "-o", "out"],
-    "finetune": ["my.py:build", "--weights", "good.pt", "--data", "good.npz", "--epochs", "1", "-o", "out"],
+    "train": ["my.py:build", *DATA, "--epochs", "1", *OUT],
+    "finetune": [*MINE, *DATA, "--epochs", "1", *OUT],
 }
 
 

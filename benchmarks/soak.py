@@ -23,14 +23,14 @@ import time
 from pathlib import Path
 
 import fuzz
+from fuzz import DATA, MINE, SHAPE
 
 MOST_MIB = 64.0  # the allocator's own ups and downs are some 20
-DATA = ["--data", "good.npz"]
-OUT = ["-o", "out", "--overwrite"]
-TRACED = ["my.py:build", "--weights", "good.pt", "--input-shape", "2,3,8,8"]
+OUT = [*fuzz.OUT, "--overwrite"]
+TRACED = [*MINE, *SHAPE]
 JOBS: dict[str, tuple[list[str], int]] = {  # the command, its exit code
     "export": (["export", *TRACED, "-o", "o.onnx", "--overwrite"], 0),
-    "dynamic": (["quantize", "good.onnx", "--method", "dynamic", "--input-shape", "2,3,8,8", *OUT], 0),
+    "dynamic": (["quantize", "good.onnx", "--method", "dynamic", *SHAPE, *OUT], 0),
     "static": (["quantize", "good.onnx", *DATA, "--no-tune-latency", *OUT], 0),
     "float16": (["quantize", "good.onnx", *DATA, "--method", "float16", *OUT], 0),
     "qat": (["quantize", "good.onnx", *DATA, "--method", "qat", "--no-tune-latency", *OUT], 0),

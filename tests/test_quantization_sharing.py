@@ -1,9 +1,12 @@
 """Both runtimes' forms from one calibration: what is the same tensor is observed once, what is not is observed anew."""
 
+import functools
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from gated_block import GatedBlock
 from torch import nn
 
 import compress
@@ -11,19 +14,8 @@ import compress.quantization.calibrated as calibrated
 from compress.graph.folding import constant_array
 from compress.quantization.sharing import sharing
 
-
-class Block(nn.Module):
-    """SiLU, hard-swish and a mean, which ONNX Runtime's form has rewritten and OpenVINO's has not."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
-        self.out = nn.Linear(16, 4)
-
-    def forward(self, x):
-        x = nn.functional.silu(self.stem(x))
-        x = torch.relu(x + self.second(nn.functional.hardswish(self.first(x))))
-        return self.out(x.mean((2, 3)))
+# SiLU, hard-swish and a mean, which ONNX Runtime's form has rewritten and OpenVINO's has not.
+Block = functools.partial(GatedBlock, nn.functional.hardswish)
 
 
 @pytest.fixture(scope="module")
