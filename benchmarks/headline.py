@@ -4,12 +4,13 @@
     python scripts/picture.py docs/measured.md docs/measured.svg
 
 Checkpoints and data of ../shared/data (see benchmarks/accuracy.py). One thread; float and int8 take turns, and the
-speed-up is the ratio of the fastest of their runs: on a machine with other work, medians measure the other work. One row a model, printed as it is done.
+speed-up is the ratio of the medians of their runs, so it wants a machine without other work. One row a model, printed as it is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import tempfile
 import time
@@ -40,17 +41,18 @@ ROUNDS = 300
 HEAD = ("model", "float", "int8", "points [95 %]", "size", "speed-up", "made in")
 
 
-def best_of(files: dict[str, Path], sample: np.ndarray) -> dict[str, float]:
-    """Seconds of the fastest run of each file, of ROUNDS runs in turns."""
+def medians_of(files: dict[str, Path], sample: np.ndarray) -> dict[str, float]:
+    """Median seconds of a run of each file, of ROUNDS runs in turns behind a tenth as many to warm up."""
     sessions = {name: Session(path, threads=1) for name, path in files.items()}
     fed = Batch.of(torch.from_numpy(sample))
-    best = dict.fromkeys(files, float("inf"))
-    for turn in range(ROUNDS):
+    taken: dict[str, list[float]] = {name: [] for name in files}
+    for turn in range(-(ROUNDS // 10), ROUNDS):
         for name, session in sessions.items() if turn % 2 else reversed(sessions.items()):
             start = time.perf_counter()
             session.run(fed)
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+            if turn >= 0:
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def row(name: str, case: Case) -> str:
@@ -68,7 +70,7 @@ def row(name: str, case: Case) -> str:
         report = compress.quantize(source, data, output=Path(folder) / "int8", settings=settings)
         seconds = time.monotonic() - start
         files = {"float": source, "int8": Path(folder) / "int8" / "model.onnx"}
-        fastest = best_of(files, case.test[:1])
+        median = medians_of(files, case.test[:1])
     base, made = report.base, report.deliverable
     figure = None if made is None else deciding.deciding(made)
     if made is None or figure is None or figure.change_interval is None:
@@ -82,7 +84,7 @@ def row(name: str, case: Case) -> str:
         deciding.value(made),
         f"{moved} [{low:+.2f}, {high:+.2f}]".replace("-", "−"),
         size,
-        f"{fastest['float'] / fastest['int8']:.2f}×",
+        f"{median['float'] / median['int8']:.2f}×",
         f"{seconds:.0f} s",
     )
     return f"| {' | '.join(map(str, cells))} |"

@@ -3,7 +3,7 @@
     compress quickstart && python benchmarks/prices.py --data mnist5k
 
 Runs each command on quickstart/float.onnx (pruning and training: on quickstart/model.pt2 and its weights) in a folder that goes
-afterwards. Seconds include starting Python and the closing measurement of both files.
+afterwards. One thread; seconds include starting Python and the closing measurement of both files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METHODS: dict[str, list[str]] = {
 def row(title: str, words: list[str], data: str) -> str:
     """Run one command and read its report."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "cli", *words, "--data", data, "-o", f"{folder}/out", "--quiet"]
+        command = [sys.executable, "-m", "cli", *words, "--data", data, "-o", f"{folder}/out", "--threads", "1", "--quiet"]
         start = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True)
         seconds = time.monotonic() - start
