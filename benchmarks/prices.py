@@ -31,7 +31,8 @@ METHODS: dict[str, list[str]] = {
 def row(title: str, words: list[str], data: str) -> str:
     """Run one command and read its report."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "cli", *words, "--data", data, "-o", f"{folder}/out", "--threads", "1", "--quiet"]
+        settings = ["--data", data, "-o", f"{folder}/out", "--threads", "1", "--quiet"]
+        command = [sys.executable, "-m", "cli", *words, *settings]
         start = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True)
         seconds = time.monotonic() - start
