@@ -317,3 +317,16 @@ def test_graph_of_a_large_export_maps_its_file(tmp_path, monkeypatch):
     (weight,) = (v.const_value for v in graph.graph.initializers.values() if v.const_value.size == 64 * 64)
     assert isinstance(weight, ir.ExternalTensor)
     assert np.allclose(np.sort(weight.numpy(), None), np.sort(kept, None))
+
+
+@pytest.mark.parametrize("whose", ["input", "weights"])
+def test_the_memory_format_leaves_no_trace_in_the_graph(whose):
+    """An average pool of a channels-last tensor was a Gather of computed indices, which OpenVINO ran wrongly in int8."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    x = torch.randn(2, 3, 12, 12)
+    plain = [node.op_type for node in export(net, x).model.graph]
+    if whose == "input":
+        x = x.to(memory_format=torch.channels_last)
+    else:
+        net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    assert [node.op_type for node in export(net, x).model.graph] == plain

@@ -16,6 +16,7 @@ from compress.pipeline.cache import step_from
 from compress.quantization.divergence import first_divergence
 from compress.quantization.executed import _error_db, as_executed
 from compress.runtimes.onnxruntime import Session, executed_operators, runs_in_integers
+from compress.runtimes.runtime import find_runtime
 
 
 class Uneven(nn.Module):
@@ -178,3 +179,21 @@ def test_a_job_does_not_call_such_a_result_good(changed_at_load, tmp_path):
 def test_outputs_that_are_not_finite_are_no_agreement():
     a = np.ones(4)
     assert _error_db((a,), (np.array([1, 1, 1, np.nan]),)) == -100
+
+
+@pytest.mark.skipif(not find_runtime("openvino").installed(), reason="OpenVINO is not installed")
+@pytest.mark.parametrize("wrong", ["run", "run_free"])
+def test_another_runtime_that_computes_something_else_is_told(net, monkeypatch, wrong):
+    graph, x = net
+    step = compress.quantize_static(graph, [x], target="any", runtime="openvino")
+    right = as_executed(step, graph, [x], runtime="openvino")
+    assert not right.faults and right.notes == step.notes
+    from compress.runtimes.openvino import Session
+
+    kept = getattr(Session, wrong)
+    monkeypatch.setattr(Session, wrong, lambda self, *inputs: tuple(np.roll(y, 1, -1) for y in kept(self, *inputs)))
+    found = as_executed(step, graph, [x], runtime="openvino")
+    if wrong == "run":
+        assert any("computes something else" in fault and "not to be trusted" in fault for fault in found.faults)
+    else:  # what is reported is right, and whoever fixes no shapes is told
+        assert not found.faults and any("shapes are left free" in note for note in found.notes)

@@ -157,7 +157,10 @@ def test_no_convolution_of_openvino_hands_on_floats_that_are_quantized_behind_it
     module, x = residual
     step = compress.quantize_static(module, [x], target=target, runtime="openvino", accuracy="fast")
     session = find_runtime("openvino").open(step.model, threads=1)
-    ran = {node.get_friendly_name(): node for node in session._compiled.get_runtime_model().get_ordered_ops()}
+    ran = {
+        node.get_friendly_name(): node
+        for node in session._request.get_compiled_model().get_runtime_model().get_ordered_ops()
+    }
     kinds = {name: str(node.get_rt_info()["layerType"].astype(str)) for name, node in ran.items()}
     written = {
         name.partition("/")[0]: ran[name].output(0).get_element_type().get_type_name()
@@ -338,3 +341,18 @@ def test_a_recipe_holds_its_file_to_the_runtime_that_it_is_made_for(tmp_path):
     # ONNX Runtime runs `first` in float: no pair stands between it and what OpenVINO fuses behind it.
     assert actions["stem/Conv"] == actions["first/Conv"] == "runs in int8", actions
     assert not any("ONNX Runtime runs" in note for note in step.notes)
+
+
+@installed
+def test_openvino_gets_shapes_fixed_until_there_are_many_and_answers_the_same(block):
+    graph, x = block
+    session, wanted = (
+        find_runtime("openvino").open(graph, threads=1),
+        find_runtime("onnxruntime").open(graph, threads=1),
+    )
+    for samples in (2, 1, 3, 2, 4, 5, 1):
+        part = x.repeat(4, 1, 1, 1)[:samples]
+        assert _error_db(wanted.run(part), session.run(part)) > 90
+    fixed = [shapes for shapes in session._requests if shapes]
+    assert [shapes[0][0] for shapes in fixed] == [1, 2, 3] and () in session._requests
+    assert session.fixed_batch is None and _error_db(wanted.run(x), session.run_free(Batch.of(x))) > 90

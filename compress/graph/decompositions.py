@@ -5,6 +5,8 @@ adaptive max pooling to sizes O    max_pool with kernel and stride I / O where O
                                    which for a maximum, and for a mean over a box, is the same
 adaptive average pooling in 3-D    the same with means (the exporter has it in 1-D and 2-D)
 RReLU, not in training             LeakyReLU of the mean slope
+average pooling of channels-last   the mean (the exporter's own form ends in a Gather of computed indices, which keeps the
+tensors to 1×1                     strides and nothing else; runtimes neither fuse it nor quantize around it)
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     Raises:
         ExportError: one of them is used in a way that has no ONNX form.
     """
-    found = [node for node in program.graph.nodes if node.target in DECOMPOSITIONS]
+    found = [node for node in program.graph.nodes if _is_written_out(node)]
     for node in found:
         if node.target is ATEN.rrelu.default and len(node.args) > 3 and node.args[3]:
             raise ExportError("RReLU in training draws its slopes anew each time; export the model in eval mode")
@@ -56,6 +58,22 @@ def _adaptive_avg_pool3d(x: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def _leaky_relu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Tensor:
     return functional.leaky_relu(x, (lower + upper) / 2)
+
+
+def _adaptive_avg_pool2d(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    if list(sizes) != [1, 1]:
+        return NotImplemented  # the exporter's own form
+    return x.mean((-2, -1), keepdim=True)
+
+
+def _is_written_out(node: torch.fx.Node) -> bool:
+    """Whether the exporter lacks the operator; of average pooling, whether its form would keep channels-last strides."""
+    if node.target is not ATEN.adaptive_avg_pool2d.default:
+        return node.target in DECOMPOSITIONS
+    x = node.args[0].meta.get("val") if isinstance(node.args[0], torch.fx.Node) else None
+    if not isinstance(x, Tensor) or x.dim() != 4 or list(node.args[1]) != [1, 1]:  # type: ignore[arg-type]  # two sizes
+        return False
+    return x.stride(1) == 1 and not x.is_contiguous()
 
 
 def _by_axes(x: Tensor, sizes: Sequence[int], dimensions: int, pool: Pool) -> Tensor:
@@ -92,5 +110,6 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     ATEN.adaptive_max_pool2d.default: _adaptive_max_pool(2),
     ATEN.adaptive_max_pool3d.default: _adaptive_max_pool(3),
     ATEN.adaptive_avg_pool3d.default: _adaptive_avg_pool3d,
+    ATEN.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
     ATEN.rrelu.default: _leaky_relu,
 }

@@ -22,7 +22,7 @@ from compress.quantization.calibration import all_rows
 from compress.quantization.divergence import first_divergence
 from compress.quantization.kernels import HEAVY, MOVING, STORED
 from compress.runtimes.onnxruntime import VERSION, Executed, Session, executed_operators, runs_in_integers
-from compress.runtimes.runtime import DEFAULT, INTEGERS, find_runtime
+from compress.runtimes.runtime import DEFAULT, INTEGERS, Runtime, find_runtime
 from compress.steps import Change, Step
 
 IN_INT8 = "runs in int8"
@@ -40,7 +40,7 @@ def as_executed(step: Step, plain: ir.Model, batches: Iterable[Any] | None = Non
         batches: samples to compare on; None compares the operators alone.
     """
     if runtime != DEFAULT:
-        return _as_in(step, runtime)  # a crash of it is the caller's to decide on
+        return _as_in(step, runtime, plain, batches)  # a crash of it is the caller's to decide on
     try:
         operators = executed_operators(step.model)
     except CompressError as error:  # no room for a second copy: nothing is claimed of what runs, and no work is lost
@@ -57,8 +57,8 @@ def _with_changes(step: Step, changes: Sequence[Change], runtime: str) -> Step:
     return replace(step, changes=tuple(changes), notes=(*step.notes, *_notes(differing, runtime)))
 
 
-def _as_in(step: Step, name: str) -> Step:
-    """The same for another runtime, by the precision that it tells of the layers with weights."""
+def _as_in(step: Step, name: str, plain: ir.Model, batches: Iterable[Any] | None) -> Step:
+    """The same for another runtime, by the precision that it tells of the layers with weights, and by its outputs."""
     runtime = find_runtime(name)
     found = runtime.precisions(step.model)
 
@@ -70,7 +70,12 @@ def _as_in(step: Step, name: str) -> Step:
         reason = f"{runtime.title} {runtime.version()} runs it in {seen[0]}"
         return replace(change, action="quantized, computed in float", reason=reason)
 
-    return _with_changes(step, [checked(change) for change in step.changes], runtime.title)
+    found_so = _with_changes(step, [checked(change) for change in step.changes], runtime.title)
+    batch = _first_samples(batches)
+    if batch is None:
+        return found_so
+    faults, notes = _outputs_elsewhere(step.model, plain, batch, runtime)
+    return replace(found_so, faults=(*found_so.faults, *faults), notes=(*found_so.notes, *notes))
 
 
 def _corrected(change: Change, operators: Mapping[str, Executed]) -> Change:
@@ -97,9 +102,36 @@ def _notes(differing: list[Change], runtime: str) -> Iterator[str]:
         yield f"{runtime} runs {counted(len(names), 'node')} otherwise than the file says: {ran_as}: {shown}"
 
 
+def _first_samples(batches: Iterable[Any] | None) -> Batch | None:
+    return next((read_batch(raw).part(0, SAMPLES) for raw in batches or ()), None)
+
+
+def _outputs_elsewhere(graph: ir.Model, plain: ir.Model, batch: Batch, runtime: Runtime) -> tuple[list[str], list[str]]:
+    """Faults: another runtime computes what the file does not say. Notes: it does so where shapes are left free."""
+    wanted = _outputs(plain, batch, optimize=True)
+    written = _error_db(wanted, _outputs(graph, batch, optimize=False))
+    session, who = runtime.open(graph), f"{runtime.title} {runtime.version()}"
+    there = _error_db(wanted, all_rows(session, batch))
+    figures = f"dB from the float model's, {written:.1f} dB where the file is run as written"
+    if written - there >= CHANGED_DB:
+        return [
+            f"{who} computes something else: its outputs are {there:.1f} {figures}; the result is not to be trusted"
+        ], []
+    run_free = getattr(session, "run_free", None)  # of a runtime that fixes shapes where it can
+    if run_free is None:
+        return [], []
+    free = _error_db(wanted, run_free(batch))
+    if written - free < CHANGED_DB:
+        return [], []
+    return [], [
+        f"{who} answers otherwise where the shapes are left free: outputs {free:.1f} {figures}, and where they are fixed, as "
+        "here; deploy it with model.reshape(...), or export with fixed shapes (--dynamic none)"
+    ]
+
+
 def _outputs_changed(graph: ir.Model, plain: ir.Model, batches: Iterable[Any]) -> list[str]:
     """Whether the runtime's optimizations change how far the outputs are from the float network's, and at which node."""
-    batch = next((read_batch(raw).part(0, SAMPLES) for raw in batches), None)
+    batch = _first_samples(batches)
     if batch is None:
         return []
     wanted = _outputs(plain, batch, optimize=True)
