@@ -68,6 +68,7 @@ class Session:
         try:
             self._core = ov.Core()
             self._read = _read(self._core, model)
+            self._is_free = any(port.partial_shape.is_dynamic for port in self._read.inputs)
             self._request = self._opened(self._one_sample() or AS_WRITTEN)
         except RuntimeError as error:  # all that it raises
             raise _load_error(self._label, error) from error
@@ -88,7 +89,7 @@ class Session:
         OpenVINO 2026.4 left a free batch is slower, and was seen to answer wrongly (a MobileNetV2 whose pooling was written by
         `Gather`: 1.5 dB, 25.9 with its shapes fixed).
         """
-        if not self._read.is_dynamic() or (shapes not in self._requests and len(self._requests) >= MOST_SHAPES):
+        if not self._is_free or (shapes not in self._requests and len(self._requests) >= MOST_SHAPES):
             shapes = AS_WRITTEN
         if shapes not in self._requests:
             model = self._read
