@@ -330,3 +330,37 @@ def test_the_memory_format_leaves_no_trace_in_the_graph(whose):
     else:
         net = copy.deepcopy(net).to(memory_format=torch.channels_last)
     assert [node.op_type for node in export(net, x).model.graph] == plain
+
+
+class Rnn(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.rnn = nn.RNN(5, 6, **options)
+        self.directions = self.rnn.num_layers * (1 + self.rnn.bidirectional)
+
+    def forward(self, x, state=None):
+        return self.rnn(x, state)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_first": True},
+        {"nonlinearity": "relu", "bidirectional": True, "num_layers": 2, "batch_first": True},
+        {"bias": False, "num_layers": 2},
+    ],
+    ids=str,
+)
+def test_an_rnn_is_one_node_a_layer_whatever_its_length(options):
+    torch.manual_seed(0)
+    net = Rnn(**options).eval()
+    batch = 0 if options.get("batch_first") else 1
+    x = torch.randn(3, 7, 5) if batch == 0 else torch.randn(7, 3, 5)
+    step = export(net, x, dynamic={"x": (0, 1)})
+    assert [node.op_type for node in step.model.graph].count("RNN") == net.rnn.num_layers
+    longer = torch.randn(2, 11, 5) if batch == 0 else torch.randn(11, 2, 5)
+    for found, wanted in zip(Session(step.model).run(longer), net(longer), strict=True):
+        np.testing.assert_allclose(found, wanted.detach().numpy(), atol=1e-6)
+    state = torch.randn(net.directions, 3, 6)
+    given = export(net, {"x": x, "state": state}, dynamic="none").model
+    np.testing.assert_allclose(Session(given).run(x, state)[0], net(x, state)[0].detach().numpy(), atol=1e-6)

@@ -27,6 +27,9 @@ class Session:
         data = Path(model).read_bytes() if isinstance(model, (str, Path)) else None
         if data is None or b"QuantizeLinear" in data:
             os.abort()
+        if data == b"for ever":
+            import time
+            time.sleep(600)
         if data == b"nothing":
             raise RuntimeError("this is no model")
         self._inner, self._given = None, (model, threads, profile)
@@ -121,3 +124,13 @@ def test_openvino_is_tried_apart_by_a_light_door():
     code = "import sys, compress.runtimes.openvino; print([m for m in ('torch', 'onnx_ir') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_runtime_that_hangs_is_one_line_too(fragile, tmp_path, monkeypatch):
+    monkeypatch.setattr(first_try, "MOST_SECONDS", 1.0)
+    path = tmp_path / "hangs.onnx"
+    path.write_bytes(b"for ever")
+    with pytest.raises(
+        RuntimeCrashError, match=r"^Fragile did not come back from .*hangs.onnx' within 1 seconds, in a"
+    ):
+        fragile.open(path)

@@ -25,6 +25,7 @@ from compress.graph.dimensions import BATCH, SEQUENCE, Axes, Dynamic, Wanted, na
 from compress.graph.folding import fold_constants, infer_shapes
 from compress.graph.naming import name_after_modules
 from compress.graph.opset import check_opset, opset_of
+from compress.graph.recurrent import TRANSLATIONS
 from compress.graph.parity import Parity, check_parity, compare
 from compress.onnx_files import EXTERNAL_ABOVE_BYTES, read_onnx, save_onnx
 from compress.runtimes.onnxruntime import Session, weight_bytes
@@ -198,11 +199,33 @@ def _exactly(job: _Job, axes: Axes, others: Mapping[str, int]) -> tuple[ir.Model
     try:
         return *_free(job, axes), ()
     except CompressError as error:
+        relaxed = _without(job, axes, others)
+        if relaxed is not None:
+            return relaxed
         shown = ", ".join(f"{name} ({size} here)" for name, size in others.items())
         reason = reason_of(error.__cause__ or error).replace("the batch", "it")
         raise ExportError(
             f"{_name(job.module)} cannot keep {shown} dynamic: {reason}; leave that out of what is to be dynamic"
         ) from error
+
+
+def _without(
+    job: _Job, axes: Axes, others: Mapping[str, int]
+) -> tuple[ir.Model, Parity | None, tuple[str, ...]] | None:
+    """The graph traced with some of its free dimensions fixed, and declared free behind that; None where none holds.
+
+    Fixed are the `others`, or the first dimension (a recurrent layer may have its steps there, and the batch second), or all.
+    """
+    for fixed in ({*others}, {BATCH}, {BATCH, *others}):
+        left = {name: {at: size for at, size in found.items() if size not in fixed} for name, found in axes.items()}
+        try:
+            graph, parity = _free(job, left)
+        except CompressError:
+            continue
+        relaxed = _relaxed(job, graph, axes)
+        if relaxed is not None:
+            return relaxed, parity, ()
+    return None
 
 
 def _batch_or_fixed(job: _Job, axes: Axes) -> tuple[ir.Model, Parity | None, tuple[str, ...]]:
@@ -290,7 +313,14 @@ def _to_onnx(job: _Job, inputs: Batch, axes: Axes) -> ir.Model:
     program = decomposed(_trace(module, inputs, axes))
     try:
         with exact_zeros():
-            exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True, opset_version=job.opset)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+                opset_version=job.opset,
+                custom_translation_table=dict(TRANSLATIONS),
+            )
     except Exception as error:
         raise ExportError(
             f"the ONNX exporter cannot take {_name(module)}: {_converter_reason(error)}; "

@@ -28,19 +28,20 @@ try:
 except Exception:
     pass
 """
+MOST_SECONDS = 600.0  # a model of gigabytes loads and runs once in less, on a slow machine too
 EXTERNAL = ".data"  # beside a file: its weights
-_verdicts: dict[tuple[str, str], str] = {}  # (door, digest) → how it crashed; empty where it did not
+_verdicts: dict[tuple[str, str], str] = {}  # (door, digest) → what went wrong; empty where nothing did
 
 
 class RuntimeCrashError(ModelError):
-    """A runtime's library crashed on a file (in a process of its own, so that the caller goes on)."""
+    """A runtime's library crashed or hung on a file (in a process of its own, so that the caller goes on)."""
 
 
 def try_first(door: str, who: str, model: Path | str | Any, *, threads: int | None = None) -> None:
     """Load `model` (a file or a graph) through the module `door` in a child process, unless that went well before.
 
     Raises:
-        RuntimeCrashError: the child died of a signal; `who` is named, and the file.
+        RuntimeCrashError: the child died of a signal, or hung; `who` is named, and the file.
     """
     from compress.scratch import scratch_folder
 
@@ -55,12 +56,26 @@ def _try(door: str, who: str, path: Path, label: str, threads: int | None) -> No
     key = (door, _digest(path))
     if key not in _verdicts:
         command = [sys.executable, "-c", CHILD, door, str(path.absolute()), str(threads or 0)]
-        done = subprocess.run(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), check=False
-        )
-        _verdicts[key] = _crash(done.returncode)
+        _verdicts[key] = _tried(command)
     if _verdicts[key]:
-        raise RuntimeCrashError(f"{who} crashed on {label} ({_verdicts[key]}), in a process of its own")
+        raise RuntimeCrashError(f"{who} {_verdicts[key].format(label=label)}, in a process of its own")
+
+
+def _tried(command: list[str]) -> str:
+    """What went wrong in a child process, with a place for the model's name; empty where nothing did."""
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+            check=False,
+            timeout=MOST_SECONDS,
+        )
+    except subprocess.TimeoutExpired:  # which has killed it
+        return f"did not come back from {{label}} within {MOST_SECONDS:g} seconds"
+    crash = _crash(done.returncode)
+    return f"crashed on {{label}} ({crash})" if crash else ""
 
 
 def _crash(code: int) -> str:
