@@ -25,8 +25,8 @@ from compress.graph.dimensions import BATCH, SEQUENCE, Axes, Dynamic, Wanted, na
 from compress.graph.folding import fold_constants, infer_shapes
 from compress.graph.naming import name_after_modules
 from compress.graph.opset import check_opset, opset_of
-from compress.graph.recurrent import TRANSLATIONS
 from compress.graph.parity import Parity, check_parity, compare
+from compress.graph.recurrent import TRANSLATIONS
 from compress.onnx_files import EXTERNAL_ABOVE_BYTES, read_onnx, save_onnx
 from compress.runtimes.onnxruntime import Session, weight_bytes
 from compress.state import evaluating, unlogged
