@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import onnxscript
 import torch
-from onnxscript import opset18 as op
 
 ATEN = torch.ops.aten
+op: Any = onnxscript.opset18  # whose typed methods know no lists for small constants
 
 
 def _rnn(activation: str) -> Callable[..., Any]:

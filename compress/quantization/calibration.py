@@ -18,6 +18,7 @@ from compress.errors import DataError
 from compress.progress import track
 from compress.quantization.ranges.observer import Observer
 from compress.runtimes.onnxruntime import Session
+from compress.runtimes.runtime import OpenedModel
 
 FETCH_BYTES = 96 << 20  # of activations held at a time
 
@@ -109,7 +110,7 @@ def two_samples(batches: Iterable[Any]) -> Batch:
     raise DataError("the calibration data is empty; give at least one batch")
 
 
-def all_rows(session: Session, batch: Batch, *, rows: int = 16) -> tuple[np.ndarray, ...]:
+def all_rows(session: OpenedModel, batch: Batch, *, rows: int = 16) -> tuple[np.ndarray, ...]:
     """The outputs for all samples of `batch`, run a few at a time, or as many as a fixed batch takes."""
     rows, count = _fixed_batch(session) or rows, batch.samples
     arrays = [value.detach().cpu().numpy() for value in session.in_order(batch)]
@@ -121,7 +122,7 @@ def all_rows(session: Session, batch: Batch, *, rows: int = 16) -> tuple[np.ndar
     return tuple(np.concatenate(parts) for parts in zip(*found))
 
 
-def _fixed_batch(session: Session) -> int | None:
+def _fixed_batch(session: OpenedModel) -> int | None:
     """The batch size that the graph insists on; None where it takes any. A later input may have the batch elsewhere."""
     return session.fixed_batch
 

@@ -150,8 +150,8 @@ class Session:
             self._request = self._opened(shapes)
             self._request.infer(dict(enumerate(arrays)))
         except RuntimeError as error:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(self.input_names, arrays))
-            raise InputError(f"OpenVINO rejects the inputs of {self._label} ({shapes}): {_line(error)}") from error
+            given = ", ".join(f"{name} {array.shape}" for name, array in zip(self.input_names, arrays))
+            raise InputError(f"OpenVINO rejects the inputs of {self._label} ({given}): {_line(error)}") from error
         if self._profiling:
             self._record()
         # Copies: the next run writes into the same memory.
