@@ -24,7 +24,7 @@ from torch import Tensor
 
 import compress
 from compress.evaluation.latency import benchmark
-from compress.graph.folding import stored_bytes
+from compress.graph.constants import stored_bytes
 from compress.loading.declared import read_declared
 from compress.pipeline.quantize import check_gained
 from compress.runtimes.onnxruntime import Session

@@ -98,7 +98,7 @@ def make_seeds(folder: Path) -> None:
     import compress
     from compress.loading.torchscript import save_torchscript
     from compress.quantization import torch_native
-    from compress.training.weights import save_weights
+    from compress.training.weight_files import save_weights
 
     (folder / "my.py").write_text(PYTHON)
     (folder / "recipe.toml").write_text(RECIPE)

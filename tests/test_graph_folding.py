@@ -6,18 +6,9 @@ import pytest
 from onnx_ir import DataType, Shape, TensorType, Value, node
 
 from compress.errors import ModelError
-from compress.graph.folding import (
-    add_initializer,
-    constant_array,
-    consumers,
-    fold_constants,
-    infer_shapes,
-    is_constant,
-    naming,
-    remove_unused,
-    replace_node,
-    unique_name,
-)
+from compress.graph.constants import constant_array, is_constant
+from compress.graph.editing import add_initializer, consumers, naming, remove_unused, replace_node, unique_name
+from compress.graph.folding import fold_constants, infer_shapes
 from compress.graph.parity import compare
 from compress.runtimes.onnxruntime import Session
 

@@ -129,7 +129,7 @@ def test_every_byte_of_a_checkpoint_may_be_wrong(place, refused):
     torch.save(torch.nn.Linear(4, 4).state_dict(), "good.pt")
     whole = (place / "good.pt").read_bytes()
     from compress.errors import WeightsError
-    from compress.loading.checkpoints import read_state_dict
+    from compress.loading.state_dicts import read_state_dict
 
     for at in range(0, len(whole), 37):
         (place / "bad.pt").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
@@ -255,3 +255,19 @@ def test_reports_tell_no_home_folder(tmp_path, monkeypatch):
     for form in ("md", "html", "json"):
         text = report.write(tmp_path / f"r.{form}").read_text()
         assert "someone" not in text and "~/model.onnx" in text, form
+
+
+@pytest.mark.parametrize("kind", [IndexError, TypeError, AttributeError])
+def test_whatever_torch_raises_on_a_torchscript_file_is_one_line(place, monkeypatch, kind):
+    """Its reader raised IndexError for a record whose name was damaged."""
+    from compress.loading.torchscript import EngineModule, load_torchscript, save_torchscript
+
+    module = EngineModule(torch.nn.Linear(2, 2).eval(), torch.backends.quantized.supported_engines[-1])
+    path = save_torchscript(module, place / "m.torchscript", (torch.zeros(1, 2),))
+
+    def damaged(*args, **options):
+        raise kind("Argument passed to at() was not in the map.")
+
+    monkeypatch.setattr(torch.jit, "load", damaged)
+    with pytest.raises(ModelError, match="is not a TorchScript model that can be read: Argument passed to at"):
+        load_torchscript(path)

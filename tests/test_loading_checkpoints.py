@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compress.errors import WeightsError
-from compress.loading.checkpoints import WRAPPERS, load_state_dict, read_state_dict
+from compress.loading.state_dicts import WRAPPERS, load_state_dict, read_state_dict
 
 
 def net(width=4):

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import compress
-from compress.loading.checkpoints import load_state_dict, read_state_dict
+from compress.loading.state_dicts import load_state_dict, read_state_dict
 from compress.metadata import KEY, Record, from_text
 from compress.pruning.prune import prune_channels
 from compress.pruning.removal import Stage
 from compress.pruning.verifying import difference
-from compress.training.weights import save_weights
+from compress.training.weight_files import save_weights
 
 
 class Norm(nn.Module):

@@ -231,19 +231,19 @@ def test_quantize_and_dry_run_try_the_metric_first(place, metric, monkeypatch):
 
 def test_the_metric_governs_the_search_for_the_budget(place, monkeypatch):
     """What decides is handed to the search with its sign: less RMSE is a higher score."""
-    from compress.pipeline import budget
+    from compress.pipeline import within_limits
     from compress.pipeline.inputs import open_inputs
 
     seen = {}
     monkeypatch.setattr(
-        budget, "quantize_within", lambda *a, **k: seen.update(vars(a[2])) or type("R", (), {"step": 1})
+        within_limits, "quantize_within", lambda *a, **k: seen.update(vars(a[2])) or type("R", (), {"step": 1})
     )
     opened = open_inputs("my.py:regressor", "my.py:of_regressor")
     from compress.measures.opening import open_measures
     from compress.pipeline.rehearsal import rehearsed
 
     job = rehearsed(Job(opened, limits=Gates("10%"), measures=open_measures("my.py:rmse")))
-    assert budget.quantize_to_budget(opened.model, job, None) == 1
+    assert within_limits.quantize_to_budget(opened.model, job, None) == 1
     assert seen["baseline"] == pytest.approx(-0.2, abs=0.04) and seen["measure"].name == "rmse"
     assert seen["max_drop"] == pytest.approx(-0.1 * seen["baseline"])
     from compress.loading.callables import import_callable

@@ -11,7 +11,7 @@ from torch import nn
 import compress
 from compress.batches import Batch
 from compress.errors import PruningError, WeightsError
-from compress.loading.checkpoints import load_state_dict, read_state_dict
+from compress.loading.state_dicts import load_state_dict, read_state_dict
 from compress.pruning.blocks import find_blocks, prune_blocks
 
 

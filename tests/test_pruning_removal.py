@@ -150,7 +150,7 @@ def test_the_small_module_trains_reloads_and_prunes_again(pruned):
 
 def test_original_architecture_fits_to_the_state_dict(pruned):
     name, _, removal, inputs = pruned
-    from compress.loading.checkpoints import load_state_dict
+    from compress.loading.state_dicts import load_state_dict
 
     fresh = ZOO[name][0]().eval()
     load_state_dict(fresh, removal.step.model.state_dict(), "pruned.pt")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress.errors import InputError, PruningError
-from compress.loading.checkpoints import load_state_dict, read_state_dict
+from compress.loading.state_dicts import load_state_dict, read_state_dict
 from compress.pruning.prune import prune, prune_channels
 from compress.pruning.request import PruneRequest
 from compress.pruning.verifying import difference

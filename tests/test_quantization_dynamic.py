@@ -12,8 +12,8 @@ from onnx_ir import DataType, Shape, TensorType, Value, node
 from torch import nn
 
 from compress.errors import InputError, QuantizationError
+from compress.graph.editing import add_initializer
 from compress.graph.exporting import export
-from compress.graph.folding import add_initializer
 from compress.onnx_files import save_onnx
 from compress.quantization.dynamic import quantize_dynamic
 from compress.runtimes.onnxruntime import Session, weight_bytes

@@ -11,7 +11,7 @@ from torch import nn
 
 import compress
 import compress.quantization.calibrated as calibrated
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
 from compress.quantization.sharing import sharing
 
 # SiLU, hard-swish and a mean, which ONNX Runtime's form has rewritten and OpenVINO's has not.

@@ -7,8 +7,8 @@ from torch import nn
 
 import compress
 from compress.errors import DataError, QuantizationError
+from compress.graph.constants import constant_array
 from compress.graph.exporting import to_graph
-from compress.graph.folding import constant_array
 from compress.quantization.apart import take_apart
 from compress.quantization.budget import Budget, quantize_within
 from compress.quantization.layer_errors import compare_outputs, rank_layers

@@ -9,7 +9,7 @@ from torch import nn
 import compress
 from compress.errors import QuantizationError, UnsupportedOperatorError
 from compress.evaluation.size import count_parameters, sparsity
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
 from compress.graph.module import GraphModule
 from compress.pipeline.details import quantized_weights
 from compress.quantization import finishing, storage

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import compress
-from compress.graph.folding import constant_array, stored_bytes
+from compress.graph.constants import constant_array, stored_bytes
 from compress.onnx_files import file_bytes, read_onnx, save_onnx
 from compress.quantization.budget import Bounds, Budget, quantize_within
 from compress.quantization.calibrated import Width

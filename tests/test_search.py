@@ -26,7 +26,7 @@ from compress.pipeline.recipe import EvaluateOptions, Recipe, parse_recipe
 from compress.pipeline.run import plan, run
 from compress.pipeline.search.candidate import Candidate, beaten_early, front_of, spread
 from compress.pipeline.search.clock import TimeIsUp, ending_at
-from compress.pipeline.search.closing import judge_rows
+from compress.pipeline.search.finish import judge_rows
 from compress.pipeline.search.making import Maker
 from compress.pipeline.search.options import SearchOptions
 from compress.pipeline.search.searching import join, search

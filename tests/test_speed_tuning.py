@@ -136,8 +136,8 @@ def test_tuning_that_would_take_too_long_is_left_out_and_says_so(stopwatch):
     ],
 )
 def test_what_compress_quantize_tunes(monkeypatch, options, max_drop, verb):
-    from compress.pipeline import budget  # noqa: F401  before the stand-ins, which it would keep
     from compress.pipeline import quantize as job
+    from compress.pipeline import within_limits  # noqa: F401  before the stand-ins, which it would keep
 
     def stand_in(kind):
         def run(*args, only_under_s=None, **rest):
@@ -147,7 +147,7 @@ def test_what_compress_quantize_tunes(monkeypatch, options, max_drop, verb):
 
     monkeypatch.setattr("compress.quantization.static.quantize_static", stand_in("static"))
     monkeypatch.setattr("compress.quantization.tuned.quantize_tuned", stand_in("tuned"))
-    monkeypatch.setattr("compress.pipeline.budget.quantize_to_budget", stand_in("budget"))
+    monkeypatch.setattr("compress.pipeline.within_limits.quantize_to_budget", stand_in("budget"))
     opened = SimpleNamespace(calibration=list, threads=1, inputs=())
     chosen = job.QuantizeOptions(**options)
     work = SimpleNamespace(opened=opened, limits=job.Gates(max_drop=max_drop))

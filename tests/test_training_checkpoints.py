@@ -20,7 +20,7 @@ from compress.errors import OutputError, TrainingError, WeightsError
 from compress.training import checkpoints
 from compress.training.loop import fit
 from compress.training.options import TrainOptions
-from compress.training.weights import save_weights
+from compress.training.weight_files import save_weights
 
 OPTIONS = {"epochs": 4, "batch_size": 16, "ema_decay": 0.9, "patience": 10, "warmup_epochs": 1, "optimizer": "adamw"}
 

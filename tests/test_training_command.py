@@ -177,7 +177,7 @@ def test_resume_finishes_what_was_cut(compress, place):
     long = ("train", *COMMON, "--epochs", 3, "--lr", 0.1)
     assert compress(*long, "-o", "whole")[0] == 0
     code = (
-        "import sys; from cli.main import main; from compress.training.run import Run; save = Run.save\n"
+        "import sys; from cli.main import main; from compress.training.run_state import Run; save = Run.save\n"
         "def stop(run, **rest):\n"
         "    save(run, **rest)\n"
         "    if run.epoch == 2: import os; os.kill(os.getpid(), 9)\n"

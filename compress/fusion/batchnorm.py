@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from compress.batches import example_batch
 from compress.errors import ModelError
-from compress.fusion.tracing import Found, find_batchnorms
+from compress.fusion.feeding import Found, find_batchnorms
 from compress.given import model_of
 from compress.shapes import replace_module
 from compress.state import copied

@@ -20,10 +20,10 @@ from compress.batches import Batch, parameters_of, read_batch
 from compress.errors import InputError, ModelError, WeightsError
 from compress.given import model_of
 from compress.loading.callables import first_line, import_callable
-from compress.loading.checkpoints import SUFFIXES, load_state_dict, read_pickle, read_state_dict
 from compress.loading.data import Data
 from compress.loading.declared import Declared, check_complete
 from compress.loading.loaded import BATCH, LoadedModel, TensorSpec
+from compress.loading.state_dicts import SUFFIXES, load_state_dict, read_pickle, read_state_dict
 from compress.loading.untrusted import load_checked
 from compress.loading.whole_modules import check_ultralytics, module_in
 from compress.onnx_files import read_onnx

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.batches import example_batch
-from compress.errors import InputError, ModelError, nearest
+from compress.errors import CompressError, InputError, ModelError, nearest
 from compress.files import native_file, written_beside
 from compress.loading.untrusted import check_torchscript
 
@@ -104,7 +104,9 @@ def load_torchscript(path: str | Path, *, trusted: bool = False) -> EngineModule
         with engine_set(engine), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = torch.jit.load(str(path), map_location="cpu")
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (CompressError, MemoryError):
+        raise
+    except Exception as error:  # torch's reader raises whatever its C++ does: IndexError for a name that is not there
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"{str(path)!r} is not a TorchScript model that can be read: {reason.strip()[:200]}"

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from compress.errors import InputError, nearest
-from compress.measures.choosing import choose
 from compress.measures.own import Metric, open_metrics
 from compress.measures.tally import Tally
 from compress.measures.task import Reading
+from compress.measures.task_choice import choose
 from compress.measures.tasks import MEASURES, check_task
 
 

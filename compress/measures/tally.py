@@ -11,11 +11,11 @@ from torch import Tensor
 
 from compress.errors import DataError
 from compress.measures import ranked
-from compress.measures.choosing import arranged
 from compress.measures.figure import TOTAL, Figure, is_number
 from compress.measures.intervals import DRAWS, bootstrap, paired_ratio_interval, quantiles, ratio_interval
 from compress.measures.own import Metric, MetricTally, WholeTally
 from compress.measures.task import Labelled, Reading, Seen
+from compress.measures.task_choice import arranged
 from compress.steps import Measure
 
 SLOW_S = 0.01  # a metric of the user's own that takes longer is not resampled

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.batches import Batch, example_batch, resized_batch
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
 from compress.onnx_files import give_back, give_back_all, read_onnx
 from compress.pipeline.layer_noise import layer_noise
 from compress.runtimes.onnxruntime import Session

@@ -26,8 +26,7 @@ from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, 
 from compress.pipeline.job import Delivery, Job
 from compress.pipeline.outputs import Output, OutputFolder, output_folder, size_folder
 from compress.pipeline.prune_options import PruneOptions
-from compress.pipeline.rehearsal import rehearsed
-from compress.pipeline.trying import rehearse_training
+from compress.pipeline.rehearsal import rehearse_training, rehearsed
 from compress.pruning.analysis import Analysis, analysed
 from compress.pruning.denormals import flush_denormals
 from compress.pruning.iterative import prune_iteratively

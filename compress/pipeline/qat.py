@@ -9,7 +9,7 @@ from torch import nn
 from compress.counting import counted
 from compress.graph.module import GraphModule
 from compress.pipeline.inputs import Opened
-from compress.pipeline.trying import rehearse_training
+from compress.pipeline.rehearsal import rehearse_training
 from compress.quantization.qat import QATSchedule, convert, prepare_qat
 from compress.steps import Step
 from compress.training.distributed import pick_device

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import QuantizationError, UnsupportedOperatorError
 from compress.evaluation.runners import Target, open_runner
+from compress.graph.constants import stored_bytes
 from compress.graph.exporting import to_graph
-from compress.graph.folding import stored_bytes
 from compress.measures.opening import open_measures
 from compress.onnx_files import file_bytes, save_onnx
 from compress.pipeline.closing import closing_report
@@ -156,7 +156,7 @@ def _with_bits(graph: Any, job: Job, options: QuantizeOptions) -> Step:
     tunes = options.tune_latency is None and options.target == "auto" and options.runtime != "openvino"
     if options.method != "static":
         return STEPS[options.method](graph, opened, options)
-    from compress.pipeline.budget import only_checked, quantize_to_budget, sized
+    from compress.pipeline.within_limits import only_checked, quantize_to_budget, sized
 
     static = sized(options.static(), graph, job.limits.max_size)
     if max_drop is None and (tunes or options.tune_latency):

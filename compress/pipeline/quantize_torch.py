@@ -98,7 +98,7 @@ def _static(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
 
 
 def _qat(opened: Opened, options: QuantizeOptions, engine: str) -> Step:
-    from compress.pipeline.trying import rehearse_training
+    from compress.pipeline.rehearsal import rehearse_training
     from compress.training.loop import fit
     from compress.training.options import TrainOptions
 

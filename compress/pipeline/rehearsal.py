@@ -1,4 +1,4 @@
-"""Metrics, task and limits tried on a few samples of the float model, before any work starts."""
+"""Metrics, task, limits and training tried on a few samples of the float model, before any work starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress import state
 from compress.batches import read_batch
@@ -17,8 +17,11 @@ from compress.evaluation.runners import open_runner
 from compress.measures import deciding
 from compress.measures.figure import amount, is_number
 from compress.measures.intervals import wilson
+from compress.pipeline.inputs import Opened
 from compress.pipeline.job import Job
 from compress.steps import Measure, Measurement
+from compress.training.one_batch import rehearse
+from compress.training.options import TrainOptions
 
 SAMPLES = 64
 MEMORY_SHARE = 0.5  # of this machine's memory that outputs held for a metric may take
@@ -127,3 +130,15 @@ def _memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return 0
+
+
+def rehearse_training(
+    opened: Opened, module: nn.Module, options: TrainOptions, *, teacher: nn.Module | None = None
+) -> None:
+    """Try the loss, the teacher and the optimizer of `options` on one batch of the training part.
+
+    Raises:
+        CompressError: no training data, or what one batch of training would refuse.
+    """
+    opened.loader("train")  # says what is missing
+    rehearse(module, opened.data, options, teacher=teacher)

@@ -25,7 +25,7 @@ from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.qat import qat_training
 from compress.pipeline.quantize import STEPS
 from compress.pipeline.quantize_options import QuantizeOptions
-from compress.pipeline.trying import rehearse_training
+from compress.pipeline.rehearsal import rehearse_training
 from compress.pruning.layer_views import LAYERS
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.pruning.reconstruction import SAMPLES
@@ -100,7 +100,7 @@ class ModuleStage(Unrehearsed):
             torch.save(step.model.state_dict(), file)
 
     def restore(self, work: Work, folder: Path) -> nn.Module:
-        from compress.loading.checkpoints import load_state_dict
+        from compress.loading.state_dicts import load_state_dict
 
         assert isinstance(work.model, nn.Module)
         module = copied(work.model)

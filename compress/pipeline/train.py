@@ -33,7 +33,7 @@ from compress.training.launching import LAUNCHED, check_nproc, launch
 from compress.training.loaders import share_of_batch
 from compress.training.loop import FitResult, fit
 from compress.training.options import FinetuneOptions, TrainOptions
-from compress.training.weights import save_weights
+from compress.training.weight_files import save_weights
 
 # What a run keeps in the output folder while it trains; removed when another run overwrites it.
 RUN_FILES = ("checkpoints", "tensorboard", "history.json", "curves.png")

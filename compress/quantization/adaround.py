@@ -24,7 +24,7 @@ from torch import Tensor
 from compress.batches import Batch, first_batches, joined
 from compress.errors import DataError, QuantizationError
 from compress.given import model_of
-from compress.graph.folding import consumers
+from compress.graph.editing import consumers
 from compress.graph.naming import layer_of
 from compress.graph.operator_node import OperatorNode, Run
 from compress.graph.operators import OPERATORS

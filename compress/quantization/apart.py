@@ -11,12 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.batches import Batch
-from compress.graph.folding import constant_array, remove_unused
+from compress.graph.constants import constant_array
+from compress.graph.editing import Namer, remove_unused
 from compress.quantization.arithmetic import dequantize
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.calibration import all_rows
 from compress.quantization.finishing import finish
-from compress.quantization.naming import Namer
 from compress.quantization.weights import axis_of, codes_of, pairs_saturate_in
 from compress.runtimes.onnxruntime import Session, with_outputs
 

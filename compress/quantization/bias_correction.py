@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
+from compress.graph.editing import Namer
 from compress.quantization.arithmetic import dequantize
 from compress.quantization.kernels import number
-from compress.quantization.naming import Namer
 from compress.quantization.placement import Plan, Site
 from compress.quantization.weights import axis_of, codes_of, pairs_saturate_in
 

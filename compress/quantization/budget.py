@@ -22,7 +22,7 @@ from torch import nn
 from compress.counting import counted
 from compress.errors import QuantizationError
 from compress.given import batches_of
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
 from compress.measures.figure import HIGHER, amount, shown
 from compress.onnx_files import file_bytes
 from compress.options import spelled_out

@@ -10,14 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.counting import counted
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
+from compress.graph.editing import Namer
 from compress.quantization.arithmetic import Grid, symmetric_grid
 from compress.quantization.bias_correction import ChannelMeans, channel_axes, correct_biases, input_names, shift_biases
 from compress.quantization.calibration import calibrate
 from compress.quantization.finishing import finish, without_zero_points
 from compress.quantization.insertion import WeightOptions, insert
 from compress.quantization.kernels import HEAVY
-from compress.quantization.naming import Namer
 from compress.quantization.placement import Plan
 from compress.quantization.profiles import PROFILES
 from compress.quantization.ranges.observer import Observer, RangeMethod

@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.batches import Batch
-from compress.graph.folding import is_constant, unique_name
+from compress.graph.constants import is_constant
+from compress.graph.editing import unique_name
 from compress.quantization.kernels import HEAVY, STORED
 from compress.runtimes.onnxruntime import Session
 

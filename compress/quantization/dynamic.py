@@ -10,14 +10,15 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from compress.errors import QuantizationError, nearest
+from compress.graph.constants import constant_tensor, weights_as_constants
+from compress.graph.editing import Namer, name_everything, remove_unused
 from compress.graph.exporting import to_graph
-from compress.graph.folding import constant_tensor, fold_constants, remove_unused, weights_as_constants
+from compress.graph.folding import fold_constants
 from compress.graph.naming import layer_of, matching_nodes
 from compress.graph.opset import ensure_opset, stand_ins
 from compress.onnx_files import give_back
 from compress.options import spelled_out
 from compress.quantization.dynamic_operators import FLOAT16, INT8, SMALLEST_ELEMENTS, Refused, Rewriter
-from compress.quantization.naming import Namer, name_everything
 from compress.quantization.options import DynamicFields, DynamicOptions
 from compress.quantization.storage import narrow_codes, store_in_four_bits
 from compress.quantization.targets import Target, resolve_target

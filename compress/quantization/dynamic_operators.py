@@ -27,9 +27,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.counting import counted
-from compress.graph.folding import constant_array, replace_node
+from compress.graph.constants import constant_array
+from compress.graph.editing import Namer, replace_node
 from compress.quantization.arithmetic import scales_of_least_error, symmetric_scales
-from compress.quantization.naming import Namer
 from compress.quantization.pairs import pair_scales, shrink_pairs
 from compress.quantization.targets import weight_limit
 from compress.quantization.weights import LIMIT as NOTE

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, consumers, is_constant, remove_unused
+from compress.graph.constants import constant_array, is_constant
+from compress.graph.editing import Namer, consumers, remove_unused
 from compress.quantization.float_layers import keep_float_layers
-from compress.quantization.naming import Namer
 from compress.quantization.rescaling import carry
 from compress.quantization.storage import narrow_codes, store_in_four_bits, store_tables
 from compress.quantization.weights import wants_of

@@ -16,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import add_initializer, constant_array, consumers, unique_name
+from compress.graph.constants import constant_array
+from compress.graph.editing import add_initializer, consumers, unique_name
 
 QUANTIZED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
 

@@ -28,13 +28,14 @@ from compress.batches import Batch, read_batch
 from compress.counting import counted
 from compress.errors import QuantizationError
 from compress.given import batches_of
+from compress.graph.constants import constant_array
+from compress.graph.editing import Namer, name_everything, remove_unused, values_of
 from compress.graph.exporting import to_graph
-from compress.graph.folding import constant_array, fold_constants, infer_shapes, remove_unused, values_of
+from compress.graph.folding import fold_constants, infer_shapes
 from compress.graph.naming import layer_of, matching_nodes
 from compress.graph.opset import opset_of
 from compress.options import spelled_out
 from compress.quantization.calibration import all_rows, run_streaming, two_samples
-from compress.quantization.naming import Namer, name_everything
 from compress.quantization.options import HalfFields, HalfOptions
 from compress.runtimes.onnxruntime import Session
 from compress.steps import Change, Step

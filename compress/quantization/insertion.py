@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, remove_unused
+from compress.graph.constants import constant_array
+from compress.graph.editing import Namer, remove_unused
 from compress.quantization.arithmetic import Grid, scales_of_least_error, symmetric_scales
 from compress.quantization.kernels import clip_bounds, weight_axis
-from compress.quantization.naming import Namer
 from compress.quantization.pairs import as_rows, has_pairs, pair_scales
 from compress.quantization.placement import Plan, Site
 from compress.quantization.targets import Target, weight_limit

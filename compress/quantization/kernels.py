@@ -13,7 +13,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, is_constant
+from compress.graph.constants import constant_array, is_constant
 
 HEAVY = frozenset({"Conv", "Gemm", "MatMul"})
 STORED = frozenset({"ConvTranspose"})  # no int8 kernel: weights are stored in int8, the sum runs in float

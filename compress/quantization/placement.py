@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from compress.errors import QuantizationError, nearest
-from compress.graph.folding import constant_array, is_constant
+from compress.graph.constants import constant_array, is_constant
 from compress.graph.naming import layer_of
 from compress.quantization.kernels import (
     CLIPS,

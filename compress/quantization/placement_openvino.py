@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 
-from compress.graph.folding import is_constant
+from compress.graph.constants import is_constant
 from compress.quantization.kernels import CLIPS, HEAVY, STORED, has_weight
 from compress.quantization.placement import Plan, Planner, Site, check_op_types
 

@@ -21,7 +21,7 @@ from compress.batches import call, read_batch
 from compress.counting import counted
 from compress.errors import QuantizationError
 from compress.given import batches_of, model_of
-from compress.graph.folding import consumers
+from compress.graph.editing import consumers
 from compress.graph.module import GraphModule, set_initializer
 from compress.graph.plan import Replacement, to_torch
 from compress.options import spelled_out

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, consumers
+from compress.graph.constants import constant_array
+from compress.graph.editing import consumers
 from compress.quantization.arithmetic import SMALLEST_SCALE, Grid
 from compress.quantization.placement import Plan
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.counting import counted
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
 from compress.graph.naming import layer_of
 from compress.quantization.calibration import run_streaming
 from compress.quantization.pairs import as_rows, has_pairs, largest_pairs

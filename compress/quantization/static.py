@@ -12,8 +12,10 @@ from torch import nn
 
 from compress.errors import QuantizationError
 from compress.given import batches_of
+from compress.graph.constants import weights_as_constants
+from compress.graph.editing import name_everything
 from compress.graph.exporting import to_graph
-from compress.graph.folding import fold_constants, infer_shapes, weights_as_constants
+from compress.graph.folding import fold_constants, infer_shapes
 from compress.graph.naming import matching_nodes, nodes_by_name
 from compress.graph.opset import ensure_opset, fixed_inputs, opset_of
 from compress.options import spelled_out
@@ -21,7 +23,6 @@ from compress.quantization.calibrated import Calibrated, observe
 from compress.quantization.calibration import two_samples
 from compress.quantization.finishing import finish
 from compress.quantization.insertion import WeightOptions
-from compress.quantization.naming import name_everything
 from compress.quantization.options import StaticFields, StaticOptions
 from compress.quantization.profiles import PROFILES
 from compress.quantization.range_table import resolve_ranges

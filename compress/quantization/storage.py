@@ -18,11 +18,11 @@ import onnx_ir as ir
 
 from compress.counting import counted
 from compress.errors import UnsupportedOperatorError
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
+from compress.graph.editing import Namer
 from compress.graph.naming import layer_of
 from compress.graph.opset import opset_of, raise_opset
 from compress.quantization.dynamic_operators import Refused, Rewriter, store_embedding, table_of
-from compress.quantization.naming import Namer
 from compress.quantization.targets import weight_limit
 from compress.quantization.weights import LIMIT
 from compress.steps import Change

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from compress.batches import example_batch
 from compress.counting import counted
 from compress.errors import GateError, InputError, QuantizationError
-from compress.graph.folding import is_constant
+from compress.graph.constants import is_constant
 from compress.progress import track
 from compress.quantization.kernels import HEAVY, LIGHT, ON_REQUEST, QUANTIZABLE
 from compress.quantization.rewrites import REWRITES

@@ -27,15 +27,15 @@ from torch import Tensor, nn
 from compress.counting import counted
 from compress.errors import QuantizationError
 from compress.given import batches_of
+from compress.graph.constants import constant_tensor
+from compress.graph.editing import Namer, name_everything, remove_unused
 from compress.graph.exporting import to_graph
-from compress.graph.folding import constant_tensor, remove_unused
 from compress.graph.naming import layer_of, matching_nodes
 from compress.graph.opset import raise_opset
 from compress.onnx_files import give_back
 from compress.options import spelled_out
 from compress.quantization.calibration import run_streaming
 from compress.quantization.kernels import number
-from compress.quantization.naming import Namer, name_everything
 from compress.quantization.options import WeightOnlyFields, WeightOnlyOptions
 from compress.quantization.repairs.judge import take_samples
 from compress.quantization.repairs.rounding import LARGEST, Products, feed_back

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, consumers, is_constant, remove_unused
+from compress.graph.constants import constant_array, is_constant
+from compress.graph.editing import Namer, consumers, remove_unused
 from compress.onnx_files import give_back
 from compress.quantization.arithmetic import quantize, quantize_bias, scales_that_hold_bias
-from compress.quantization.naming import Namer
 from compress.quantization.pairs import as_rows, from_rows, has_pairs, shrink_pairs
 from compress.quantization.targets import TARGETS
 

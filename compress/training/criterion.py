@@ -23,8 +23,8 @@ from compress.errors import InputError, TrainingError, nearest
 from compress.loading.callables import import_callable
 from compress.training.loss_table import LOSSES, OWN
 from compress.training.losses import Loss, refusal
+from compress.training.main_output import find_tensor, named_outputs, one_tensor
 from compress.training.options import TrainOptions
-from compress.training.outputs import find_tensor, named_outputs, one_tensor
 
 PLAIN, BATCH, MODEL = "outputs, target", "outputs, batch", "model, batch"
 FORMS = (PLAIN, BATCH, MODEL)

@@ -21,8 +21,8 @@ from torch.nn import functional
 from compress.batches import call
 from compress.errors import InputError, TrainingError, nearest
 from compress.training.criterion import MODEL, Criterion, Fed
+from compress.training.main_output import find_tensor
 from compress.training.options import TrainOptions
-from compress.training.outputs import find_tensor
 
 # (model, batch) → (outputs, scalar)
 Objective = Callable[[nn.Module, Fed], tuple[Any, Tensor]]

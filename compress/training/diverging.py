@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from compress.training.run import Run
+    from compress.training.run_state import Run
 
 PARTS = 4  # of an epoch, each of which must be worse than the start
 MARGIN = 0.1  # above the start's loss by so much of it: the start was measured on a few batches

@@ -19,16 +19,16 @@ from compress.progress import track
 from compress.state import as_in_training, evaluating
 from compress.training.criterion import BATCH, MODEL, Criterion, Fed
 from compress.training.distillation import Objective
-from compress.training.judging import Judge
+from compress.training.main_output import find_tensor
 from compress.training.metrics import Tally, is_classification
 from compress.training.mixup import mixed
+from compress.training.monitoring import Judge
 from compress.training.optimizers import clip
-from compress.training.outputs import find_tensor
 from compress.training.precision import autocast
 from compress.training.within import look_ahead
 
 if TYPE_CHECKING:
-    from compress.training.run import Run
+    from compress.training.run_state import Run
 
 
 class DivergedError(TrainingError):

@@ -21,8 +21,7 @@ from compress.measures.opening import Measures, open_measures
 from compress.state import copied
 from compress.taking import takes
 from compress.training.averaging import Average
-from compress.training.batchnorm import Counted, synchronized
-from compress.training.choosing import chosen_weights, comparable, decide_watched, judge_start
+from compress.training.best_weights import chosen_weights, comparable, decide_watched, judge_start
 from compress.training.criterion import Criterion, make_criterion, with_mixed_targets
 from compress.training.defaults import settled
 from compress.training.distillation import Objective, distilled
@@ -40,9 +39,10 @@ from compress.training.options import AUTO, TrainOptions
 from compress.training.precision import make_scaler
 from compress.training.range_test import find_rate, saved_rate
 from compress.training.recomputation import recomputed
-from compress.training.run import Run
+from compress.training.run_state import Run
 from compress.training.schedulers import Schedule
 from compress.training.seeds import reproducible
+from compress.training.sync_batchnorm import Counted, synchronized
 from compress.training.tensorboard import Board
 from compress.training.within import Within
 from compress.training.zeros import Zeros

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compress.training.distributed import World
-from compress.training.outputs import find_tensor
+from compress.training.main_output import find_tensor
 
 if TYPE_CHECKING:
     from compress.training.criterion import Criterion

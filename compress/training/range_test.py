@@ -18,7 +18,7 @@ from compress.training import checkpoints
 from compress.training.criterion import Fed
 from compress.training.epoch import DivergedError, groups_of, train_mode, train_step
 from compress.training.metrics import Tally
-from compress.training.run import Run
+from compress.training.run_state import Run
 
 STEPS = 80
 RANGES = {"sgd": (1e-5, 10.0)}  # others:

@@ -13,7 +13,7 @@ from compress.training.metrics import Tally
 from compress.training.seeds import random_states, restore_random_states
 
 if TYPE_CHECKING:
-    from compress.training.run import Run
+    from compress.training.run_state import Run
 
 LOOKED_AT = 4  # groups whose loss is measured before the first step
 

@@ -25,7 +25,7 @@ from compress.pipeline.quantize import check_runs
 from compress.pipeline.recipe import EvaluateOptions, Recipe, read_recipe
 from compress.pipeline.rehearsal import rehearsed
 from compress.pipeline.search.clock import Clock, words
-from compress.pipeline.search.closing import close
+from compress.pipeline.search.finish import close
 from compress.pipeline.search.folder import SEARCH, Front
 from compress.pipeline.search.limits import check_limits
 from compress.pipeline.search.options import SearchOptions

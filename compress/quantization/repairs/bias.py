@@ -22,13 +22,13 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.batches import Batch
-from compress.graph.folding import constant_array, is_constant, remove_unused
+from compress.graph.constants import constant_array, is_constant
+from compress.graph.editing import Namer, remove_unused
 from compress.progress import track
 from compress.quantization.bias_correction import corrected_sites
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.calibration import all_rows
 from compress.quantization.kernels import CLIPS, clip_bounds
-from compress.quantization.naming import Namer
 from compress.quantization.placement import Site
 from compress.quantization.repairs.judge import Samples
 from compress.quantization.weights import bias_of, fold_bias, wants_of

@@ -31,11 +31,11 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.decibels import decibels
-from compress.graph.folding import constant_array, consumers, is_constant
+from compress.graph.constants import constant_array, is_constant
+from compress.graph.editing import Namer, consumers
 from compress.graph.naming import layer_of
 from compress.quantization.calibration import run_streaming
 from compress.quantization.kernels import clip_bounds, number
-from compress.quantization.naming import Namer
 from compress.quantization.placement import Plan
 from compress.steps import Change
 

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from compress.batches import Batch
 from compress.decibels import decibels
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
 from compress.graph.works import works_of
 from compress.progress import track
 from compress.quantization.calibrated import Calibrated

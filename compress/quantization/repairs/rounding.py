@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
 from compress.quantization.bias_correction import corrected_sites
 from compress.quantization.calibrated import Calibrated
 from compress.quantization.calibration import run_streaming

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from compress.decibels import decibels
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
 from compress.progress import track
 from compress.quantization.apart import changed_by_rounding, put
 from compress.quantization.calibrated import Calibrated, Width

@@ -7,7 +7,8 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from compress.errors import QuantizationError, nearest
-from compress.graph.folding import infer_shapes, naming, remove_unused
+from compress.graph.editing import naming, remove_unused
+from compress.graph.folding import infer_shapes
 from compress.quantization.rewrites import (
     batch_norm,
     channel_bias,

@@ -14,7 +14,7 @@ import math
 
 import onnx_ir as ir
 
-from compress.graph.folding import remove_unused
+from compress.graph.editing import remove_unused
 from compress.quantization.rewrites.matching import (
     Replacement,
     close,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, remove_unused
+from compress.graph.constants import constant_array
+from compress.graph.editing import remove_unused
 from compress.quantization.rewrites.matching import (
     Replacement,
     is_float32,

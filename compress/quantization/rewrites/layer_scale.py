@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, remove_unused
+from compress.graph.constants import constant_array
+from compress.graph.editing import remove_unused
 from compress.quantization.rewrites.matching import has_one_reader, is_float32, name_of, nodes, produced_by
 from compress.quantization.rewrites.scalars import scale_constant
 from compress.steps import Change

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import add_initializer, constant_array, replace_node, unique_name
+from compress.graph.constants import constant_array
+from compress.graph.editing import add_initializer, replace_node, unique_name
 
 _STANDARD = ("", "ai.onnx")
 _FLOAT = "compress.float"  # note on a node that will stay in float, whatever is written in its place

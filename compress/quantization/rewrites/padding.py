@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import add_initializer, constant_array
+from compress.graph.constants import constant_array
+from compress.graph.editing import add_initializer
 from compress.quantization.kernels import is_depthwise
 from compress.quantization.rewrites.matching import name_of, nodes, stays_float
 from compress.steps import Change

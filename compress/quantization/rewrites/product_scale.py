@@ -13,7 +13,7 @@ import math
 
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array
+from compress.graph.constants import constant_array
 from compress.quantization.rewrites.matching import (
     Replacement,
     has_one_reader,

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import add_initializer, constant_array, remove_unused
+from compress.graph.constants import constant_array
+from compress.graph.editing import add_initializer, remove_unused
 from compress.quantization.rewrites.matching import (
     Replacement,
     has_one_reader,

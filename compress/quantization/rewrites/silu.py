@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compress.graph.folding import remove_unused
+from compress.graph.editing import remove_unused
 from compress.quantization.rewrites.matching import (
     Replacement,
     close,

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, remove_unused
+from compress.graph.constants import constant_array
+from compress.graph.editing import remove_unused
 from compress.quantization.rewrites.matching import Replacement, is_float32, name_of, nodes
 from compress.steps import Change
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
-from compress.graph.folding import is_constant
+from compress.graph.constants import is_constant
 from compress.quantization.rules.layers import (
     Pair,
     ends_in_layer,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, consumers, is_constant
+from compress.graph.constants import constant_array, is_constant
+from compress.graph.editing import consumers
 from compress.quantization.kernels import CLIPS, HEAVY, STORED, weight_axis
 
 # What a convolution's kernel takes in behind it, in the runtimes that fuse.

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from compress.graph.folding import constant_array, consumers
+from compress.graph.constants import constant_array
+from compress.graph.editing import consumers
 from compress.quantization.float_layers import QUANTIZED_AT_LOAD
 from compress.quantization.kernels import HEAVY
 from compress.quantization.rules.common import half_quantized

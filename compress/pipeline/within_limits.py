@@ -12,7 +12,7 @@ from compress.batches import read_batch, resized_batch
 from compress.counting import counted
 from compress.evaluation.accuracy import evaluate_all
 from compress.evaluation.latency import benchmark
-from compress.graph.folding import stored_bytes
+from compress.graph.constants import stored_bytes
 from compress.measures import deciding
 from compress.measures.opening import Measures
 from compress.pipeline.job import Job

@@ -17,7 +17,7 @@ from compress.training.diverging import try_instead
 from compress.training.epoch import evaluate_epoch
 from compress.training.loaders import Batches
 from compress.training.options import AUTO, TrainOptions
-from compress.training.run import Run
+from compress.training.run_state import Run
 
 EVEN_ODDS = 0.95  # share of the loss of even odds below which a network knows something
 CLASSES = ("cross_entropy", "bce")  # losses beside which the share of right answers is what people look at

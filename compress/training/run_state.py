@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from compress.measures.opening import Measures
 from compress.training import checkpoints
 from compress.training.averaging import Average
-from compress.training.batchnorm import Counted
 from compress.training.criterion import Criterion
 from compress.training.distillation import Objective
 from compress.training.distributed import World
@@ -27,6 +26,7 @@ from compress.training.metrics import Tally
 from compress.training.options import TrainOptions
 from compress.training.schedulers import Schedule
 from compress.training.seeds import random_states, restore_random_states
+from compress.training.sync_batchnorm import Counted
 from compress.training.within import Within
 from compress.training.zeros import Zeros
 

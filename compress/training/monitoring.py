@@ -9,7 +9,7 @@ from torch import Tensor
 from compress.measures.opening import Measures
 from compress.measures.tally import Tally
 from compress.training.distributed import World
-from compress.training.outputs import find_tensor, named_outputs
+from compress.training.main_output import find_tensor, named_outputs
 
 
 class Judge:
