@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from layers import decibels
 from torch import Tensor
 
 import compress
@@ -137,11 +138,6 @@ def stand_ins(path: Path, seed: int) -> tuple[Tensor, ...]:
         random = torch.rand(sizes, generator=generator)
         found.append(random.to(dtype) if dtype.is_floating_point else (random * BYTES).to(dtype))
     return tuple(found)
-
-
-def decibels(expected: np.ndarray, got: np.ndarray) -> float:
-    noise = float(np.square(expected.astype(np.float64) - got).sum())
-    return 10 * float(np.log10(max(float(np.square(expected.astype(np.float64)).sum()), 1e-30) / max(noise, 1e-20)))
 
 
 def _dynamic(path: Path, feeds: list[tuple[Tensor, ...]]) -> Step:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import compress
-from compress.graph.parity import flat_outputs
+from compress.batches import flat_outputs
 from compress.runtimes.onnxruntime import Session
 
 METHODS = ("export", "static", "qat", "prune")
@@ -236,7 +236,7 @@ def decibels(expected: np.ndarray, got: np.ndarray) -> float:
 
 def _reference(module: nn.Module, x: Tensor) -> np.ndarray:
     with torch.no_grad():
-        return flat_outputs(module(x))[0]
+        return flat_outputs(module(x))[0].numpy()
 
 
 def _export(module: nn.Module, x: Tensor) -> float:

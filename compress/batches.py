@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.errors import DataError, InputError
+from compress.errors import DataError, InputError, ModelError
 
 TARGETS = ("labels", "label", "target", "targets", "y")
 
@@ -138,6 +138,11 @@ class Batch:
         if extra:
             _warn_dropped(whose, tuple(extra), tuple(names))
         return found
+
+    def in_order_of(self, names: Sequence[str], *, whose: str) -> tuple[Tensor, ...]:
+        """The inputs in the order of a runtime's `names`, refused like `bound` refuses them."""
+        bound = self.bound(names, whose=whose)
+        return tuple(bound[name] for name in names)
 
     def _in_order(self, names: Sequence[str], required: Sequence[str], whose: str) -> dict[str, Tensor]:
         count = len(self.inputs)
@@ -273,6 +278,18 @@ def known_length(batches: Any) -> int | None:
         return None
 
 
+def first_samples(batches: Iterable[Any], samples: int, *, called: str = "data") -> Batch:
+    """The first `samples` samples of `batches`, which messages call `called`, as one batch.
+
+    Raises:
+        DataError: there are none.
+    """
+    taken = list(first_batches(batches, samples))
+    if not taken:
+        raise DataError(f"the {called} is empty; give at least one batch")
+    return joined(taken).part(0, samples)
+
+
 def first_batches(batches: Iterable[Any], samples: int) -> Iterator[Batch]:
     """The first batches, whole, until there are `samples` samples."""
     seen = 0
@@ -377,3 +394,31 @@ def resized(value: Tensor, batch: int) -> Tensor:
         return value
     repeats = -(-batch // len(value))
     return value.repeat(repeats, *([1] * (value.dim() - 1)))[:batch].contiguous()
+
+
+def flat_outputs(outputs: Any) -> tuple[Tensor, ...]:
+    """What a model returned (a tensor, tuples, lists, mappings, data classes that torch knows) as its tensors, in order.
+
+    Raises:
+        ModelError: there is no tensor in it.
+    """
+    found = tuple(leaf for leaf in leaves_of(outputs) if isinstance(leaf, Tensor))
+    if not found:
+        raise ModelError(f"the model returned no tensor but {type(outputs).__name__}")
+    return found
+
+
+def leaves_of(outputs: Any) -> Iterator[Tensor | np.ndarray]:
+    """The tensors and arrays in what a model returned, in order; what is neither (None, numbers) is passed over."""
+    if isinstance(outputs, (Tensor, np.ndarray)):
+        yield outputs
+    elif isinstance(outputs, Mapping):  # those of transformers as well, which leave None out
+        for value in outputs.values():
+            yield from leaves_of(value)
+    elif isinstance(outputs, (tuple, list)):
+        for value in outputs:
+            yield from leaves_of(value)
+    else:
+        for leaf in torch.utils._pytree.tree_leaves(outputs):
+            if leaf is not outputs:
+                yield from leaves_of(leaf)

@@ -116,3 +116,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"did you mean {close[0]!r}?"
     shown = ", ".join(names[:12]) + (f", … ({len(names)} in all)" if len(names) > 12 else "")
     return f"known: {shown}"
+
+
+def first_line(error: BaseException) -> str:
+    """An exception of others as one line, with its type: the text alone often says little.
+
+    >>> first_line(KeyError("x")), first_line(ValueError("no such file\\nmore")), first_line(RuntimeError())
+    ("KeyError: 'x'", 'ValueError: no such file', 'RuntimeError')
+    """
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def first_words(error: BaseException) -> str:
+    """What an exception of others says first, without its type, as part of a longer sentence.
+
+    >>> first_words(ValueError("\\nno such file.\\nmore")), first_words(RuntimeError())
+    ('no such file', 'RuntimeError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200].rstrip(". ")

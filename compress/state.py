@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import random
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -137,6 +139,21 @@ def seeded(seed: int) -> Iterator[None]:
 def unlogged() -> contextlib.AbstractContextManager[None]:
     """Run a block with the messages of every logger suppressed, where what matters arrives as an exception."""
     return _UNLOGGED()
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Run a block without its warnings, those that a library gives of itself at each call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Run a block without what it prints, warns and logs, where what matters arrives as an exception."""
+    with unlogged(), unwarned(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from compress.batches import Batch
+from compress.batches import Batch, flat_outputs
 from compress.errors import DataError, InputError
 from compress.evaluation.accuracy import evaluate, evaluate_all
 from compress.evaluation.runners import in_slices, open_runner
@@ -16,7 +16,6 @@ from compress.graph.exporting import export
 from compress.measures.intervals import paired_interval, wilson
 from compress.onnx_files import save_onnx
 from compress.pipeline.outputs import export_program
-from compress.runtimes.torch import flat_outputs
 
 
 class Net(nn.Module):

@@ -28,6 +28,8 @@ def verdicts(change, row="int8"):
 
 
 def test_a_report_is_read_as_it_was_written(report, tmp_path):
+    step = replace(report.steps[0], faults=("the outputs are not to be trusted",))
+    report = replace(report, steps=(step, *report.steps[1:]))
     found = read_report(report.write(tmp_path / "r.json"))
     assert found.as_dict() == report.as_dict()
     assert found.base == report.base and found.failed == report.failed

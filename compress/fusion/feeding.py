@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import operator
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from compress.batches import Batch, call
-from compress.errors import InputError, ModelError
-from compress.state import evaluating, unlogged
+from compress.errors import InputError, ModelError, first_words
+from compress.state import evaluating, quietly
 from compress.tracing import traced, tracing
 
 # What leaves every value as it is in eval mode, so that a batch-norm may lie behind it.
@@ -46,12 +43,12 @@ def find_batchnorms(module: nn.Module, names: Sequence[str], inputs: Batch | Non
         try:
             return _by_export(module, names, inputs)
         except Exception as error:
-            reason = f"torch.export: {_first_line(error)}"
+            reason = f"torch.export: {first_words(error)}"
     try:
         return _by_tracing(module, names)
     except Exception as error:
         raise ModelError(
-            f"cannot read the program of {type(module).__name__} ({reason}; torch.fx: {_first_line(error)}); "
+            f"cannot read the program of {type(module).__name__} ({reason}; torch.fx: {first_words(error)}); "
             "give example_inputs that it accepts, or fuse its parts one by one"
         ) from error
 
@@ -62,11 +59,11 @@ def _check_runs(module: nn.Module, inputs: Batch) -> None:
             call(module, inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs.values)
-        raise InputError(f"{type(module).__name__} rejects inputs of shape {shapes}: {_first_line(error)}") from error
+        raise InputError(f"{type(module).__name__} rejects inputs of shape {shapes}: {first_words(error)}") from error
 
 
 def _by_export(module: nn.Module, names: Sequence[str], inputs: Batch) -> list[Found]:
-    with tracing(), evaluating(module), _quietly():
+    with tracing(), evaluating(module), quietly():
         positional, named = inputs.map(lambda x: x.detach().clone()).arguments(module)
         program = traced(module, positional, named, strict=False)
     signature = program.graph_signature
@@ -174,15 +171,3 @@ def _traced(module: nn.Module, name: str, calls: list[fx.Node], uses: dict[str, 
 def _shares_weight(module: nn.Module, layer: str) -> bool:
     weight = getattr(module.get_submodule(layer), "weight", None)
     return sum(other is weight for _, other in module.named_parameters(remove_duplicate=False)) > 1
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200].rstrip(". ")
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    with unlogged(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield

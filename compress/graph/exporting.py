@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +26,7 @@ from compress.graph.parity import Parity, check_parity, compare
 from compress.graph.recurrent import TRANSLATIONS
 from compress.onnx_files import EXTERNAL_ABOVE_BYTES, read_onnx, save_onnx
 from compress.runtimes.onnxruntime import Session, weight_bytes
-from compress.state import evaluating, unlogged
+from compress.state import evaluating, quietly
 from compress.steps import Change, Step
 from compress.taking import takes
 from compress.tracing import exact_zeros, traced, tracing
@@ -83,7 +80,7 @@ def export(
     inputs = example_batch(example_inputs)
     outputs = run_example(module, inputs)
     checks = example_batch(parity_inputs) if parity_inputs is not None else inputs
-    with tracing(), evaluating(module), _quietly():
+    with tracing(), evaluating(module), quietly():
         job = _Job(module, inputs, checks, outputs, check=check, opset=opset, threads=threads)
         graph, parity, notes = _export_best(job, wanted)
     if path is not None:
@@ -494,16 +491,3 @@ def _is_torch_export(error: BaseException) -> bool:
 
 def _name(module: nn.Module) -> str:
     return type(module).__name__
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Swallow what the exporter prints, warns and logs; what matters arrives as an exception."""
-    with (
-        unlogged(),
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield

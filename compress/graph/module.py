@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.counting import counted
-from compress.errors import InputError, ModelError
+from compress.errors import InputError, ModelError, first_words
 from compress.graph.operators import FIXED_INPUTS
 from compress.graph.plan import Compiler, Instruction, Plan, Replacement, is_trainable, to_torch
 
@@ -191,5 +191,4 @@ def set_initializer(graph: ir.Model, name: str, value: Tensor) -> None:
 
 
 def _failure(step: Instruction, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"node {step.label} fails on these inputs: {reason}"
+    return f"node {step.label} fails on these inputs: {first_words(error)}"

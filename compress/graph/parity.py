@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from compress.batches import Batch, call, example_batch
+from compress.batches import Batch, call, example_batch, leaves_of
 from compress.counting import counted
 from compress.errors import ParityError
 from compress.runtimes.onnxruntime import Session
@@ -64,7 +64,7 @@ def compare(
     # Functions that hold their inputs already are called without any.
     inputs = Batch({}) if isinstance(inputs, tuple) and not inputs else example_batch(inputs)
     names = output_names or next((s.output_names for s in (run_second, run_first) if isinstance(s, Session)), None)
-    ours, theirs = flat_outputs(_call(run_first, inputs)), flat_outputs(_call(run_second, inputs))
+    ours, theirs = _arrays(_call(run_first, inputs)), _arrays(_call(run_second, inputs))
     if len(ours) != len(theirs):
         raise ParityError(f"one model returns {counted(len(ours), 'output')}, the other {len(theirs)}")
     rows = [_difference(a, b, relative_tolerance) for a, b in zip(ours, theirs)]
@@ -91,17 +91,8 @@ def check_parity(first: Form, second: Form, inputs: Any, *, output_names: Sequen
     return parity
 
 
-def flat_outputs(outputs: Any) -> tuple[np.ndarray, ...]:
-    """The tensors in whatever a model returned (tensor, tuple, dict, dataclass …), in order, as arrays."""
-    leaves = torch.utils._pytree.tree_leaves(_as_containers(outputs))
-    return tuple(_array(leaf) for leaf in leaves if isinstance(leaf, (Tensor, np.ndarray)))
-
-
-def _as_containers(outputs: Any) -> Any:
-    # Model outputs of transformers are ordered dictionaries that leave None out.
-    if isinstance(outputs, Mapping):
-        return {key: _as_containers(value) for key, value in outputs.items()}
-    return outputs
+def _arrays(outputs: Any) -> tuple[np.ndarray, ...]:
+    return tuple(_array(leaf) for leaf in leaves_of(outputs))
 
 
 def _array(leaf: Tensor | np.ndarray) -> np.ndarray:

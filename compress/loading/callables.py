@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from compress.errors import InputError, nearest
+from compress.errors import InputError, first_line, nearest
 
 
 def import_callable(spec: str) -> Callable[..., Any]:
@@ -47,12 +47,6 @@ def _imported(source: str) -> ModuleType:
     for name in [name for name in sys.modules if name == "torchmetrics" or name.startswith("torchmetrics.")]:
         del sys.modules[name]  # half imported
     return find()
-
-
-def first_line(error: BaseException) -> str:
-    """Return an exception as one line: its type where the text alone says little."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Tens
 
 from compress.batches import Batch, is_mapping, joined, read_batch
 from compress.counting import counted
-from compress.errors import CompressError, DataError, nearest
+from compress.errors import CompressError, DataError, first_line, nearest
 from compress.given import is_list_of_batches, is_pair_of_loaders
 from compress.loading.arrays import as_dataset, check_labels, open_arrays
 from compress.loading.augmentation import Augmentation, AugmentingCollate
-from compress.loading.callables import first_line, import_callable
+from compress.loading.callables import import_callable
 from compress.loading.datasets import ArrayDataset, NamedArrayDataset
 from compress.loading.embedded import EMBEDDED
 from compress.loading.folders import open_folder, read_classes

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.batches import Batch, parameters_of, read_batch
-from compress.errors import InputError, ModelError, WeightsError
+from compress.errors import InputError, ModelError, WeightsError, first_line
 from compress.given import model_of
-from compress.loading.callables import first_line, import_callable
+from compress.loading.callables import import_callable
 from compress.loading.data import Data
 from compress.loading.declared import Declared, check_complete
 from compress.loading.loaded import BATCH, LoadedModel, TensorSpec

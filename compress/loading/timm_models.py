@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.errors import ModelError, WeightsError, nearest
-from compress.loading.callables import first_line
+from compress.errors import ModelError, WeightsError, first_line, nearest
 from compress.loading.loaded import BATCH, LoadedModel
 from compress.loading.preprocessing import Preprocessing
 

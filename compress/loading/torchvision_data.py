@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.errors import DataError, nearest
-from compress.loading.callables import first_line
+from compress.errors import DataError, first_line, nearest
 from compress.loading.datasets import PreprocessedDataset
 from compress.loading.parts import Parts
 from compress.loading.preprocessing import IMAGENET, Preprocessing, size_kept

@@ -9,8 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from compress.errors import ModelError, WeightsError, nearest
-from compress.loading.callables import first_line
+from compress.errors import ModelError, WeightsError, first_line, nearest
 from compress.loading.loaded import BATCH, LoadedModel
 from compress.loading.preprocessing import from_torchvision
 from compress.loading.torchvision_ops import torchvision

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from compress.batches import Batch
 from compress.counting import counted
-from compress.errors import ModelError
-from compress.loading.callables import first_line
+from compress.errors import ModelError, first_line
 from compress.loading.loaded import LoadedModel
 from compress.loading.preprocessing import Preprocessing, from_image_processor
 from compress.state import unlogged

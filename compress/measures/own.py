@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from compress.errors import InputError
-from compress.loading.callables import first_line, import_callable
+from compress.errors import InputError, first_line
+from compress.loading.callables import import_callable
 from compress.measures.figure import HIGHER, LOWER
 from compress.measures.joining import Joined
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from compress.measures.figure import amount, is_number
 from compress.measures.intervals import wilson
 from compress.pipeline.inputs import Opened
 from compress.pipeline.job import Job
+from compress.reporting.environment import memory_of_machine
 from compress.steps import Measure, Measurement
 from compress.training.one_batch import rehearse
 from compress.training.options import TrainOptions
@@ -116,20 +116,13 @@ def _check_memory(job: Job, outputs: tuple[Tensor, ...], samples: int, models: i
     if whole is None or not samples:
         return
     each = sum(value.nbytes for value in outputs) / max(1, len(outputs[0]) if outputs[0].dim() else 1)
-    needed, there = each * samples * models, _memory()
+    needed, there = each * samples * models, memory_of_machine()
     if there and needed > MEMORY_SHARE * there:
         raise InputError(
             f"metric {whole.spec!r} is called on the whole data: outputs of {counted(samples, 'sample')} and {counted(models, 'model')} take "
             f"{needed / 1e9:.0f} GB of this machine's {there / 1e9:.0f}; mark it per_batch = True, or give a class with "
             "update(outputs, target) and compute()"
         )
-
-
-def _memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0
 
 
 def rehearse_training(

@@ -21,8 +21,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from compress.batches import Batch, first_batches, joined
-from compress.errors import DataError, QuantizationError
+from compress.batches import first_samples
+from compress.errors import QuantizationError
 from compress.given import model_of
 from compress.graph.editing import consumers
 from compress.graph.naming import layer_of
@@ -76,7 +76,8 @@ def adaround(
     if not isinstance(module, QuantizedGraph):
         raise QuantizationError(f"adaround takes what prepare_qat returned, got {type(module).__name__}")
     rounded = copy.deepcopy(module)
-    inputs = _inputs(module.calibration if calibration is None else calibration, samples)
+    given = module.calibration if calibration is None else calibration
+    inputs = first_samples(given, samples, called="calibration data")
     changes = []
     with seeded(seed):
         for layer in track(list(_layers(rounded)), "rounding", unit="layer"):
@@ -84,13 +85,6 @@ def adaround(
             x = torch.from_numpy(session.run(inputs)[0].copy())
             changes.append(_round(rounded, layer, x, iterations, batch_size, lr))
     return Step("adaround", rounded, tuple(changes))
-
-
-def _inputs(batches: Iterable[Any], samples: int) -> Batch:
-    taken = list(first_batches(batches, samples))
-    if not taken:
-        raise DataError("the calibration data is empty; give at least one batch")
-    return joined(taken).part(0, samples)
 
 
 def _layers(module: QuantizedGraph) -> Iterator[_Layer]:

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compress.batches import Batch, first_batches, joined
+from compress.batches import Batch, first_samples
 from compress.decibels import decibels
-from compress.errors import DataError
 from compress.graph.naming import layer_of
 from compress.progress import track
 from compress.quantization.apart import own_noise, take_apart
@@ -103,18 +102,6 @@ def compare_outputs(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -
     signal = sum(float(np.square(a.astype(np.float64)).sum()) for a in expected)
     first, second = (value.reshape(len(value), -1).argmax(1) for value in (expected[0], got[0]))
     return noise / max(signal, 1e-30), float(np.mean(first == second))
-
-
-def first_samples(batches: Iterable[Any], samples: int) -> Batch:
-    """The first `samples` samples of `batches` as one batch.
-
-    Raises:
-        DataError: there are none.
-    """
-    taken = list(first_batches(batches, samples))
-    if not taken:
-        raise DataError("the data is empty; give at least one batch")
-    return joined(taken).part(0, samples)
 
 
 def _outputs(graph: ir.Model, inputs: Batch, threads: int | None) -> tuple[np.ndarray, ...]:

@@ -10,10 +10,11 @@ from typing import Any, Unpack
 import onnx_ir as ir
 from torch import nn
 
+from compress.batches import first_samples
 from compress.given import batches_of
 from compress.options import spelled_out
 from compress.quantization.apart import times_saved
-from compress.quantization.layer_errors import LayerError, first_samples, rank_layers
+from compress.quantization.layer_errors import LayerError, rank_layers
 from compress.quantization.options import StaticFields, StaticOptions
 from compress.quantization.static import calibrate_static
 

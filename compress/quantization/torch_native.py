@@ -12,9 +12,7 @@ convolution with ReLU by itself; where FX cannot trace the module, eager mode qu
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +20,11 @@ import torch
 from torch import nn
 
 from compress.batches import Batch, call, example_batch, read_batch
-from compress.errors import CompressError, DataError, InputError, QuantizationError, nearest
+from compress.errors import CompressError, DataError, InputError, QuantizationError, first_words, nearest
 from compress.fusion.batchnorm import fuse
 from compress.loading.torchscript import EngineModule, check_engine, engine_set
 from compress.progress import track
-from compress.state import evaluating
+from compress.state import evaluating, unwarned
 from compress.steps import Change, Step
 
 try:
@@ -93,7 +91,7 @@ def quantize_dynamic(
         for name in chosen
     }
     _refuse_nothing(module, chosen, "Linear, LSTM or GRU")
-    with engine_set(engine), _quietly():
+    with engine_set(engine), unwarned():
         converted = ao.quantize_dynamic(work, per_layer, dtype=WEIGHT_TYPES[weight_type])
     changes = [Change(name, f"runs in {weight_type} ({_kind(module, name)})") for name in sorted(chosen)]
     reasons = {name: "excluded by name" for name in left_out}
@@ -177,12 +175,12 @@ def _prepare(module: nn.Module, inputs: Batch, engine: str, exclude: Collection[
         for name in sorted(left_out)
         if isinstance(module.get_submodule(name), _HAVE_WEIGHTS)
     )
-    with engine_set(engine), _quietly():
+    with engine_set(engine), unwarned():
         try:
             ready = _by_fx(work, inputs, engine, left_out, training)
             return Prepared(ready, engine, "fx", refusals, (_deprecated(),))
         except Exception as error:
-            reason = _first_line(error)
+            reason = first_words(error)
         ready = _by_eager(copy.deepcopy(module), inputs, engine, left_out, training)
     note = f"torch.fx cannot trace the module ({reason}), so each layer is quantized alone, in eager mode"
     return Prepared(ready, engine, "eager", refusals, (_deprecated(), note))
@@ -217,14 +215,14 @@ def _by_eager(work: nn.Module, inputs: Batch, engine: str, left_out: Collection[
 
 def _converted(prepared: Prepared, original: nn.Module, inputs: Batch, step: str) -> Step:
     work = copy.deepcopy(prepared.module).eval()
-    with engine_set(prepared.engine), _quietly():
+    with engine_set(prepared.engine), unwarned():
         try:
             converted = fx.convert_fx(work) if prepared.mode == "fx" else ao.convert(work)  # type: ignore[arg-type]  # fx gives a GraphModule
             with torch.no_grad():
                 call(converted, inputs)
         except Exception as error:
             raise QuantizationError(
-                f"torch.ao cannot run {type(original).__name__} in int8: {_first_line(error)}; {_ONNX}"
+                f"torch.ao cannot run {type(original).__name__} in int8: {first_words(error)}; {_ONNX}"
             ) from error
     quantized = _quantized_names(converted)
     _refuse_nothing(original, quantized, "convolution or linear layer that torch.ao can trace")
@@ -296,18 +294,6 @@ def _deprecated() -> str:
     return "torch.ao quantization is deprecated by PyTorch; --runtime onnx makes the file that stays"
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200].rstrip(". ")
-
-
 def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield first
     yield from rest
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.ao announces its own deprecation at each call
-        yield

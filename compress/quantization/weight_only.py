@@ -34,11 +34,10 @@ from compress.graph.naming import layer_of, matching_nodes
 from compress.graph.opset import raise_opset
 from compress.onnx_files import give_back
 from compress.options import spelled_out
-from compress.quantization.calibration import run_streaming
 from compress.quantization.kernels import number
 from compress.quantization.options import WeightOnlyFields, WeightOnlyOptions
 from compress.quantization.repairs.judge import take_samples
-from compress.quantization.repairs.rounding import LARGEST, Products, feed_back
+from compress.quantization.repairs.rounding import LARGEST, Products, feed_back, fill
 from compress.quantization.storage import OPSET, narrow_codes, store_in_four_bits, store_tables, tables_of
 from compress.steps import Change, Step
 
@@ -149,21 +148,12 @@ def _products(
 ) -> dict[str, Products]:
     """E[x·xᵀ] of the layers whose inputs are few enough, by node name."""
     found: dict[str, Products] = {}
-    readers: dict[str, list[Products]] = {}
     for layer in layers:
         size = _length(layer.weight, 1 if layer.turned else 0)
         source = layer.node.inputs[0]
         if size <= LARGEST and source is not None and source.name:
-            made = Products(layer.node, size, 1, centred=False)
-            found[str(layer.node.name)] = made
-            readers.setdefault(source.name, []).append(made)
-
-    def look(name: str, values: np.ndarray) -> None:
-        for made in readers[name]:
-            made.look(values)
-
-    samples = take_samples(batches_of(calibration), 128)
-    run_streaming(graph, tuple(readers), samples.batches(), look, threads=threads, description="rounding")
+            found[str(layer.node.name)] = Products(layer.node, size, 1, centred=False)
+    fill(list(found.values()), graph, take_samples(batches_of(calibration), 128), threads)
     return found
 
 

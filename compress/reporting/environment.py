@@ -85,7 +85,7 @@ def describe(*, threads: int | None = None, seed: int | None = None, command: st
         cpu=model,
         cores=available_cores(),
         features=features,
-        memory_bytes=_memory(),
+        memory_bytes=memory_of_machine(),
         threads=runtime,
         torch_threads=torch,
         seed=seed,
@@ -142,7 +142,8 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _memory() -> int | None:
+def memory_of_machine() -> int | None:
+    """Bytes of memory that this machine has; None where it does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

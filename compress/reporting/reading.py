@@ -106,6 +106,7 @@ def _step(item: Any) -> Step:
         None,
         _each(item, "changes", lambda change: _value(Change, change, "change")),
         tuple(str(note) for note in item.get("notes") or ()),
+        tuple(str(fault) for fault in item.get("faults") or ()),
     )
 
 

@@ -43,22 +43,44 @@ def try_first(door: str, who: str, model: Path | str | Any, *, threads: int | No
     Raises:
         RuntimeCrashError: the child died of a signal, or hung; `who` is named, and the file.
     """
+    if not isinstance(model, (str, Path)):
+        verdict, label = _of_graph(door, model, threads), f"graph {model.graph.name!r}"
+    elif Path(model).is_file():
+        verdict, label = _of_file(door, Path(model), threads), repr(str(model))
+    else:  # reported when the runtime opens it
+        return
+    if verdict:
+        raise RuntimeCrashError(f"{who} {verdict.format(label=label)}, in a process of its own")
+
+
+def _of_graph(door: str, graph: Any, threads: int | None) -> str:
+    """The verdict on a graph, which is written to a file only where it was not tried before."""
+    import onnx_ir as ir
+
     from compress.scratch import scratch_folder
 
-    if not isinstance(model, (str, Path)):
-        with scratch_folder() as name:
-            _try(door, who, _written(model, Path(name)), f"graph {model.graph.name!r}", threads)
-    elif Path(model).is_file():  # a missing file is reported when the runtime opens it
-        _try(door, who, Path(model), repr(str(model)), threads)
+    try:
+        content = ir.to_proto(graph).SerializeToString()
+    except ValueError:  # protobuf refuses messages of 2 GiB
+        content = b""
+    known = _verdicts.get((door, hashlib.sha256(content).hexdigest()))
+    if content and known is not None:
+        return known
+    with scratch_folder() as name:
+        path = Path(name) / "model.onnx"
+        if content:
+            path.write_bytes(content)
+        else:
+            ir.save(graph.clone(), path, external_data=path.name + EXTERNAL)
+        return _of_file(door, path, threads)
 
 
-def _try(door: str, who: str, path: Path, label: str, threads: int | None) -> None:
+def _of_file(door: str, path: Path, threads: int | None) -> str:
     key = (door, _digest(path))
     if key not in _verdicts:
         command = [sys.executable, "-c", CHILD, door, str(path.absolute()), str(threads or 0)]
         _verdicts[key] = _tried(command)
-    if _verdicts[key]:
-        raise RuntimeCrashError(f"{who} {_verdicts[key].format(label=label)}, in a process of its own")
+    return _verdicts[key]
 
 
 def _tried(command: list[str]) -> str:
@@ -86,18 +108,6 @@ def _crash(code: int) -> str:
         except ValueError:
             return f"signal {-code}"
     return f"code {code:#x}" if code >= 0xC0000000 else ""  # Windows: an uncaught exception
-
-
-def _written(graph: Any, folder: Path) -> Path:
-    """The graph as the file that will be saved of it."""
-    import onnx_ir as ir
-
-    path = folder / "model.onnx"
-    try:
-        path.write_bytes(ir.to_proto(graph).SerializeToString())
-    except ValueError:  # protobuf refuses messages of 2 GiB
-        ir.save(graph.clone(), path, external_data=path.name + EXTERNAL)
-    return path
 
 
 def _digest(path: Path) -> str:

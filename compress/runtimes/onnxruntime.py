@@ -128,8 +128,7 @@ class Session:
         Raises:
             InputError: names that do not fit, or a wrong number of inputs.
         """
-        bound = batch.bound(self.input_names, whose=self._label)
-        return tuple(bound[name] for name in self.input_names)
+        return batch.in_order_of(self.input_names, whose=self._label)
 
     def profile(self) -> list[dict[str, Any]]:
         """Stop recording; return per node its name, operator and median microseconds per run, in running order."""

@@ -112,8 +112,7 @@ class Session:
 
     def in_order(self, batch: Batch) -> tuple[Tensor, ...]:
         """The inputs of a batch in the order of `input_names`."""
-        bound = batch.bound(self.input_names, whose=self._label)
-        return tuple(bound[name] for name in self.input_names)
+        return batch.in_order_of(self.input_names, whose=self._label)
 
     def zeros(self) -> tuple[np.ndarray, ...] | None:
         """Inputs of zeros for a first run; None where dimensions besides the batch are free."""

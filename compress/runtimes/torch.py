@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import compress.state as state
-from compress.batches import Batch, call, example_batch, parameters_of
-from compress.errors import CompressError, InputError, ModelError
+from compress.batches import Batch, call, example_batch, flat_outputs, parameters_of
+from compress.errors import CompressError, InputError
 
 VERSION: str = str(torch.__version__)
 
@@ -129,30 +129,6 @@ def _module_in(model: Any) -> nn.Module:
         raise InputError(f"torch runs modules, .pt2 and .torchscript files, not {shown}")
     module: nn.Module = open_model(str(path)).model
     return module
-
-
-def flat_outputs(outputs: Any) -> tuple[Tensor, ...]:
-    """Flatten what a model returns (a tensor, tuples, lists, dicts, data classes) to its tensors, in order.
-
-    Raises:
-        ModelError: there is no tensor in it.
-    """
-    found: list[Tensor] = []
-    _collect(outputs, found)
-    if not found:
-        raise ModelError(f"the model returned no tensor but {type(outputs).__name__}")
-    return tuple(found)
-
-
-def _collect(value: Any, found: list[Tensor]) -> None:
-    if isinstance(value, Tensor):
-        found.append(value)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            _collect(item, found)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, found)
 
 
 def exported_batch(module: nn.Module) -> int | None:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.errors import CompressError, InputError
-from compress.loading.callables import first_line
+from compress.errors import CompressError, InputError, first_line
 from compress.state import as_in_training, evaluating
 from compress.training.criterion import MODEL, make_criterion
 from compress.training.defaults import settled

@@ -7,12 +7,10 @@ only (`Trial.report` refuses several), so which candidate falls out early is for
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from compress.errors import InputError, OutputError
 from compress.files import cause
 from compress.pipeline.search.candidate import Candidate
 from compress.pipeline.search.space import Space
+from compress.state import unwarned
 
 JOURNAL = "study.journal"
 NAME = "compress"
@@ -51,7 +50,7 @@ class Study:
             lock = Path(f"{path}.lock")
             if lock.is_symlink() and not lock.exists():  # of a folder that has moved since
                 lock.unlink(missing_ok=True)
-            with _quiet():
+            with unwarned():
                 storage = JournalStorage(
                     JournalFileBackend(path, lock_obj=JournalFileSymlinkLock(path, grace_period=LOCKED))
                 )
@@ -78,14 +77,14 @@ class Study:
 
     def enqueue(self, choices: Sequence[Mapping[str, Any]]) -> None:
         """Try these next, in this order."""
-        with _quiet():
+        with unwarned():
             for one in choices:
                 self._study.enqueue_trial(dict(one))
 
     def ask(self, space: Space) -> tuple[Any, dict[str, Any]] | None:
         """A trial that `tell` takes back, with its choices: such as no process has drawn; None where all were."""
         for _ in range(REPEATS):
-            with _quiet():
+            with unwarned():
                 trial, choices = self._drawn(space)
                 if not self._is_repeated(trial, choices):
                     trial.set_user_attr(PROCESS, [socket.gethostname(), os.getpid()])
@@ -131,7 +130,7 @@ class Study:
         """What a candidate came to; one that could not be made, or was not finished, has no values."""
         state = self._optuna.trial.TrialState
         trial.set_user_attr(RECORD, json.dumps(candidate.as_dict()))
-        with _quiet():
+        with unwarned():
             if candidate.values is None:
                 self._study.tell(trial, state=state.FAIL)
             else:
@@ -148,12 +147,12 @@ class Study:
         for item in left:
             record = json.dumps(Candidate(item.number, item.params, reason=INTERRUPTED).as_dict())
             self._study._storage.set_trial_user_attr(item._trial_id, RECORD, record)
-            with _quiet():
+            with unwarned():
                 self._study.tell(item.number, state=self._optuna.trial.TrialState.FAIL)
         self.enqueue([item.params for item in left if item.params])
 
     def _trials(self) -> list[Any]:
-        with _quiet():
+        with unwarned():
             return self._study.get_trials(deepcopy=False)  # type: ignore[no-any-return]  # Optuna is not there for every check
 
 
@@ -185,14 +184,6 @@ def _mend(journal: Path) -> None:
     if content and not content.endswith(b"\n"):
         with journal.open("r+b") as file:
             file.truncate(content.rfind(b"\n") + 1)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna's warnings on experimental features are none of the user's business."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _optuna() -> Any:

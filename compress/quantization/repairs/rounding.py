@@ -12,6 +12,7 @@ Scales stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,19 +70,24 @@ def round_weights(
     centred = {site.node for site in corrected_sites(plan.sites)} if calibrated.means.axes else set()
     nodes = [site.node for site in plan.sites if site.weighted and site.node.name not in calibrated.excluded]
     products = {str(node.name): made for node in nodes if (made := _products(node, node in centred)) is not None}
+    fill(list(products.values()), calibrated.graph, samples, threads)
+    weights, scales = {}, {}
+    for name, made in products.items():
+        weights[name], scales[name] = _rounded(calibrated, made)
+    return weights, scales
+
+
+def fill(products: Sequence[Products], graph: ir.Model, samples: Samples, threads: int | None) -> None:
+    """Let each of `products` see what arrives at its layer, in one run of `graph` over the fitting samples."""
     by_input: dict[str, list[Products]] = {}
-    for made in products.values():
+    for made in products:
         by_input.setdefault(str(made.node.inputs[0].name), []).append(made)  # type: ignore[union-attr]  # such a node has that input
 
     def look(name: str, values: np.ndarray) -> None:
         for made in by_input[name]:
             made.look(values)
 
-    run_streaming(calibrated.graph, tuple(by_input), samples.batches(), look, threads=threads, description="rounding")
-    weights, scales = {}, {}
-    for name, made in products.items():
-        weights[name], scales[name] = _rounded(calibrated, made)
-    return weights, scales
+    run_streaming(graph, tuple(by_input), samples.batches(), look, threads=threads, description="rounding")
 
 
 def _products(node: ir.Node, centred: bool) -> Products | None:
