@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from compress.errors import DataError
+from compress.loading.arrays import as_dataset
 from compress.loading.data import open_data
 from compress.loading.preprocessing import Preprocessing
 
@@ -163,3 +164,12 @@ def test_missing_file(tmp_path):
 def test_mean_of_another_number_of_channels(tmp_path):
     with pytest.raises(DataError, match="mean has 4 values for images of 3 channels; give one per channel"):
         open_data(npz(tmp_path, x_test=pixels(2, 4, 4, 3)), mean=(0, 0, 0, 0))
+
+
+def test_pixels_are_held_once_and_handed_on_channels_first():
+    """A copy with the channels first doubled the memory of a large calibration file."""
+    x = np.arange(4 * 5 * 6 * 3, dtype=np.uint8).reshape(4, 5, 6, 3)
+    data = as_dataset(x, None, "x", Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3))
+    assert np.shares_memory(data.x.numpy(), x)
+    assert data[1].is_contiguous()
+    np.testing.assert_allclose(data[1].numpy(), x[1].transpose(2, 0, 1) / np.float32(255), rtol=1e-6)

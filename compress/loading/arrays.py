@@ -213,7 +213,7 @@ def _channels_first(x: np.ndarray, where: str) -> np.ndarray:
     if x.ndim == 3:
         return x[:, None]
     if x.shape[3] in (1, 3, 4):
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        return x.transpose(0, 3, 1, 2)  # a view: a copy of all pixels would be as large as the file
     if x.shape[1] in (1, 3, 4):
         return x
     raise DataError(f"{where} has shape {x.shape}; images are (N, H, W) or (N, H, W, channels) with 1, 3 or 4 channels")

@@ -36,7 +36,7 @@ class ArrayDataset(Dataset[Any]):
     def __getitems__(self, indices: list[int]) -> list[Any]:
         """Return several samples at once, which is what a DataLoader asks for: one pass over the pixels."""
         chosen = torch.as_tensor(indices)
-        x = self.x[chosen]
+        x = self.x[chosen].contiguous()  # pixels may be a view of (N, H, W, C)
         if self.preprocessing is not None:
             x = self.preprocessing.pixels(x)
         return list(x) if self.y is None else list(zip(x, self.y[chosen]))
