@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Distillation": ("distill", "teacher", "distill_weight", "temperature", "feature_layers", "feature_weight"),
     "Limits": ("metrics", "task", "ignore_label", "max_drop", "require_speedup", "max_size", "max_latency"),
     "Output": ("out", "overwrite", "report", "as_json", "quiet", "verbose", "tensorboard", "weights_format"),
-    "Run": ("threads", "seed", "runtime"),
+    "Run": ("threads", "seed", "runtime", "float_precision"),
 }
 # Shown by --help-all only: right as they are for nearly everyone.
 RARE = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.help import Grouped
-from cli.options import examples, output_options, report_option, run_options
+from cli.options import examples, output_options, precision_option, report_option, run_options
 from cli.printing import show
 from compress.pipeline.inputs import Settings
 from compress.pipeline.outputs import Output
@@ -31,14 +31,21 @@ if TYPE_CHECKING:
 @click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override a value of the recipe.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with what each stage will cost; run nothing.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+@click.option(
+    "--runtime",
+    metavar="NAME",
+    help="What the result is made for and measured in: onnxruntime, openvino, auto (the faster here). Default: as the recipe says.",
+)
 @report_option
 @run_options
+@precision_option
 def command(
     recipe: Path,
     output: Output | None,
     overrides: tuple[str, ...],
     dry_run: bool,
     resume: bool,
+    runtime: str | None,
     report: tuple[Path, ...],
     settings: Settings,
 ) -> None:
@@ -47,9 +54,11 @@ def command(
     Finished stages are kept in OUT/.stages by content, options and versions, and never run twice.
     """
     from compress.pipeline.recipe import read_recipe
-    from compress.pipeline.run import output_of, plan, run
+    from compress.pipeline.run import for_runtime, output_of, plan, run
 
     read = read_recipe(recipe, overrides)
+    if runtime is not None:
+        read = for_runtime(read, runtime)
     place = output_of(read, output)
     if click.get_current_context().meta.get("compress.overwrite"):  # also where `out` stands in the recipe
         place = replace(place, overwrite=True)

@@ -16,12 +16,14 @@ from tiny_recipe import prepare
 from cli.main import main
 from compress.errors import InputError, OutputError
 from compress.pipeline.inputs import ModelSource, Settings
+from compress.pipeline.outputs import Output
 from compress.pipeline.pipeline import Pipeline
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.recipe import Recipe
 from compress.pipeline.run import plan, run
 from compress.pipeline.stages import Export, Finetune, Prune, Quantize
 from compress.reporting.record import figures
+from compress.runtimes.runtime import RUNTIMES
 from compress.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,3 +181,27 @@ def test_killed_in_any_stage_a_resumed_run_gives_the_same_figures(finished, tmp_
     assert figures(report_of(tmp_path / "out")) == figures(report_of(finished[0] / "out"))
     assert not list(stages.glob(".half-*")) and not list(stages.glob("*.work"))
     assert {p.name for p in tmp_path.iterdir() if p.name.startswith(".")} == set()
+
+
+@pytest.mark.skipif(not RUNTIMES["openvino"].installed(), reason="OpenVINO is not installed")
+@pytest.mark.parametrize("where", ["quantize", "evaluate"])
+def test_the_result_is_measured_in_the_runtime_that_the_recipe_names(here, where):
+    """Before, a recipe's result was measured in ONNX Runtime whatever it was made for, and `auto` meant ONNX Runtime."""
+    quick = ["finetune.epochs=1", f'{where}.runtime="openvino"']
+    rows = run(here, overrides=quick).rows
+    assert [row.extra["runtime"] for row in rows] == ["openvino"] * 3 + ["onnxruntime"]
+    assert rows[-1].name.endswith("int8 in onnxruntime")
+    again = run(here, overrides=[quick[0], f'{where}.runtime="auto"'], output=Output.of("auto"))
+    assert {row.extra["runtime"] for row in again.rows} == {"openvino", "onnxruntime"}
+    assert any("the faster here of those installed" in note and "of the result" in note for note in again.notes)
+
+
+def test_a_recipes_runtime_is_refused_before_the_work(here):
+    for override, says in (
+        ('evaluate.runtime="opnvino"', "unknown runtime 'opnvino'"),
+        ('evaluate.runtime="torch"', "unknown runtime 'torch'"),
+        ('evaluate.float_precision="bf16"', "float_precision bf16 is not offered by runtime onnxruntime"),
+    ):
+        with pytest.raises(InputError, match=says):
+            run(here, overrides=[override])
+        assert not Path("out").exists()

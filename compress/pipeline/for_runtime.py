@@ -168,8 +168,10 @@ def crash_of(runtime: str, path: Path) -> str:
     return ""
 
 
-def settled_runtime(name: str, path: Path, opened: Opened, threads: int | None) -> tuple[str, tuple[str, ...]]:
-    """The runtime that is meant, `auto` being the faster of those installed on a float file; and what to say of the choice."""
+def settled_runtime(
+    name: str, path: Path, opened: Opened, threads: int | None, *, what: str = "the float file"
+) -> tuple[str, tuple[str, ...]]:
+    """The runtime that is meant, `auto` being the faster of those installed on a file; and what to say of the choice."""
     if name != AUTO:
         return ALIASES.get(name, name), ()
     crashes = {name: crash_of(name, path) for name in others_installed()}
@@ -182,6 +184,6 @@ def settled_runtime(name: str, path: Path, opened: Opened, threads: int | None) 
     best = min(times, key=times.__getitem__)
     shown = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
     return best, (
-        f"runtime {best}: the faster here of those installed ({shown}, one sample of the float file, in turns)",
+        f"runtime {best}: the faster here of those installed ({shown}, one sample of {what}, in turns)",
         *filter(None, crashes.values()),
     )

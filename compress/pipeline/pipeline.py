@@ -20,6 +20,7 @@ from compress.measures.opening import Measures
 from compress.onnx_files import save_onnx
 from compress.pipeline.cache import FOLDER, StageCache, content_key, environment_key, fingerprint, paths_in
 from compress.pipeline.closing import closing_report
+from compress.pipeline.for_runtime import check_runtime, in_runtime, settled_runtime
 from compress.pipeline.gates import Gates
 from compress.pipeline.inputs import DataSource, ModelSource, Opened, Settings, open_inputs
 from compress.pipeline.job import Delivery, Job, Timing
@@ -29,6 +30,7 @@ from compress.pipeline.recipe import EvaluateOptions, Recipe
 from compress.pipeline.rehearsal import rehearsed
 from compress.pipeline.stages import Export, Finetune, Prune, Quantize, Stage, Work, duration
 from compress.reporting.report import Report
+from compress.runtimes.runtime import ALIASES, DEFAULT
 from compress.steps import Step
 
 TIMED_BATCH = 32  # of the forward pass that a plan's costs are worked out from
@@ -77,7 +79,8 @@ class Pipeline:
         Raises:
             CompressError: one line for whatever cannot be used.
         """
-        settings, output = settings or Settings(), Output.of(output)
+        settings, output, evaluate = settings or Settings(), Output.of(output), evaluate or EvaluateOptions()
+        settings = _measured_by(settings, evaluate, self.stages)
         _check_place(output, resume=resume)
         with claimed(output.path), state.threads(settings.threads):
             _check_place(output, resume=resume)
@@ -109,7 +112,8 @@ class Pipeline:
 
         Metrics and limits are tried on the model as `run` would.
         """
-        settings = settings or Settings()
+        evaluate = evaluate or EvaluateOptions()
+        settings = _measured_by(settings or Settings(), evaluate, self.stages)
         with state.threads(settings.threads):
             opened = open_inputs(model, data, settings)
             job = rehearsed(_job(opened, settings, Output.of(output), gates, evaluate), models=3)
@@ -258,10 +262,20 @@ def _baseline(opened: Opened, cache: StageCache, key: str) -> Path:
     return cache.folder("baseline", key) / "model.onnx"
 
 
-def _job(
-    opened: Opened, settings: Settings, output: Output, gates: Gates | None, evaluate: EvaluateOptions | None
-) -> Job:
-    evaluate = evaluate or EvaluateOptions()
+def _measured_by(settings: Settings, evaluate: EvaluateOptions, stages: Sequence[Stage]) -> Settings:
+    """The settings with the runtime and the precision in which the result is measured: what is asked for, else what it is made for.
+
+    Raises:
+        InputError: the runtime is not installed, or offers no such precision here.
+    """
+    made_for = [stage.options.runtime for stage in stages if isinstance(stage, (Prune, Quantize))]
+    runtime = evaluate.runtime or next((name for name in reversed(made_for) if name != DEFAULT), DEFAULT)
+    precision = settings.float_precision if evaluate.float_precision == "float32" else evaluate.float_precision
+    check_runtime(runtime, precision)
+    return replace(settings, runtime=ALIASES.get(runtime, runtime), float_precision=precision)
+
+
+def _job(opened: Opened, settings: Settings, output: Output, gates: Gates | None, evaluate: EvaluateOptions) -> Job:
     timing = Timing(evaluate.rounds, evaluate.batch)
     return Job(opened, settings, output, gates or Gates(), evaluate.measures(), timing)
 
@@ -282,10 +296,17 @@ def _deliver(
             targets[_name(names, "float32")] = float_file
         final = _name(names, "int8" if quantized else "float32") if names else "as it came"
         targets[final] = shipped
+        notes: tuple[str, ...] = ()
+        if job.settings.runtime != DEFAULT:
+            asked, threads = job.settings.runtime, opened.threads
+            runtime, notes = settled_runtime(asked, shipped, opened, threads, what="the result")
+            targets, crashes = in_runtime(targets, runtime, [final], job.settings.float_precision)
+            notes = (*notes, *crashes)
         made = Delivery(
             targets,
             f"{opened.name}: {', '.join(names)}",
             steps=steps,
+            notes=notes,
             files=folder.listed(),
             shipped=shipped,
             source=float_file,

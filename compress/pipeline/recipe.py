@@ -21,21 +21,31 @@ from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.quantize_options import QuantizeOptions
 from compress.pipeline.search.options import SearchOptions
 from compress.pruning.score_table import SCORES
+from compress.runtimes.runtime import check_precision_name, names
 from compress.training.options import FinetuneOptions, TrainOptions
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How the result is measured. `metric` may be several, the first of which decides; see `open_measures`."""
+    """How the result is measured. `metric` may be several, the first of which decides; see `open_measures`.
+
+    `runtime` is what runs the files (empty: the one that the stages made them for), `float_precision` in what their float
+    layers compute there.
+    """
 
     metric: str | tuple[str, ...] | None = None
     task: str = "auto"
     ignore_label: int | None = None
     rounds: int = 50
     batch: int = 1
+    runtime: str = ""
+    float_precision: str = "float32"
 
     def __post_init__(self) -> None:
         check_task(self.task)
+        if self.runtime and self.runtime not in names(graphs_only=True):
+            raise InputError(f"unknown runtime {self.runtime!r}; {nearest(self.runtime, names(graphs_only=True))}")
+        check_precision_name(self.float_precision)
 
     def measures(self) -> Measures:
         """What is asked for, opened.

@@ -97,6 +97,12 @@ def plan(
     )
 
 
+def for_runtime(recipe: Recipe, runtime: str) -> Recipe:
+    """The recipe with a runtime that its result is made for and measured in, whatever it says of that itself."""
+    quantize = recipe.quantize and replace(recipe.quantize, runtime=runtime)
+    return replace(recipe, quantize=quantize, evaluate=replace(recipe.evaluate, runtime=runtime))
+
+
 def output_of(recipe: Recipe, output: Output | str | Path | None) -> Output:
     """Where to write: what the caller says, else what the recipe does.
 

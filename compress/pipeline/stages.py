@@ -18,8 +18,9 @@ from compress.files import native_file
 from compress.graph.exporting import to_graph
 from compress.measures.opening import Measures
 from compress.onnx_files import read_onnx, save_onnx
-from compress.pipeline.for_runtime import held_to_runtime, settled_runtime
+from compress.pipeline.for_runtime import quantized_for, settled_runtime
 from compress.pipeline.inputs import Opened, Settings
+from compress.pipeline.job import Job
 from compress.pipeline.prune import Pruning, check_pruning, pruned, reconstructs, rehearse_finetuning
 from compress.pipeline.prune_options import PruneOptions
 from compress.pipeline.qat import qat_training
@@ -29,7 +30,6 @@ from compress.pipeline.rehearsal import rehearse_training
 from compress.pruning.layer_views import LAYERS
 from compress.pruning.masks import hold_zeros, make_permanent
 from compress.pruning.reconstruction import SAMPLES
-from compress.runtimes.runtime import DEFAULT
 from compress.state import copied
 from compress.steps import Step
 from compress.training.options import FinetuneOptions, TrainOptions
@@ -249,9 +249,9 @@ class Quantize(GraphStage):
             rehearse_training(opened, opened.model, qat_training(self.options, opened.seed), teacher=opened.model)
 
     def run(self, work: Work, working: Path) -> Step:
-        step = STEPS[self.options.method](work.model, work.opened, self.options)
-        made_for = self.options.static().runtime if self.options.method in ("static", "qat") else DEFAULT
-        return held_to_runtime(step, work.model, work.opened, made_for)
+        job = Job(work.opened, Settings(threads=work.opened.threads, seed=work.opened.seed))
+        step, _ = quantized_for(work.model, job, self.options, _quantized, working)
+        return step
 
     def cost(self, work: Work, seconds_per_sample: float) -> str:
         if self.options.method == "dynamic":
@@ -262,6 +262,10 @@ class Quantize(GraphStage):
         return (
             f"about {duration(samples * seconds_per_sample)} and a few seconds: {counted(samples, 'sample')} calibrate"
         )
+
+
+def _quantized(graph: Any, job: Job, options: QuantizeOptions) -> Step:
+    return STEPS[options.method](graph, job.opened, options)
 
 
 def _module(work: Work, stage: str) -> nn.Module:
