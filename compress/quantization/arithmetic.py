@@ -21,6 +21,8 @@ import numpy as np
 SMALLEST_SCALE = 2.0**-60
 LARGEST_BIAS_CODE = 2.0**30  # one bit of int32 is left for the accumulator itself
 
+LEAST_CODE = 64  # that the largest weight of a layer must reach: below, the smallest scale rounds most of them to 0
+
 CODES = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
@@ -39,6 +41,14 @@ class Grid:
     @property
     def high(self) -> float:
         return (CODES[self.dtype][1] - self.zero_point) * self.scale
+
+
+def too_small(weight: np.ndarray) -> str:
+    """Why weights are too small for any scale, whose codes would all be about 0; empty where they are not, or are 0."""
+    largest = max(float(weight.max(initial=0)), -float(weight.min(initial=0)))  # no copy of a large weight
+    if largest == 0 or largest >= LEAST_CODE * SMALLEST_SCALE:
+        return ""
+    return f"its weights, {largest:.1e} at most, are too small for the scale of an int8 kernel ({SMALLEST_SCALE:.1e} at least)"
 
 
 def grid_for_range(low: float, high: float, *, signed: bool = False) -> Grid:

@@ -29,7 +29,7 @@ import onnx_ir as ir
 from compress.counting import counted
 from compress.graph.constants import constant_array
 from compress.graph.editing import Namer, replace_node
-from compress.quantization.arithmetic import scales_of_least_error, symmetric_scales
+from compress.quantization.arithmetic import scales_of_least_error, symmetric_scales, too_small
 from compress.quantization.pairs import pair_scales, shrink_pairs
 from compress.quantization.targets import weight_limit
 from compress.quantization.weights import LIMIT as NOTE
@@ -38,6 +38,7 @@ LIMIT = 127  # largest magnitude of a code
 MICROSOFT = "com.microsoft"
 # Below this a table or weight is not worth the extra nodes: scales and nodes eat what the codes save.
 SMALLEST_ELEMENTS = 1024
+_FLOAT16_SMALLEST = 2.0**-14  # of the numbers that have all their bits
 _FLOAT16_LARGEST = 65504.0
 
 
@@ -191,6 +192,8 @@ def halve_weights(rewriter: Rewriter, node: ir.Node) -> str:
     arrays = [table_of(node) if node.op_type == "Gather" else _weight(node, index) for index in indices]
     if any(np.abs(array).max(initial=0) > _FLOAT16_LARGEST for array in arrays):
         raise Refused("a weight is larger than the largest float16, 65504")
+    if any(0 < np.abs(array).max(initial=0) < _FLOAT16_SMALLEST for array in arrays):
+        raise Refused(f"its weights are all below {_FLOAT16_SMALLEST:.0e}, where float16 loses bits")
     if node.op_type == "Gather":
         # Widen the rows read, not the table: a Cast of the whole table would be folded into a float one.
         stored = _once(rewriter, node.inputs[0], "half", lambda: _half(rewriter, node.inputs[0], arrays[0]))
@@ -240,6 +243,8 @@ def _weight(node: ir.Node, index: int) -> np.ndarray:
         raise Refused("its weights are empty")
     if not np.isfinite(array).all():
         raise Refused("its weights hold NaN or infinity")
+    if reason := too_small(array):
+        raise Refused(reason)
     return array
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from compress.errors import QuantizationError, nearest
 from compress.graph.operators_quantize import RoundThrough
+from compress.quantization.arithmetic import SMALLEST_SCALE
 
 SCALES = ("learned", "observed", "fixed")
 SMALLEST_RATIO = 2.0**-7  # a learned scale may shrink to this share of the calibrated one
-SMALLEST_SCALE = 2.0**-40
 NO_BOUNDS = (-math.inf, math.inf)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.graph.constants import constant_array, is_constant
+from compress.quantization.arithmetic import too_small
 
 HEAVY = frozenset({"Conv", "Gemm", "MatMul"})
 STORED = frozenset({"ConvTranspose"})  # no int8 kernel: weights are stored in int8, the sum runs in float
@@ -57,14 +58,14 @@ def refusal(node: ir.Node) -> str:
 
 
 def _refuse_convolution(node: ir.Node) -> str:
-    return "" if _float_constant(node.inputs[1]) else "its weight is computed at run time, or is not float32"
+    return _refuse_weight(node.inputs[1])
 
 
 def _refuse_gemm(node: ir.Node) -> str:
     if number(node, "alpha", 1.0) != 1.0 or number(node, "beta", 1.0) != 1.0 or number(node, "transA", 0):
         return "Gemm with alpha, beta or transA has no int8 kernel"
-    if not _float_constant(node.inputs[1]):
-        return "its weight is computed at run time, or is not float32"
+    if reason := _refuse_weight(node.inputs[1]):
+        return reason
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and (not is_constant(bias) or bias.shape is None or len(bias.shape) != 1):
         return "its bias is computed at run time, or is not one number for each output"
@@ -77,9 +78,9 @@ def _refuse_matmul(node: ir.Node) -> str:
     weight = node.inputs[1]
     if not _float_constant(weight):
         return "its weight is not float32"
-    return (
-        "" if weight is not None and weight.shape is not None and len(weight.shape) >= 2 else "its weight is a vector"
-    )
+    if weight is None or weight.shape is None or len(weight.shape) < 2:
+        return "its weight is a vector"
+    return _refuse_weight(weight)
 
 
 def _refuse_maxpool(node: ir.Node) -> str:
@@ -154,6 +155,13 @@ def is_depthwise(node: ir.Node) -> bool:
 def number(node: ir.Node, name: str, default: float) -> float:
     """A numeric attribute, or its default."""
     return node.attributes[name].value if name in node.attributes else default
+
+
+def _refuse_weight(value: ir.Value | None) -> str:
+    array = constant_array(value) if _float_constant(value) else None
+    if array is None:
+        return "its weight is computed at run time, or is not float32"
+    return too_small(array)
 
 
 def _float_constant(value: ir.Value | None) -> bool:

@@ -43,6 +43,7 @@ from compress.steps import Change, Step
 
 SHARES = np.linspace(1.0, 0.7, 13, dtype=np.float32)  # of the widest scale, tried for each block
 CODES = {4: (-8, 7), 8: (-128, 127)}
+SMALLEST_STEP = float(np.finfo(np.float32).tiny)
 SMALLEST = 1024  # numbers in a weight; scales and a node eat what fewer would save
 
 
@@ -190,7 +191,8 @@ def block_scales(matrix: np.ndarray, block: int, bits: int) -> np.ndarray:
     blocks = matrix.reshape(-1, block, matrix.shape[1])
     place = np.abs(blocks).argmax(1)[:, None]
     widest = np.take_along_axis(blocks, place, 1)[:, 0] / low
-    widest = np.where(np.abs(widest) < 2.0**-40, np.float32(2.0**-40), widest)
+    # A block of zeros; a larger bound would turn small weights into zeros, or into codes of ±1.
+    widest = np.where(np.abs(widest) < SMALLEST_STEP, np.float32(SMALLEST_STEP), widest)
     best, least = widest.copy(), np.full(widest.shape, np.inf, np.float32)
     for share in SHARES if bits == 4 else SHARES[:1]:
         scale = (share * widest)[:, None]
