@@ -19,13 +19,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("epochs", "finetune_epochs", "loss", "label_smoothing", "lr", "optimizer", "momentum", "nesterov"),
         *("weight_decay", "scheduler", "warmup_epochs", "step_size", "gamma", "plateau_patience", "min_lr"),
         *("clip_norm", "clip_value", "accumulate", "precision", "recompute", "ema_decay", "evaluate_on", "monitor"),
-        *("patience", "min_delta", "checkpoint_every", "resume", "device", "nproc", "sync_batchnorm"),
+        *("patience", "min_delta", "checkpoint_every", "device", "nproc", "sync_batchnorm"),
         *("find_unused_parameters", "deterministic", "config", "metric", "keep", "hold_zeros", "optimizer_args"),
         *("scheduler_args", "checkpoint_minutes"),
     ),
     "Distillation": ("distill", "teacher", "distill_weight", "temperature", "feature_layers", "feature_weight"),
-    "Limits": ("metrics", "task", "ignore_label", "max_drop", "require_speedup", "max_size", "max_latency"),
-    "Output": ("out", "overwrite", "report", "as_json", "quiet", "verbose", "tensorboard", "weights_format"),
+    "Measures": ("metrics", "task", "ignore_label"),
+    "Limits": ("max_drop", "require_speedup", "max_size", "max_latency"),
+    "Output": ("out", "overwrite", "resume", "report", "as_json", "quiet", "verbose", "tensorboard", "weights_format"),
     "Run": ("threads", "seed", "runtime", "float_precision"),
 }
 # Shown by --help-all only: right as they are for nearly everyone.

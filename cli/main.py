@@ -312,5 +312,5 @@ def _print_line(message: str, code: int, *, label: str = "error") -> int:
 def main() -> None:
     """Make a trained PyTorch model small and fast, and measure the file that ships.
 
-    MODEL is a torchvision name, timm:NAME, package.module:factory, file.py:factory, a .pt2 or an .onnx file.
+    MODEL is a torchvision name, timm:NAME, hf:FOLDER, package.module:factory, file.py:factory, a .pt2 or an .onnx file.
     """

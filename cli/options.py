@@ -17,6 +17,7 @@ from compress.errors import InputError
 from compress.measures.homes import HOMES
 from compress.pipeline.inputs import DataSource, ModelSource, Settings
 from compress.pipeline.outputs import Output
+from compress.runtimes.runtime import RUNTIMES, find_runtime
 
 Function = Callable[..., Any]
 
@@ -128,7 +129,7 @@ DATA = [
 ]
 RUN = [
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of the runtime; default: all cores."),
-    click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of every random draw."),
+    click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of every random draw."),
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else."),
     click.option("-q", "--quiet", is_flag=True, help="No progress."),
     click.option("-v", "--verbose", is_flag=True, help="Everything done and refused; tracebacks."),
@@ -333,13 +334,12 @@ def runtime_option(command: Function) -> Function:
 
     @functools.wraps(command)
     def wrapper(*, runtime: str, settings: Settings, **rest: Any) -> Any:
-        from compress.runtimes.runtime import find_runtime
-
         if runtime != "auto":
             find_runtime(runtime).check()
         return command(settings=dataclasses.replace(settings, runtime=runtime), **rest)
 
-    words = "What runs the files: onnxruntime, openvino (.onnx), torch (.pt2, .torchscript); auto: each that is installed, a row for each."
+    listed = ", ".join(f"{name} ({', '.join(runtime.suffixes)})" for name, runtime in RUNTIMES.items())
+    words = f"What runs the files: {listed}; auto: each that is installed, a row for each."
     option = click.option("--runtime", default="onnxruntime", show_default=True, metavar="NAME", help=words)
     return option(precision_option(wrapper))
 

@@ -14,7 +14,7 @@ from compress.errors import GateError
 
 @click.command(
     cls=Grouped,
-    short_help="Two reports side by side: what got better, what worse.",
+    short_help="A report read again, or two: what got better, what worse.",
     epilog=examples(
         "compress report quickstart/report.json",
         "compress report quickstart/report.json quickstart/report.json --fail-if-worse --report changes.md --overwrite",

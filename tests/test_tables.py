@@ -11,6 +11,7 @@ from compress.measures.homes import HOMES
 from compress.measures.tasks import MEASURES, TASKS
 from compress.pruning.score_table import SCORES
 from compress.quantization.range_table import RANGES
+from compress.quantization.repairs.bench import Repair
 from compress.quantization.repairs.levels import LEVELS
 from compress.quantization.repairs.passes import REPAIRS
 from compress.quantization.rewrites import REWRITES
@@ -34,6 +35,15 @@ def test_rows_of_the_other_tables_say_what_they_are():
     assert list(HOMES) == list(TASKS)
 
 
+def one_found(calibrated, bench):
+    return calibrated, [bench]
+
+
+def test_a_repair_may_be_named_by_its_place():
+    for run in (one_found, "test_tables:one_found"):
+        assert Repair("nothing", run).on("calibrated", "bench") == ("calibrated", ["bench"])
+
+
 def test_repairs_without_a_list_run_them_all():
     assert all(LEVELS[level].runs(name) for level in ("balanced", "best") for name in REPAIRS)
     assert not any(LEVELS["fast"].runs(name) for name in REPAIRS)
@@ -47,6 +57,7 @@ def test_repairs_without_a_list_run_them_all():
         ("quantize", "--accuracy", LEVELS),
         ("quantize", "--runtime", RUNTIMES),
         ("evaluate", "--task", HOMES),
+        ("evaluate", "--runtime", RUNTIMES),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -1,7 +1,7 @@
-"""The interface of a runtime, and the table of those that there are.
+"""What a runtime is, and the table of those that there are. A new runtime is one file and one line here.
 
-A runtime opens a file or a graph and answers with something that runs it by input name. A new one is one file with a
-class `Session` like `OpenedModel`, a function `precisions` and a text `VERSION`, and one line of `RUNTIMES`.
+A runtime opens a file or a graph and answers with something that runs it by input name: a class `Session` like
+`OpenedModel`, a function `precisions` and a text `VERSION`.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from compress.quantization.calibrated import Calibrated
 from compress.quantization.repairs.judge import Judge, Samples
 from compress.quantization.repairs.levels import Accuracy
 from compress.steps import Change
+from compress.tables import at
 
 
 @dataclass(frozen=True)
@@ -35,5 +36,12 @@ class Repair:
     """One pass: what it does in words, and the function that returns a changed Calibrated, or None for nothing to do."""
 
     action: str  # one line, for the report too
-    run: Callable[[Calibrated, Bench], tuple[Calibrated, list[Change]] | None]
+    run: (
+        Callable[[Calibrated, Bench], tuple[Calibrated, list[Change]] | None] | str
+    )  # or its place, "package.module:name"
     wide: bool = False  # judged with weights of eight bits: it mends activations, whose error narrow weights would hide
+
+    def on(self, calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, list[Change]] | None:
+        """The changed network with what was done, or None where there is nothing to do."""
+        found: tuple[Calibrated, list[Change]] | None = at(self.run)(calibrated, bench)
+        return found

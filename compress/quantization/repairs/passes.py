@@ -1,4 +1,6 @@
-"""The repairs in order, each kept only where it lowers the error at the outputs on samples that it did not see.
+"""The table of repairs in their order, each kept only where it lowers the error. A new one is one file and one line here.
+
+The error is that at the outputs, on samples that the repair did not see.
 
 rewrite → equalize → place → calibrate → choose ranges →
 leave layers in float → round weights → choose their widths → correct biases → insert → store → check
@@ -113,7 +115,7 @@ def repair(calibrated: Calibrated, bench: Bench) -> tuple[Calibrated, tuple[Chan
         given = all_wide(calibrated) if narrow else calibrated
         before = bench.noise(given) if narrow else noise
         try:
-            made = repair_pass.run(given, bench)
+            made = repair_pass.on(given, bench)
             if made is None:
                 continue
             candidate, repaired = made
