@@ -54,7 +54,7 @@ def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
     cls=Grouped,
     short_help="A model to one checked ONNX file.",
     epilog=examples(
-        "compress export mobilenet_v3_small --input-shape 2,3,64,64 -o small.onnx",
+        "compress export squeezenet1_1 --input-shape 2,3,64,64 -o small.onnx",
         "compress export compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k -o digits.onnx",
     ),
 )

@@ -88,7 +88,7 @@ def _target(short: dict[str, float | tuple[float, ...] | None], values: dict[str
     cls=Grouped,
     short_help="A smaller model: channels removed, fine-tuned if asked.",
     epilog=examples(
-        "compress prune mobilenet_v3_small --input-shape 2,3,64,64 --amount 0.5 -o pruned",
+        "compress prune resnet18 --input-shape 2,3,64,64 --amount 0.5 -o pruned",
         "compress prune compress.pipeline.quickstart:build --weights quickstart/weights.pt --data mnist5k"
         " --macs 0.5 --finetune-epochs 1 --distill -o half",
     ),

@@ -48,7 +48,7 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
     short_help="A float model to a measured int8 ONNX file.",
     epilog=examples(
         "compress quantize quickstart/float.onnx --data mnist5k -o int8",
-        "compress quantize mobilenet_v3_small --input-shape 2,3,64,64 --method dynamic -o dynamic",
+        "compress quantize resnet18 --input-shape 2,3,64,64 --method dynamic -o dynamic",
     ),
 )
 @model_options

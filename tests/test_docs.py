@@ -49,7 +49,7 @@ def commands(page):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(tmp_path_factory, few_digits):
     """A folder with what the pages name: `quickstart/`, `my.py`, `photos/`, `images.npz`, `half.toml`."""
     from PIL import Image
 

@@ -268,11 +268,18 @@ def test_parity_of_tiny_outputs_and_of_integers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t"])
-def test_torchvision_models(name):
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda models: models.mobilenet_v3_small(),
+        lambda models: models.SwinTransformer([4, 4], 16, [2, 1], [2, 4], [4, 4], num_classes=10),
+    ],
+    ids=["mobilenet_v3_small", "swin"],
+)
+def test_torchvision_models(build):
     from compress.loading.torchvision_ops import torchvision
 
-    module = torchvision.models.get_model(name, weights=None)
+    module = build(torchvision.models)
     step = export(module, torch.randn(2, 3, 64, 64))
     assert step.changes[0].action == "exported, dynamic batch"
 

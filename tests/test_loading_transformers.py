@@ -81,7 +81,8 @@ def test_export_and_dynamic_quantization(bert, tmp_path):
 @pytest.mark.slow
 def test_static_quantization_and_pruning(bert, tmp_path):
     folder, _, data = bert
-    run("quantize", f"hf:{folder}", "--data", data, "-o", tmp_path / "s", "--json")
+    quick = ("--accuracy", "fast", "--no-tune-latency", "--threads", 1, "--json")
+    run("quantize", f"hf:{folder}", "--data", data, "-o", tmp_path / "s", *quick)
     # Random weights: the largest logit is 0.03, and lengths that calibration never saw are among those compared.
     assert 0 < lengths(tmp_path / "s" / "model.onnx", folder) < 0.5
     options = ("--distill", "--finetune-epochs", "1", "-o", tmp_path / "p", "--json")

@@ -328,7 +328,7 @@ def test_a_checkpoint_of_fewer_classes_is_told_in_the_report_and_by_load(place):
 def test_torchvision_architectures_reload(name, tmp_path):
     from compress.loading.torchvision_ops import torchvision
 
-    x = torch.randn(2, 3, 224, 224)
+    x = torch.randn(2, 3, 64, 64)
     model = compress.prune(torchvision.models.get_model(name).eval(), x).model
     torch.save(model.state_dict(), tmp_path / "pruned.pt")
     again = compress.load(name, weights=str(tmp_path / "pruned.pt")).eval()
