@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -356,3 +357,20 @@ def test_openvino_gets_shapes_fixed_until_there_are_many_and_answers_the_same(bl
     fixed = [shapes for shapes in session._requests if shapes]
     assert [shapes[0][0] for shapes in fixed] == [1, 2, 3] and () in session._requests
     assert session.fixed_batch is None and _error_db(wanted.run(x), session.run_free(Batch.of(x))) > 90
+
+
+@installed
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals of Unix")
+def test_signals_arrive_after_models_went_in_any_order(block, tmp_path):
+    """With a core for each model, the CPU plugin left the thread a signal stack that was freed: the next signal was SIGSEGV."""
+    path = compress.save_onnx(block[0], tmp_path / "m.onnx")
+    code = (
+        "import faulthandler, signal, sys, time\n"
+        "faulthandler.enable()\n"  # handlers of Python's run on the thread's signal stack, where it has one
+        "from compress.runtimes.openvino import Session\n"
+        "first = Session(sys.argv[1]); second = Session(sys.argv[1]); del first; del second\n"
+        "signal.signal(signal.SIGALRM, lambda *_: print('arrived', flush=True))\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.05); time.sleep(0.2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "arrived"), done.stderr

@@ -8,6 +8,7 @@ Nothing heavy is imported beside OpenVINO itself: a file's first try is a proces
 
 from __future__ import annotations
 
+import functools
 import re
 import statistics
 from pathlib import Path
@@ -36,7 +37,7 @@ HINTS = {"float32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 def float_precisions() -> tuple[str, ...]:
     """In what OpenVINO computes float layers on this processor: bf16 and fp16 where it has instructions for them."""
-    offered = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    offered = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("float32", *(name for name in ("bf16", "fp16") if name.upper() in offered))
 
 
@@ -64,10 +65,10 @@ class Session:
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         self._options = options
+        self._compiled: list[Any] = []  # kept as long as their requests
         self._requests: dict[Shapes, Any] = {}
         try:
-            self._core = ov.Core()
-            self._read = _read(self._core, model)
+            self._read = _read(model)
             self._is_free = any(port.partial_shape.is_dynamic for port in self._read.inputs)
             self._request = self._opened(self._one_sample() or AS_WRITTEN)
         except RuntimeError as error:  # all that it raises
@@ -99,7 +100,9 @@ class Session:
                     model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes)})
                 except RuntimeError:  # inputs that do not fit each other, or the model: what runs tells
                     return self._opened(AS_WRITTEN)
-            self._requests[shapes] = self._core.compile_model(model, "CPU", self._options).create_infer_request()
+            compiled = _core().compile_model(model, "CPU", self._options)
+            self._compiled.append(compiled)
+            self._requests[shapes] = compiled.create_infer_request()
         return self._requests[shapes]
 
     @property
@@ -200,13 +203,23 @@ def save_ir(model: Path | str | ir.Model, path: Path) -> Path:
         ModelError: OpenVINO cannot read the model.
     """
     try:
-        ov.save_model(_read(ov.Core(), model), path, compress_to_fp16=False)
+        ov.save_model(_read(model), path, compress_to_fp16=False)
     except RuntimeError as error:
         raise _load_error(repr(str(model)), error) from error
     return path
 
 
-def _read(core: Any, model: Path | str | ir.Model) -> Any:
+@functools.cache
+def _core() -> Any:
+    """One for the process. A CPU plugin (one for each core) puts a signal stack of its own in place of the thread's, and back
+    when it goes: of two that do not go in reverse order the second leaves a stack that is freed, and the next signal ends the process
+    (SIGSEGV at a SIGALRM, a SIGCHLD).
+    """
+    return ov.Core()
+
+
+def _read(model: Path | str | ir.Model) -> Any:
+    core = _core()
     if not isinstance(model, (str, Path)):
         import onnx_ir as ir
 
