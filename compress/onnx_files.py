@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def _parse(path: Path) -> ir.Model:
     if not proto.graph.output or not proto.opset_import:
         raise ModelError(f"{str(path)!r} is truncated or is not an ONNX file; fetch or export it again")
     try:
+        _check_text(proto, but=("graph", "functions"))
         _check_names(proto.graph)
         _check_sizes(proto.graph)
         _unfold_sparse(proto.graph)
@@ -135,9 +136,23 @@ def _check_names(graph: onnx.GraphProto) -> None:
         for entry in node.metadata_props:
             _check_name(entry.key)
             _check_name(entry.value)
-    for named in (graph, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+    for named in (graph, *graph.initializer):
         _check_name(named.name)
         _check_name(named.doc_string)
+    for described in (*graph.input, *graph.output, *graph.value_info):  # sizes have names, too
+        _check_text(described)
+
+
+def _check_text(message: Any, but: Sequence[str] = ()) -> None:
+    """Every text of a small message is text, at any depth: who made the file, its domains, what it is annotated with."""
+    for field, value in message.ListFields():
+        if field.name in but or field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for item in (value,) if isinstance(value, (str, bytes)) or hasattr(value, "ListFields") else value:
+            if field.type == field.TYPE_STRING:
+                _check_name(item)
+            else:
+                _check_text(item)
 
 
 def _check_name(name: object) -> None:

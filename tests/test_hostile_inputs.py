@@ -6,6 +6,7 @@ import pickle
 import zipfile
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -123,6 +124,19 @@ def test_names_that_are_no_text_in_a_graph(place):
     (place / "bad.onnx").write_bytes(content.replace(b"abcdefgh", b"abc\xff\xfefgh"))
     with pytest.raises(ModelError, match="is no text"):
         read_onnx(place / "bad.onnx")
+
+
+@pytest.mark.parametrize("where", ["producer_version", "domain", "doc_string", "metadata", "size"])
+def test_texts_that_are_no_text_around_a_graph(place, refused, where):
+    """Who made the file, its own domain, a size's name: such a file was read, and failed when its copy was written."""
+    onnx_file(place / "bad.onnx", [tensor()], shape=("abcdefgh" if where == "size" else "N", 4))
+    model = onnx.load(place / "bad.onnx")
+    if where == "metadata":
+        model.metadata_props.add(key="k", value="abcdefgh")
+    elif where != "size":
+        setattr(model, where, "abcdefgh")
+    (place / "bad.onnx").write_bytes(model.SerializeToString().replace(b"abcdefgh", b"abc\xff\xfefgh"))
+    refused("quantize", "bad.onnx", "--method", "dynamic", "--input-shape", "2,4", "-o", "out", says="is no text")
 
 
 def test_every_byte_of_a_checkpoint_may_be_wrong(place, refused):

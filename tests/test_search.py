@@ -27,6 +27,7 @@ from compress.pipeline.run import plan, run
 from compress.pipeline.search.candidate import Candidate, beaten_early, front_of, spread
 from compress.pipeline.search.clock import TimeIsUp, ending_at
 from compress.pipeline.search.finish import judge_rows
+from compress.pipeline.search.folder import Front
 from compress.pipeline.search.making import Maker
 from compress.pipeline.search.options import SearchOptions
 from compress.pipeline.search.searching import join, search
@@ -418,3 +419,12 @@ def test_a_kill_leaves_whole_files_and_the_search_goes_on(here):
     report = search("net.py:build", "data.npz", output="front", options=options, settings=QUICK)
     assert report.details["search"]["winner"]
     assert not list((here / "front").glob(".making-*")) and not list((here / "front").glob(".*.writing-*"))
+
+
+def test_what_a_kill_left_of_a_recipe_is_no_file_of_the_front(tmp_path):
+    """A hidden folder with half a recipe was taken for a file, and moved where nothing cleans it up."""
+    front = Front(tmp_path)
+    for name in ("int8", ".recipe.toml.writing-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.toml").write_text("")
+    assert front.names() == ["int8"]

@@ -53,7 +53,9 @@ class Front:
         """The files that are there now, by name."""
         if not self.root.is_dir():
             return []
-        return sorted(item.name for item in self.root.iterdir() if (item / RECIPE).is_file())
+        # Hidden ones are what a kill has left of a recipe that was being written.
+        found = [item.name for item in self.root.iterdir() if (item / RECIPE).is_file()]
+        return sorted(name for name in found if not name.startswith("."))
 
     def model(self, name: str) -> Path:
         return self.root / name / MODEL
